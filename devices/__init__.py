@@ -1,0 +1,1 @@
+"""A runtime on a device in, measurements, reports and verdicts out."""

@@ -1,0 +1,269 @@
+"""The artifact: a folder whose manifest.json was written last. The only door out of export/; standard library only.
+
+It does not know how an artifact is made (export.pipeline) nor how it is run (runtimes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+from export.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+Format = Literal["onnx", "executorch"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of the artifact: its size and the SHA-256 of its bytes."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights came from."""
+
+    name: str  # the folder's name, the hub id, or "tiny"
+    revision: str | None  # the hub's commit; None for a local folder
+    model_type: str
+    files: Mapping[str, File]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The shapes a runtime needs to make its KV cache."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedScheme:
+    """The quantisation as it was really applied. `bits` is None where weights stayed float."""
+
+    name: str
+    bits: int | None
+    block_size: int | None
+    symmetric: bool
+    embedding_bits: int | None
+    activations: str  # how the engine treats activations: "float32", "int8 per row, dynamic"
+    kept_wider: Sequence[str]  # tensors left in float, by name pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """The rotary policy. With `switch_tokens`, a sequence longer than it is computed with the long factors from
+    its first token on, so a generation that crosses it prefills again."""
+
+    type: Literal["default", "longrope"]
+    theta: float
+    rotary_dim: int
+    switch_tokens: int | None
+    attention_factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The ids that mean something to a runtime."""
+
+    bos: int | None
+    pad: int | None
+    stop: Sequence[int]  # all ids that end an answer, the config's eos first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the artifact takes on a device: weights + context x kv_bytes_per_token."""
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    total_bytes_per_context: Mapping[str, int]  # context length in tokens -> bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What quantisation cost, against the float model on a fixed text. All zero for a float scheme.
+
+    Measured layer by layer while the weights stream through, with the dequantised weights in float32 arithmetic:
+    the engine's 8-bit activations are not in it.
+    """
+
+    text_sha256: str
+    text_tokens: int
+    worst_group_error: float  # max |w - dequantised w| / that group's max |w|, over all groups
+    worst_group_tensor: str
+    mean_squared_error: float  # over all quantised weights, relative to their mean square
+    max_logit_difference: float
+    mean_kl: float  # nats per token, float against quantised
+    top1_agreement: float  # share of positions where both prefer the same token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json, whole."""
+
+    schema: int
+    format: Format
+    target: str
+    created_at: str  # the one field that differs between two exports of the same thing
+    source: Source
+    model: Model
+    scheme: AppliedScheme
+    engine: Mapping[str, Any]  # the options given to the engine's graph, as applied
+    context_tokens: int
+    window_tokens: int | None  # sliding attention window, itself included; None where attention is full
+    rope: Rope
+    tokens: Tokens
+    memory: Memory
+    loss: Loss
+    tools: Mapping[str, str]
+    files: Mapping[str, File]
+
+    def to_json(self) -> str:
+        """The manifest as the text of manifest.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n"
+
+    def digest(self) -> str:
+        """SHA-256 over everything but the time stamp: equal for two exports of the same thing."""
+        content = dataclasses.asdict(self) | {"created_at": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sealed folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """The path of one of the artifact's files."""
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.folder}: has no file {name}; it has {', '.join(self.manifest.files)}")
+        return self.folder / name
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read and check the manifest; the files' sizes are checked, their bytes are not (see `verify`).
+
+    Raises ArtifactError.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; give the folder that `phi-edge export` wrote")
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: has no {MANIFEST}, so the export did not finish; export it again")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read as JSON ({error}); export it again") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise ArtifactError(f"{path}: schema {seen!r}; this version reads schema {SCHEMA}; export it again")
+    manifest = _load(Manifest, content, str(path))
+    for name, file in manifest.files.items():
+        _check_inside(path, name)
+        target = folder / name
+        if not target.is_file():
+            raise ArtifactError(f"{folder}: {name} is missing; export it again")
+        if target.stat().st_size != file.bytes:
+            raise ArtifactError(
+                f"{target}: has {target.stat().st_size} bytes, the manifest says {file.bytes}; export it again"
+            )
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise ArtifactError(f"{target}: leads out of the artifact's folder; export it again")
+    return Artifact(folder, manifest)
+
+
+def verify(artifact: Artifact) -> None:
+    """Compare the SHA-256 of every file with the manifest. Raises ArtifactError at the first that differs."""
+    for name, file in artifact.manifest.files.items():
+        seen = sha256_file(artifact.folder / name)
+        if seen != file.sha256:
+            raise ArtifactError(
+                f"{artifact.folder / name}: changed since the export (sha256 {seen[:12]}…, "
+                f"the manifest says {file.sha256[:12]}…); export it again"
+            )
+
+
+def seal(folder: Path, manifest: Manifest) -> Artifact:
+    """Write manifest.json aside, flush it to disk, and rename it: from then on the folder is an artifact."""
+    part = folder / (MANIFEST + ".part")
+    with part.open("w", encoding="utf-8") as out:
+        out.write(manifest.to_json())
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(folder / MANIFEST)
+    return Artifact(folder, manifest)
+
+
+def describe_files(folder: Path, names: Sequence[str]) -> dict[str, File]:
+    """Size and SHA-256 of each named file, in the order given."""
+    return {name: File(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name)) for name in names}
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_inside(manifest: Path, name: str) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not pure.parts:
+        raise ArtifactError(f"{manifest}: the file name {name!r} climbs out of the folder; do not use this artifact")
+
+
+def _load(kind: type[T], content: object, where: str) -> T:
+    """Build a dataclass from JSON, refusing unknown, missing and mistyped keys."""
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{where}: expected an object for {kind.__name__}, saw {type(content).__name__}")
+    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(content) - fields):
+        raise ArtifactError(f"{where}: unknown key {unknown[0]!r} in {kind.__name__}; known: {', '.join(sorted(fields))}")
+    if missing := sorted(fields - set(content)):
+        raise ArtifactError(f"{where}: {kind.__name__} lacks {missing[0]!r}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in content.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _load(hint, value, where)
+    if origin is types.UnionType:
+        options = [option for option in arguments if option is not type(None)]
+        return None if value is None and len(options) < len(arguments) else _value(options[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ArtifactError(f"{where}: {value!r}; allowed: {', '.join(map(repr, arguments))}")
+        return value
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is not None and issubclass(origin, Sequence) and isinstance(value, list):
+        return [_value(arguments[0], item, where) for item in value]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ArtifactError(f"{where}: expected {getattr(hint, '__name__', hint)}, saw {value!r}")

@@ -1,0 +1,1 @@
+"""One model, one file, named as model_type in config.json."""

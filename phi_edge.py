@@ -1,0 +1,61 @@
+"""The command line's door: `phi-edge VERB`. Each verb lives in its room and is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+# verb -> "module:command". One verb, one command; the rooms own them.
+VERBS: dict[str, str] = {
+    "export": "export.command:export_command",
+    "check": "export.command:check_command",
+    "run": "runtimes.command:run_command",
+    "bench": "devices.command:bench_command",
+    "report": "devices.command:report_command",
+    "gate": "devices.command:gate_command",
+    "demo": "devices.demo:demo_command",
+}
+
+
+class UserError(click.ClickException):
+    """The user's fault, told in one line: what was seen, what is allowed, what to do. Exit 2."""
+
+    exit_code = 2
+
+
+class Door(click.Group):
+    """A group that knows its verbs by name and loads a room when its verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name].partition(":")
+        try:
+            command = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as missing:
+            if missing.name in {"export", "runtimes", "devices", module}:
+                raise
+            raise UserError(missing_extra(cmd_name, str(missing.name))) from missing
+        assert isinstance(command, click.Command)
+        return command
+
+
+def missing_extra(verb: str, module: str) -> str:
+    """The one line for a verb whose extra was not installed."""
+    extra = {"export": "export", "report": "report"}.get(verb, "onnx")
+    return f"`phi-edge {verb}` needs {module}, which is not installed: pip install 'phi-edge[{extra}]'"
+
+
+@click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="phi-edge")
+def main() -> None:
+    """Phi-3 on devices: export a checkpoint to int4, run it anywhere, measure it honestly."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

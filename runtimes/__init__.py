@@ -1,0 +1,1 @@
+"""An artifact in, a stream of token events out, on every target. Importing this imports no engine."""
