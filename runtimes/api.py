@@ -5,7 +5,7 @@ A runtime that cannot honour a field of the request raises UnsupportedError; it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -32,7 +32,7 @@ class GenerateRequest:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: int | None = None  # 0 to 2**64 - 1; None draws one
     stop: Sequence[str] = ()  # texts that end the answer; they are not part of it
     stop_ids: Sequence[int] = ()  # besides the artifact's own
     ignore_stop_ids: bool = False  # generate exactly max_new_tokens: for benchmarks
@@ -51,7 +51,8 @@ class TokenEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Token counts: prompt = reused (already in the KV cache) + prefilled."""
+    """Token counts: prompt = reused (already in the KV cache) + prefilled, unless it ended before the first token.
+    completion counts the token events; an id that ended the answer is not one."""
 
     prompt: int
     reused: int
@@ -61,10 +62,10 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds since the request was accepted; None where the runtime cannot tell."""
+    """Seconds, None where the runtime cannot tell. The first token's at_s is the time to first token."""
 
-    prefill_s: float | None  # the time to the first logits, tokenising left out
-    total_s: float | None
+    prefill_s: float | None  # how long the prompt took to its first logits: no tokenising, no sampling
+    total_s: float | None  # from the acceptance of the request to its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class DoneEvent:
     """The last event of every stream."""
 
     finish: Finish
-    text: str = ""  # text that was held back for a stop string that did not come
+    text: str = ""  # what was held back for a stop string that did not come: the last piece of the answer
     stop_string: str | None = None
     usage: Usage
     timings: Timings
@@ -94,8 +95,16 @@ Event = TokenEvent | DoneEvent
 
 
 class Runtime(Protocol):
-    """An opened artifact. Closing the iterator cancels the generation within one token."""
+    """An opened artifact. It serves one request at a time."""
 
-    def generate(self, request: GenerateRequest) -> Iterator[Event]: ...
+    def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
+        """Token events, then one DoneEvent. The request is accepted, checked and tokenised at the call.
 
-    def close(self) -> None: ...
+        Closing the iterator cancels within one token (or one piece of the prefill), and the runtime takes the next
+        request. Raises RequestError at the call for a request that cannot be served.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model. The runtime cannot be used afterwards."""
+        ...

@@ -1,0 +1,49 @@
+"""One loaded model in this process. It knows no text, no sampling and no sessions: ids in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from export.artifact import Artifact
+
+    Logits = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A model with one KV cache of `context_tokens` positions."""
+
+    @property
+    def context_tokens(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def switch_tokens(self) -> int | None:
+        """With long rope: a call that reaches beyond this length computes its keys with the long factors, so a
+        sequence that crosses it must be prefilled again from position 0. None without long rope."""
+        ...
+
+    @property
+    def max_forward_tokens(self) -> int:
+        """The most ids that one forward takes."""
+        ...
+
+    def forward(self, ids: Sequence[int], start: int) -> Logits:
+        """Write the keys and values of `ids` at positions start.. and return the last one's logits, float32 [vocab].
+
+        Positions below `start` must have been written; those beyond the ids are forgotten. The logits may be
+        overwritten by the next call. Raises EngineError.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+# Opens an artifact on a number of threads (None: all cores this process may use).
+EngineOpener = Callable[["Artifact", int | None], Engine]

@@ -1,0 +1,52 @@
+"""From an artifact to a runtime: the one table of engines, and the doors that use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.artifact import Artifact, Format, open_artifact
+from runtimes.api import Runtime
+from runtimes.engine import Engine, EngineOpener
+from runtimes.errors import RequestError
+from runtimes.loop import TokenLoop
+
+
+def _onnx(artifact: Artifact, threads: int | None) -> Engine:
+    from runtimes.onnx_engine import open_onnx
+
+    return open_onnx(artifact, threads)
+
+
+def _executorch(artifact: Artifact, threads: int | None) -> Engine:
+    from runtimes.executorch_engine import open_executorch
+
+    return open_executorch(artifact, threads)
+
+
+# Each opener imports its library only when it is called.
+ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch}
+
+
+def open_runtime(
+    artifact: Artifact | Path, *, threads: int | None = None, engine: EngineOpener | None = None
+) -> Runtime:
+    """Open an artifact for text in, text out, in this process.
+
+    `threads` None means all cores this process may use; `engine` None the one for the artifact's format.
+    Raises RuntimesError and, for a folder that is no artifact, export's ArtifactError.
+    """
+    from runtimes.runtime import TextRuntime
+    from runtimes.tokenizer import Tokenizer
+
+    if isinstance(artifact, Path):
+        artifact = open_artifact(artifact)
+    tokenizer = Tokenizer(artifact.folder)
+    return TextRuntime(open_tokens(artifact, threads=threads, engine=engine), tokenizer, artifact.manifest)
+
+
+def open_tokens(artifact: Artifact, *, threads: int | None = None, engine: EngineOpener | None = None) -> TokenLoop:
+    """Open an artifact for ids in, ids out: what an agent on a device serves. Raises RuntimesError."""
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads is {threads}; allowed: 1 or more, or leave it out for all cores")
+    opener = ENGINES[artifact.manifest.format] if engine is None else engine
+    return TokenLoop(opener(artifact, threads))

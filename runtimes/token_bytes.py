@@ -1,0 +1,83 @@
+"""Which bytes of text each id stands for. Bytes, because one character may be spread over several tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from runtimes.errors import EngineError
+
+_BYTE_NAMES = {f"<0x{value:02X}>": bytes([value]) for value in range(256)}
+
+
+class TokenBytes:
+    """A table from id to bytes for the two families of tokenizers that Phi models have.
+
+    Byte-level BPE (Phi-3-small, Phi-4-mini, ours): each character of a token is a byte. Llama-style (Phi-3-mini,
+    medium, 3.5): "▁" is a space and `<0xE2>` a byte. Control tokens have no text.
+    """
+
+    def __init__(self, content: Mapping[str, Any], control: Collection[str]) -> None:
+        """`content` is tokenizer.json. Raises EngineError for a decoder that we do not know."""
+        to_bytes, self.leading_space = _decoder(content.get("decoder"))
+        vocab = content["model"]["vocab"]
+        names = dict(vocab) if isinstance(vocab, dict) else {entry[0]: id for id, entry in enumerate(vocab)}
+        self._table: list[bytes] = [b""] * (1 + max([*names.values(), *(t["id"] for t in content["added_tokens"])]))
+        for name, id in names.items():
+            self._table[id] = to_bytes(name)
+        self._control = set()
+        for token in content["added_tokens"]:
+            is_control = token["content"] in control
+            self._table[token["id"]] = b"" if is_control else token["content"].encode()
+            if is_control:
+                self._control.add(token["id"])
+
+    def __getitem__(self, id: int) -> bytes:
+        # A model's vocabulary may be padded beyond the tokenizer's: such ids have no text.
+        return self._table[id] if id < len(self._table) else b""
+
+    def is_control(self, id: int) -> bool:
+        """Whether the id is a control token, one that only a template or the model itself can write."""
+        return id in self._control
+
+
+def _decoder(decoder: Any) -> tuple[Callable[[str], bytes], bool]:
+    """How a token's name becomes bytes, and whether a text's first space is the tokenizer's own, not the text's."""
+    kind = decoder.get("type") if isinstance(decoder, dict) else None
+    if kind == "ByteLevel":
+        return _byte_level, False
+    if kind == "Metaspace":
+        return _metaspace, decoder.get("prepend_scheme", "always") != "never"
+    if kind == "Sequence":
+        steps = [step["type"] for step in decoder["decoders"]]
+        if steps == ["ByteLevel"]:
+            return _byte_level, False
+        if steps[:3] == ["Replace", "ByteFallback", "Fuse"] and steps[3:] in ([], ["Strip"]):
+            return _metaspace, steps[3:] == ["Strip"]
+        kind = f"Sequence of {', '.join(steps)}"
+    raise EngineError(
+        f"the artifact's tokenizer.json has the decoder {kind}; known: ByteLevel, Metaspace, and the Sequence of "
+        "Replace, ByteFallback, Fuse and Strip"
+    )
+
+
+def _byte_level(name: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF_CHARACTER[character] for character in name)
+    except KeyError:
+        return name.encode()
+
+
+def _metaspace(name: str) -> bytes:
+    return _BYTE_NAMES.get(name) or name.replace("▁", " ").encode()
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's table: printable bytes are their own Latin-1 character, the others follow from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(value if value in printable else next(others)) for value in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()  # a byte's character in the tokens of byte-level BPE
+_BYTE_OF_CHARACTER = {character: value for value, character in enumerate(BYTE_CHARACTERS)}
