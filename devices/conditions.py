@@ -1,0 +1,102 @@
+"""The state of the machine that a measurement was made on. Linux is read in full; elsewhere much is None, never 0."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """One sample of the machine. None where the system does not tell."""
+
+    at: str  # UTC, ISO 8601
+    system: str  # "Linux 6.1.0 x86_64"
+    boot_id: str | None
+    cpu_model: str | None
+    logical_cores: int | None
+    allowed_cores: int | None  # that this process may run on
+    governor: str | None
+    frequency_hz: Sequence[int] | None  # of each core, at this moment
+    temperature_c: Mapping[str, float] | None  # by thermal zone
+    load_average_1min: float | None
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    swap_total_bytes: int | None
+    swap_used_bytes: int | None
+
+
+def read_conditions(root: Path = Path("/")) -> Conditions:
+    """Read the conditions now. `root` is where /proc and /sys are."""
+    memory = _meminfo(root)
+    total, free = memory.get("SwapTotal"), memory.get("SwapFree")
+    return Conditions(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        boot_id=_text(root / "proc/sys/kernel/random/boot_id"),
+        cpu_model=_cpu_model(root),
+        logical_cores=os.cpu_count(),
+        allowed_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        governor=_text(root / CPUFREQ.format(0, "scaling_governor")),
+        frequency_hz=_frequencies(root),
+        temperature_c=_temperatures(root),
+        load_average_1min=_load_average(root),
+        memory_total_bytes=memory.get("MemTotal"),
+        memory_available_bytes=memory.get("MemAvailable"),
+        swap_total_bytes=total,
+        swap_used_bytes=None if total is None or free is None else total - free,
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def _cpuinfo(root: Path, key: str) -> list[str]:
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    return [value.strip() for line in lines for name, _, value in [line.partition(":")] if name.strip() == key]
+
+
+def _cpu_model(root: Path) -> str | None:
+    # An ARM board has no "model name"; its device tree knows the board.
+    names = _cpuinfo(root, "model name")
+    return names[0] if names else _text(root / "proc/device-tree/model") or platform.processor() or None
+
+
+def _frequencies(root: Path) -> tuple[int, ...] | None:
+    khz = [_text(root / CPUFREQ.format(core, "scaling_cur_freq")) for core in range(os.cpu_count() or 0)]
+    known = [int(value) * 1000 for value in khz if value is not None and value.isdigit()]
+    if not known:
+        known = [round(float(mhz) * 1e6) for mhz in _cpuinfo(root, "cpu MHz")]
+    return tuple(known) or None
+
+
+def _temperatures(root: Path) -> dict[str, float] | None:
+    found: dict[str, float] = {}
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        millidegrees = _text(zone / "temp")
+        try:
+            found[f"{zone.name} {_text(zone / 'type') or ''}".strip()] = int(millidegrees or "") / 1000
+        except ValueError:
+            continue  # a zone that is switched off has no number
+    return found or None
+
+
+def _load_average(root: Path) -> float | None:
+    words = (_text(root / "proc/loadavg") or "").split()
+    return float(words[0]) if words else None
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    lines = (_text(root / "proc/meminfo") or "").splitlines()
+    pairs = [line.split() for line in lines]
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in pairs if len(words) == 3 and words[2] == "kB"}

@@ -1,0 +1,61 @@
+"""Judgements and comparisons as JUnit XML, the form that CI systems show. One test case per budgeted metric."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from devices.compare import Comparison
+from devices.gate import Check, Judgement
+from devices.metrics import METRICS
+from devices.text import show
+
+# XML 1.0 has no way to write these, not even escaped.
+UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def to_junit(judgements: Sequence[Judgement], comparison: Comparison | None) -> str:
+    """The XML document. Without times: the same verdict gives the same bytes."""
+    root = ElementTree.Element("testsuites", name="phi-edge gate")
+    for judgement in judgements:
+        suite = ElementTree.SubElement(root, "testsuite", name=_clean(judgement.label))
+        for check in judgement.checks:
+            _check(suite, judgement, check)
+    if comparison is not None:
+        _comparison(ElementTree.SubElement(root, "testsuite", name="baseline"), comparison)
+    for suite in root:
+        suite.set("tests", str(len(suite)))
+        suite.set("failures", str(len(suite.findall("testcase/failure"))))
+        suite.set("errors", str(len(suite.findall("testcase/error"))))
+    for key in ("tests", "failures", "errors"):
+        root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _check(suite: ElementTree.Element, judgement: Judgement, check: Check) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_clean(judgement.label), name=check.limit_name)
+    if check.outcome == "invalid":
+        ElementTree.SubElement(case, "error", message=_clean("invalid: " + "; ".join(judgement.problems)))
+    elif check.outcome == "missed":
+        unit = METRICS[check.metric].unit
+        message = f"{check.metric}: seen {show(check.seen, unit)}, limit {show(check.limit, unit)}"
+        exact = f"seen {check.seen!r}, limit {check.limit!r}"
+        ElementTree.SubElement(case, "failure", message=_clean(message)).text = exact
+
+
+def _comparison(suite: ElementTree.Element, comparison: Comparison) -> None:
+    for change in comparison.changes:
+        case = ElementTree.SubElement(suite, "testcase", classname="baseline", name=change.metric)
+        message = f"{change.verdict}: ratio {change.ratio}, 95 % interval {change.low} to {change.high}"
+        if change.verdict == "invalid":
+            ElementTree.SubElement(case, "error", message=_clean("invalid: " + "; ".join(comparison.problems)))
+        elif change.verdict == "regression":
+            ElementTree.SubElement(case, "failure", message=_clean(message))
+        else:
+            ElementTree.SubElement(case, "system-out").text = _clean(message)
+
+
+def _clean(text: str) -> str:
+    return UNWRITABLE.sub("\ufffd", text)
