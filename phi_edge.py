@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import click
+
+from devices.errors import DeviceError
+from export.errors import ExportError
+from runtimes.errors import RuntimesError
 
 # verb -> "module:command". One verb, one command; the rooms own them.
 VERBS: dict[str, str] = {
@@ -43,6 +48,13 @@ class Door(click.Group):
             raise UserError(missing_extra(cmd_name, str(missing.name))) from missing
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb. The one place where the rooms' errors become one line for the user."""
+        try:
+            return super().invoke(ctx)
+        except (DeviceError, ExportError, RuntimesError) as error:
+            raise UserError(str(error)) from error
 
 
 def missing_extra(verb: str, module: str) -> str:

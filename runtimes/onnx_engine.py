@@ -7,13 +7,13 @@ the same memory (GroupQueryAttention's shared buffer); the mask's length says ho
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact
+from runtimes.cores import available_cores
 from runtimes.errors import EngineError
 
 if TYPE_CHECKING:
@@ -119,13 +119,6 @@ def _session(path: Path, threads: int | None) -> Any:
         failures.RuntimeException,
     ) as error:
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
-
-
-def available_cores() -> int:
-    """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_graph(session: Any, layers: int) -> npt.DTypeLike:

@@ -1,0 +1,276 @@
+"""One contract over every runtime: the fake, ONNX Runtime and ExecuTorch, each behind the same generate interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.artifact import Artifact, open_artifact
+from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
+from runtimes.engine import EngineOpener
+from runtimes.errors import RequestError
+from runtimes.fake import fake_artifact, fake_opener
+from runtimes.loop import TokenLoop
+from runtimes.registry import ENGINES
+from runtimes.tokenizer import Tokenizer
+from runtimes.tokens import NewToken, TokenRequest
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A runtime under test and what it was made of."""
+
+    runtime: Runtime
+    artifact: Artifact
+    opener: EngineOpener
+
+    def run(self, **fields: Any) -> tuple[list[TokenEvent], DoneEvent]:
+        """All events of one request, checked for what holds of every stream."""
+        *tokens, done = self.runtime.generate(GenerateRequest(**fields))
+        assert isinstance(done, DoneEvent)
+        assert all(isinstance(event, TokenEvent) for event in tokens)
+        kept = [event for event in tokens if isinstance(event, TokenEvent)]
+        assert done.usage.completion == len(kept)
+        assert done.error is None
+        return kept, done
+
+    def ids(self, **fields: Any) -> list[int]:
+        return [event.id for event in self.run(**fields)[0]]
+
+    def text(self, **fields: Any) -> str:
+        tokens, done = self.run(**fields)
+        return "".join(event.text for event in tokens) + done.text
+
+    def encode(self, text: str) -> list[int]:
+        return Tokenizer(self.artifact.folder).encode_prompt(text)
+
+
+@pytest.fixture(scope="module", params=["fake", "onnx", "executorch"])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    if request.param == "fake":
+        artifact, opener = fake_artifact(tmp_path_factory.mktemp("fake") / "artifact"), fake_opener()
+    else:
+        folder: Path = request.getfixturevalue(f"tiny_{request.param}")
+        artifact = open_artifact(folder)
+        opener = ENGINES[artifact.manifest.format]
+    runtime = open_runtime(artifact, threads=1, engine=opener)
+    yield Subject(runtime, artifact, opener)
+    runtime.close()
+
+
+PROMPT = "Turn on the light in the kitchen"
+
+
+def test_stream_is_tokens_and_then_done(subject: Subject) -> None:
+    tokens, done = subject.run(prompt=PROMPT, max_new_tokens=12, ignore_stop_ids=True)
+    assert done.finish == "length"
+    assert len(tokens) == 12
+    assert all(0 <= event.id < subject.artifact.manifest.model.vocab_size for event in tokens)
+    assert done.usage.prompt == len(subject.encode(PROMPT)) == done.usage.prefilled
+    assert done.usage.reused == 0
+    assert done.stop_string is None
+
+
+def test_times_never_run_backwards(subject: Subject) -> None:
+    tokens, done = subject.run(prompt=PROMPT, max_new_tokens=12, ignore_stop_ids=True)
+    times = [event.at_s for event in tokens]
+    assert times == sorted(times)
+    assert done.timings.prefill_s is not None and done.timings.total_s is not None
+    assert 0 < done.timings.prefill_s < times[0]
+    assert times[-1] <= done.timings.total_s
+
+
+def test_memory_is_of_this_process(subject: Subject) -> None:
+    _, done = subject.run(prompt=PROMPT, max_new_tokens=1)
+    if not Path("/proc/self/status").exists():
+        assert done.memory is None
+        return
+    memory = done.memory
+    assert memory is not None
+    assert memory.peak_bytes and memory.anonymous_bytes and memory.file_bytes and memory.swap_bytes is not None
+    assert memory.peak_bytes >= memory.anonymous_bytes + memory.file_bytes + memory.swap_bytes
+
+
+def test_greedy_is_deterministic(subject: Subject) -> None:
+    first = subject.ids(prompt=PROMPT, max_new_tokens=16, ignore_stop_ids=True)
+    assert first == subject.ids(prompt=PROMPT, max_new_tokens=16, ignore_stop_ids=True)
+    assert first == subject.ids(prompt=PROMPT, max_new_tokens=16, ignore_stop_ids=True, temperature=3.0, top_k=1)
+
+
+def test_a_seed_gives_the_same_tokens(subject: Subject) -> None:
+    fields = {"prompt": PROMPT, "max_new_tokens": 16, "ignore_stop_ids": True, "temperature": 5.0}
+    first = subject.ids(**fields, seed=1)
+    assert first == subject.ids(**fields, seed=1)
+    assert first != subject.ids(**fields, seed=2)
+    assert subject.ids(**fields) != subject.ids(**fields)
+    nucleus = subject.ids(**fields, seed=1, top_k=50, top_p=0.9)
+    assert nucleus == subject.ids(**fields, seed=1, top_k=50, top_p=0.9)
+
+
+def test_prompt_and_its_ids_are_the_same_request(subject: Subject) -> None:
+    ids = subject.encode(PROMPT)
+    assert subject.ids(prompt=PROMPT, max_new_tokens=8) == subject.ids(token_ids=ids, max_new_tokens=8)
+
+
+def test_messages_go_through_the_template(subject: Subject) -> None:
+    messages = [Message("user", PROMPT)]
+    ids = Tokenizer(subject.artifact.folder).encode_chat(messages)
+    _, done = subject.run(messages=messages, max_new_tokens=2)
+    assert done.usage.prompt == len(ids) > len(subject.encode(PROMPT))
+    assert subject.ids(messages=messages, max_new_tokens=8) == subject.ids(token_ids=ids, max_new_tokens=8)
+
+
+def test_a_stop_string_may_span_tokens(subject: Subject) -> None:
+    fields: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 24}
+    tokens, _ = subject.run(**fields, ignore_stop_ids=True)
+    fields["max_new_tokens"] = next(
+        (n for n, event in enumerate(tokens) if event.id in subject.artifact.manifest.tokens.stop), 24
+    )
+    text = subject.text(**fields)
+    assert len(text) >= 4, "the model must say something"
+    for start in range(len(text) - 2):
+        stop = text[start : start + 3]
+        tokens, done = subject.run(**fields, stop=["never said", stop])
+        shown = "".join(event.text for event in tokens) + done.text
+        assert (done.finish, done.stop_string) == ("stop", stop)
+        assert shown == text[: text.index(stop)]
+        assert stop not in shown
+
+
+def test_text_held_for_a_stop_that_does_not_come_is_given_back(subject: Subject) -> None:
+    fields: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 9}
+    text = subject.text(**fields)
+    tokens, done = subject.run(**fields, stop=[text + "and more"])
+    assert "".join(event.text for event in tokens) == ""
+    assert done.text == text
+
+
+def test_stop_ids_end_the_answer_and_are_not_part_of_it(subject: Subject) -> None:
+    plain = subject.ids(prompt=PROMPT, max_new_tokens=16, ignore_stop_ids=True)
+    eos = set(subject.artifact.manifest.tokens.stop)
+    stop = next(id for id in plain[3:] if id not in eos)
+    tokens, done = subject.run(prompt=PROMPT, max_new_tokens=16, stop_ids=[stop])
+    end = next(place for place, id in enumerate(plain) if id == stop or id in eos)
+    assert [event.id for event in tokens] == plain[:end]
+    assert done.finish == ("eos" if plain[end] in eos else "stop")
+
+
+def test_ignore_stop_ids_gives_the_exact_number(subject: Subject) -> None:
+    tokens, done = subject.run(prompt=PROMPT, max_new_tokens=60, ignore_stop_ids=True)
+    assert (len(tokens), done.finish) == (60, "length")
+
+
+def test_closing_cancels_and_the_runtime_goes_on(subject: Subject) -> None:
+    expected = subject.ids(prompt=PROMPT, max_new_tokens=10, ignore_stop_ids=True)
+    for read in (0, 1, 3):
+        events = subject.runtime.generate(GenerateRequest(prompt="Something else", max_new_tokens=10))
+        for _ in range(read):
+            next(events)
+        events.close()
+        assert next(events, None) is None
+        assert subject.ids(prompt=PROMPT, max_new_tokens=10, ignore_stop_ids=True) == expected
+
+
+def test_one_request_at_a_time(subject: Subject) -> None:
+    first = subject.runtime.generate(GenerateRequest(prompt=PROMPT, max_new_tokens=4, ignore_stop_ids=True))
+    next(first)
+    with pytest.raises(RequestError, match="another request"):
+        next(subject.runtime.generate(GenerateRequest(prompt=PROMPT)))
+    assert len(list(first)) == 4  # three tokens and done
+
+
+def test_a_deadline_ends_the_answer(subject: Subject) -> None:
+    tokens, done = subject.run(prompt=PROMPT, deadline_s=1e-9)
+    assert (tokens, done.finish, done.timings.prefill_s) == ([], "deadline", None)
+    tokens, done = subject.run(prompt=PROMPT, max_new_tokens=4, ignore_stop_ids=True, deadline_s=300.0)
+    assert (len(tokens), done.finish) == (4, "length")
+
+
+def test_the_end_of_the_context_is_a_length(subject: Subject) -> None:
+    context = subject.artifact.manifest.context_tokens
+    ids = (subject.encode(PROMPT) * context)[: context - 3]
+    tokens, done = subject.run(token_ids=ids, max_new_tokens=10, ignore_stop_ids=True)
+    assert (len(tokens), done.finish) == (3, "length")
+
+
+def test_a_prompt_longer_than_the_context_is_refused(subject: Subject) -> None:
+    context = subject.artifact.manifest.context_tokens
+    ids = (subject.encode(PROMPT) * context)[:context]
+    with pytest.raises(RequestError, match=rf"has {context} tokens; a context of {context} takes at most {context - 1}"):
+        subject.runtime.generate(GenerateRequest(token_ids=ids))
+    assert len(subject.ids(prompt=PROMPT, max_new_tokens=2, ignore_stop_ids=True)) == 2
+
+
+def test_a_session_reuses_its_longest_common_prefix(subject: Subject) -> None:
+    first, second = subject.encode(PROMPT), subject.encode(PROMPT + " and then in the hall")
+    common = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+    fields: dict[str, Any] = {"max_new_tokens": 10, "ignore_stop_ids": True}
+    expected = subject.ids(token_ids=second, **fields)
+    subject.run(token_ids=first, session="a", **fields)
+    tokens, done = subject.run(token_ids=second, session="a", **fields)
+    assert [event.id for event in tokens] == expected
+    assert done.usage.reused >= common > 0
+    assert done.usage.reused + done.usage.prefilled == done.usage.prompt == len(second)
+    # The very same prompt again: all but its last token.
+    tokens, done = subject.run(token_ids=second, session="a", **fields)
+    assert [event.id for event in tokens] == expected
+    assert (done.usage.reused, done.usage.prefilled) == (len(second) - 1, 1)
+    # Nobody else's prefix is reused: not another session's, and not without a session.
+    for other in ("b", None, "b"):
+        tokens, done = subject.run(token_ids=second, session=other, **fields)
+        assert [event.id for event in tokens] == expected
+        assert done.usage.reused == 0
+
+
+def test_a_session_survives_a_cancel(subject: Subject) -> None:
+    fields: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 10, "ignore_stop_ids": True}
+    expected = subject.ids(**fields)
+    events = subject.runtime.generate(GenerateRequest(**fields, session="c"))
+    next(events), next(events)
+    events.close()
+    tokens, done = subject.run(**fields, session="c")
+    assert [event.id for event in tokens] == expected
+    assert done.usage.prefilled == 1
+
+
+def test_a_prompt_may_be_prefilled_in_pieces(subject: Subject) -> None:
+    ids = (subject.encode(PROMPT) * 40)[:40]
+    expected = subject.ids(token_ids=ids, max_new_tokens=8, ignore_stop_ids=True)
+    for pieces in (1, 7):
+        loop = TokenLoop(subject.opener(subject.artifact, 1), prefill_chunk_tokens=pieces)
+        records = list(loop.stream(TokenRequest(ids=ids, max_new_tokens=8)))
+        assert [record.id for record in records if isinstance(record, NewToken)] == expected
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "has nothing; give one of"),
+        ({"prompt": "a", "token_ids": [1]}, "has prompt and token_ids; give one of"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [Message("robot", "a")]}, "role 'robot'; allowed: system, user, assistant"),  # type: ignore[arg-type]
+        ({"token_ids": []}, "no tokens"),
+        ({"token_ids": [-1]}, "token id -1 is not in"),
+        ({"token_ids": [10**9]}, "token id 1000000000 is not in"),
+        ({"prompt": "a", "stop_ids": [10**9]}, "stop id 1000000000 is not in"),
+        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens is 0; allowed: 1 or more"),
+        ({"prompt": "a", "temperature": -0.5}, "temperature is -0.5; allowed: 0"),
+        ({"prompt": "a", "temperature": float("nan")}, "temperature is nan; allowed"),
+        ({"prompt": "a", "top_k": 0}, "top_k is 0; allowed: 1 or more"),
+        ({"prompt": "a", "top_p": 0.0}, "top_p is 0.0; allowed: above 0"),
+        ({"prompt": "a", "top_p": 1.5}, "top_p is 1.5; allowed: above 0"),
+        ({"prompt": "a", "seed": -1}, "seed is -1; allowed: 0 to"),
+        ({"prompt": "a", "deadline_s": float("inf")}, "deadline_s is inf"),
+        ({"prompt": "a", "stop": [""]}, "stop string is empty"),
+        ({"prompt": "a", "stop": ["b"], "ignore_stop_ids": True}, "ignore_stop_ids"),
+        ({"prompt": "half a pair: \ud83d"}, "surrogate"),
+    ],
+)
+def test_a_wrong_request_is_refused_at_once(subject: Subject, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        subject.runtime.generate(GenerateRequest(**fields))
