@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import click
 
-from devices.errors import DeviceError
-from export.errors import ArtifactError
-from runtimes.errors import RuntimesError
+from devices.errors import BudgetError, DeviceError
 
-P = ParamSpec("P")
-R = TypeVar("R")
 FILE = click.Path(path_type=Path)
-
-
-class Failure(click.ClickException):
-    """The user's fault, told in one line (and a child's last lines). Exit 2."""
-
-    exit_code = 2
-
-
-def one_line(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn the rooms' errors into one line and exit 2; anything else is our bug and keeps its traceback."""
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except (DeviceError, ArtifactError, RuntimesError) as error:
-            raise Failure(str(error)) from error
-
-    return call
 
 
 @click.command("bench")
@@ -51,7 +25,6 @@ def one_line(function: Callable[P, R]) -> Callable[P, R]:
 @click.option("--deadline-s", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True,
               help="For each repetition.")  # fmt: skip
 @click.option("--out", type=FILE, required=True, help="The measurement's file.")
-@one_line
 def bench_command(
     artifact: Path,
     name: str,
@@ -99,7 +72,6 @@ def bench_command(
               help="A table for GitHub: printed, or written to a file.")  # fmt: skip
 @click.option("--json", "json_out", type=FILE, is_flag=False, flag_value=Path("-"), default=None,
               help="The same numbers for a script: printed, or written to a file.")  # fmt: skip
-@one_line
 def report_command(
     files: tuple[Path, ...], html_out: Path | None, markdown_out: Path | None, json_out: Path | None
 ) -> None:
@@ -113,7 +85,7 @@ def report_command(
         try:
             from devices.page import to_html
         except ModuleNotFoundError as missing:
-            raise Failure(
+            raise DeviceError(
                 f"the HTML report needs {missing.name}, which is not installed: pip install 'phi-edge[report]'"
             ) from missing
         _write(html_out, to_html(columns))
@@ -131,7 +103,6 @@ def report_command(
     "--baseline", "baseline_file", type=FILE, default=None, help="An earlier measurement to compare one FILE with."
 )
 @click.option("--junit", type=FILE, default=None, help="Write the outcome as JUnit XML too.")
-@one_line
 def gate_command(
     files: tuple[Path, ...], budgets_file: Path | None, baseline_file: Path | None, junit: Path | None
 ) -> None:
@@ -147,9 +118,9 @@ def gate_command(
     default_budgets = Path("budgets.toml")
     chosen = budgets_file or (default_budgets if default_budgets.is_file() else None)
     if chosen is None and baseline_file is None:
-        raise Failure("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
+        raise BudgetError("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
     if baseline_file is not None and len(files) != 1:
-        raise Failure(f"--baseline compares with one measurement, and {len(files)} were given")
+        raise BudgetError(f"--baseline compares with one measurement, and {len(files)} were given")
     measurements = [read_measurement(file) for file in files]
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
     judgements = judge(dict(zip(labels(measurements), measurements, strict=True)), budgets.budgets) if chosen else []
@@ -167,9 +138,9 @@ def gate_command(
 def _check_writable(out: Path) -> None:
     """Say now, not after minutes of work, that the file cannot be written."""
     if not out.parent.is_dir():
-        raise Failure(f"{out}: its folder does not exist; make it first")
+        raise DeviceError(f"{out}: its folder does not exist; make it first")
     if out.is_dir():
-        raise Failure(f"{out}: is a folder; give a file")
+        raise DeviceError(f"{out}: is a folder; give a file")
 
 
 def _write(out: Path, text: str) -> None:

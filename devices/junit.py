@@ -31,7 +31,7 @@ def to_junit(judgements: Sequence[Judgement], comparison: Comparison | None) -> 
     for key in ("tests", "failures", "errors"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _check(suite: ElementTree.Element, judgement: Judgement, check: Check) -> None:
@@ -48,7 +48,10 @@ def _check(suite: ElementTree.Element, judgement: Judgement, check: Check) -> No
 def _comparison(suite: ElementTree.Element, comparison: Comparison) -> None:
     for change in comparison.changes:
         case = ElementTree.SubElement(suite, "testcase", classname="baseline", name=change.metric)
-        message = f"{change.verdict}: ratio {change.ratio}, 95 % interval {change.low} to {change.high}"
+        ratio = "none" if change.ratio is None else f"{change.ratio:.3f}"
+        known = change.low is not None and change.high is not None
+        bounds = f"95 % interval {change.low:.3f} to {change.high:.3f}" if known else "no interval"
+        message = f"{change.verdict}: ratio {ratio}, {bounds}"
         if change.verdict == "invalid":
             ElementTree.SubElement(case, "error", message=_clean("invalid: " + "; ".join(comparison.problems)))
         elif change.verdict == "regression":

@@ -62,6 +62,9 @@ def summarize(metric: Metric, measurement: Measurement) -> Summary | None:
 def bootstrap(groups: Sequence[NDArray[np.float64]], quantile: float, seed: int = SEED) -> NDArray[np.float64]:
     """The quantile of RESAMPLES resamplings of whole groups."""
     picks = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    if len({group.size for group in groups}) == 1:
+        pooled = np.stack(groups)[picks].reshape(RESAMPLES, -1)
+        return np.asarray(np.quantile(pooled, quantile, axis=1))
     return np.array([np.quantile(np.concatenate([groups[i] for i in pick]), quantile) for pick in picks])
 
 

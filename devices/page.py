@@ -70,13 +70,25 @@ def _cell(name: str, column: Column, first: Column) -> dict[str, Any]:
     if summary is None:
         return {"value": show(None, unit), "interval": None, "ratio": None, "better": None}
     times = ratio(column, first, name) if column is not first else None
+    lower = METRICS[name].better == "lower"
     return {
         "value": show(summary.value, unit),
         "interval": show_interval(summary.value, summary.low, summary.high, unit),
         "ratio": None if times is None else f"{digits(times)}x",
-        # Only a word for the reader; what counts as a change is the gate's to say.
-        "better": None if times is None or times == 1 else (times < 1) == (METRICS[name].better == "lower"),
+        "better": None if times is None or not _apart(name, column, first) else (times < 1) == lower,
     }
+
+
+def _apart(name: str, column: Column, first: Column) -> bool:
+    """Is the difference worth a colour: exact, or with intervals that do not meet? Verdicts are the gate's."""
+    one, other = column.summaries[name], first.summaries[name]
+    if one is None or other is None or one.value == other.value:
+        return False
+    if METRICS[name].exact:
+        return True
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low > other.high or one.high < other.low
 
 
 def _repetition(repetition: Repetition) -> dict[str, str]:

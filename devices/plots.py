@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from devices.measurement import Memory
 from devices.metrics import METRICS, Summary, itl_s
@@ -76,12 +76,12 @@ def draw(columns: Sequence[Column]) -> dict[str, str]:
         with rc_context({**STYLE, "svg.hashsalt": name}):
             figure = plot(columns)
             if figure is not None:
-                drawn[name] = _svg(figure)
+                drawn[name] = _svg(figure, name)
     return drawn
 
 
-def _svg(figure: Figure) -> str:
-    """The drawing alone: no XML header, no metadata, no fixed size, the page's colours."""
+def _svg(figure: Figure, name: str) -> str:
+    """The drawing alone: no XML header, no metadata, no fixed size, ids of its own, the page's colours."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
@@ -89,6 +89,7 @@ def _svg(figure: Figure) -> str:
     end = text.index(">", start)
     opening = re.sub(r'\s(?:width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", text[start:end])
     text = opening + re.sub(r"<metadata>.*?</metadata>", "", text[end:], count=1, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|\burl\(#|\bhref="#)', rf"\1{name}-", text)
     text = text.replace("'DejaVu Sans'", "inherit")
     return re.sub("|".join(VARIABLES), lambda colour: VARIABLES[colour[0]], text)
 
@@ -103,7 +104,7 @@ def _latency(columns: Sequence[Column]) -> Figure | None:
     gaps = [gap for repetitions in series for gap in repetitions if gap.size]
     if not gaps:
         return None
-    figure = Figure(figsize=(10.4, 3.4))
+    figure = Figure(figsize=(11.6, 3.7))
     axes = figure.subplots()
     everything = np.concatenate(gaps)
     top = min(float(everything.max()) * 1.08, float(np.quantile(everything, 0.95)) * 4)
@@ -111,9 +112,9 @@ def _latency(columns: Sequence[Column]) -> Figure | None:
         for gap in repetitions:
             positions = np.arange(2, gap.size + 2)
             shown = gap <= top
-            axes.plot(positions[shown], gap[shown], ".", color=_colour(number), alpha=0.35, markersize=4, mew=0)
-            beyond = positions[~shown]
-            axes.plot(beyond, np.full(beyond.size, top), "^", color=_colour(number), markersize=5, clip_on=False)
+            axes.plot(positions[shown], gap[shown], ".", color=_colour(number), alpha=0.35, markersize=5, mew=0)
+            if (beyond := positions[~shown]).size:
+                axes.plot(beyond, np.full(beyond.size, top), "^", color=_colour(number), markersize=5, clip_on=False)
         longest = max((gap.size for gap in repetitions), default=0)
         alike = [gap for gap in repetitions if gap.size == longest]
         if longest:
@@ -155,7 +156,7 @@ def _bars(columns: Sequence[Column]) -> Figure | None:
     names = [name for name in BARS if any(column.summaries[name] for column in columns)]
     if not names:
         return None
-    figure = Figure(figsize=(10.4, 1.0 + 0.62 * len(columns) + 0.35))
+    figure = Figure(figsize=(11.6, 1.4 + 0.66 * len(columns)))
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
         metric = METRICS[name]
@@ -166,11 +167,16 @@ def _bars(columns: Sequence[Column]) -> Figure | None:
         axes.set_xlabel(f"{unit}   {ARROW[metric.better]}")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_yticks(range(len(columns)), [letter(number) for number in range(len(columns))])
         axes.set_ylim(len(columns) - 0.45, -0.55)
     return figure
+
+
+def _thousands(value: float, _: int | None) -> str:
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 
 def _bar(axes: Axes, number: int, summary: Summary | None, scale: float) -> None:

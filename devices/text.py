@@ -33,11 +33,13 @@ def show_interval(value: float, low: float | None, high: float | None, unit: str
 
 def digits(value: float) -> str:
     """Three significant digits, without an exponent."""
+    if value == 0:
+        return "0"
     magnitude = abs(value)
     if magnitude >= 99.95:
         return f"{value:,.0f}"
     if magnitude >= 9.995:
         return f"{value:.1f}"
-    if magnitude >= 0.9995 or magnitude == 0:
+    if magnitude >= 0.9995:
         return f"{value:.2f}"
     return f"{value:.3f}"

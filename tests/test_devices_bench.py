@@ -1,0 +1,199 @@
+"""`phi-edge bench` at its boundary: the command line, the worker process, the measurement file."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from devices.measurement import Measurement, read_measurement
+from devices.metrics import METRICS, summarize
+from devices.validity import problems
+from phi_edge import main
+from runtimes.fake import fake_artifact
+
+FAKE = ["-m", "devices.worker", "--fake-forward-s", "0.001"]
+READY = 'import json,sys\nprint(json.dumps({"event": "ready", "open_s": 0.0, "versions": {}}), flush=True)\n'
+NEVER_THE_SAME = (
+    READY
+    + """
+import os
+request = json.loads(sys.stdin.readline())
+count = request["max_new_tokens"]
+for number in range(count):
+    print(json.dumps({"event": "token", "id": os.getpid(), "at_s": 0.1 * number + 0.1}))
+usage = {"prompt": len(request["token_ids"]), "reused": 0, "prefilled": len(request["token_ids"]), "completion": count}
+print(json.dumps({"event": "done", "finish": "length", "error": None, "usage": usage, "memory": None,
+                  "timings": {"prefill_s": None, "total_s": None}}), flush=True)
+"""
+)
+NOISY = """
+import os, runtimes.fake as fake
+forward = fake.FakeEngine.forward
+def noisy(*arguments):
+    os.write(1, b"a line of an engine's library\\n")
+    return forward(*arguments)
+fake.FakeEngine.forward = noisy
+from devices.worker import main
+main()
+"""
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return fake_artifact(tmp_path / "fake").folder
+
+
+def bench(artifact: Path, worker: list[str], *options: str) -> tuple[Result, Path]:
+    """Run bench with this Python and these arguments as the worker."""
+    folder = artifact.parent
+    command = json.dumps([sys.executable, *worker])  # a JSON list of strings is a TOML one too
+    (folder / "lab.toml").write_text(f"[device.desk]\nworker = {command}\n")
+    out = folder / "m.json"
+    given = ["--device", "desk", "--lab", str(folder / "lab.toml"), "--out", str(out), *options]
+    small = ["--prompt-tokens", "9", "--generate-tokens", "5", "--reps", "2"]
+    return CliRunner().invoke(main, ["bench", str(artifact), *small, *given]), out
+
+
+def done(result: Result, out: Path) -> Measurement:
+    assert result.exit_code == 0, result.output
+    return read_measurement(out)
+
+
+def failed(result: Result, out: Path) -> str:
+    """The error of a bench that must have failed: exit 2, nothing written, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert not out.exists() and not list(out.parent.glob(".m.json*"))
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_it_measures_what_was_asked(artifact: Path) -> None:
+    measurement = done(*bench(artifact, FAKE, "--warmup", "2"))
+    assert problems(measurement) == []
+    assert len(measurement.repetitions) == 2
+    for repetition in measurement.repetitions:
+        assert len(repetition.warmups) == 2
+        run = repetition.run
+        assert (run.prompt_tokens, run.completion_tokens, len(run.token_ids)) == (9, 5, 5)
+        assert list(run.token_at_s) == sorted(run.token_at_s)
+        assert run.memory.peak_bytes is not None and run.memory.peak_bytes > 1_000_000
+        assert 0 < (repetition.open_s or 0) < repetition.load_s
+    assert measurement.device.name == "desk"
+    assert measurement.versions["python"]
+    summary = summarize(METRICS["itl_p50_s"], measurement)
+    assert summary is not None and 0.001 <= summary.value < 0.1
+
+
+def test_every_repetition_is_a_fresh_process(artifact: Path) -> None:
+    measurement = done(*bench(artifact, ["-c", NEVER_THE_SAME], "--warmup", "0"))
+    first, second = (repetition.run.token_ids[0] for repetition in measurement.repetitions)
+    assert first != second
+
+
+def test_tokens_that_differ_are_flagged(artifact: Path) -> None:
+    result, out = bench(artifact, ["-c", NEVER_THE_SAME], "--warmup", "0")
+    assert any(problem.startswith("nondeterministic") for problem in problems(done(result, out)))
+    assert "invalid: nondeterministic" in result.stderr
+
+
+def test_what_the_worker_did_not_tell_is_none(artifact: Path) -> None:
+    measurement = done(*bench(artifact, ["-c", NEVER_THE_SAME], "--warmup", "0"))
+    for name in ("prefill_tokens_per_s", "peak_memory_bytes"):
+        assert summarize(METRICS[name], measurement) is None
+
+
+def test_a_library_that_prints_on_stdout_does_not_break_the_protocol(artifact: Path) -> None:
+    assert problems(done(*bench(artifact, ["-c", NOISY, "--fake-forward-s", "0"]))) == []
+
+
+def test_a_worker_that_dies_is_told_with_its_last_lines(artifact: Path) -> None:
+    said = failed(*bench(artifact, ["-c", "import sys; sys.stderr.write('no such\\nlibrary\\n'); sys.exit(3)"]))
+    assert said == "Error: the worker ended while loading the artifact (exit code 3)\n  no such\n  library\n"
+
+
+def test_a_worker_that_is_killed_is_told(artifact: Path) -> None:
+    code = READY + "import os, signal\nsys.stdin.readline()\nos.kill(os.getpid(), signal.SIGKILL)"
+    said = failed(*bench(artifact, ["-c", code]))
+    assert "the worker ended while generating (killed by SIGKILL (out of memory?))" in said
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", READY + "import time; time.sleep(60)"])
+def test_a_worker_that_hangs_is_killed_at_its_deadline(artifact: Path, code: str) -> None:
+    begun = time.monotonic()
+    assert "raise --deadline-s" in failed(*bench(artifact, ["-c", code], "--deadline-s", "1"))
+    assert time.monotonic() - begun < 20
+
+
+def test_a_worker_that_does_not_end_is_killed_at_its_deadline(artifact: Path) -> None:
+    said = failed(*bench(artifact, ["-c", NEVER_THE_SAME + "import time; time.sleep(60)"], "--warmup", "0",
+                         "--deadline-s", "2"))  # fmt: skip
+    assert "still running at its deadline" in said
+
+
+def test_a_worker_that_speaks_nonsense_is_refused(artifact: Path) -> None:
+    assert "printed 'hello" in failed(*bench(artifact, ["-c", "print('hello')"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "desk2"], "unknown device 'desk2'; known: desk, local"),
+        (["--prompt-tokens", "510"], "more than the artifact's context of 512"),
+        (["--out", "/nowhere/m.json"], "/nowhere/m.json: its folder does not exist"),
+        (["--reps", "0"], "0 is not in the range x>=1"),
+    ],
+)
+def test_the_users_fault_is_one_line(artifact: Path, options: list[str], said: str) -> None:
+    assert said in failed(*bench(artifact, FAKE, *options))
+
+
+def test_no_artifact_is_the_users_fault(tmp_path: Path) -> None:
+    assert "no such folder" in failed(*bench(tmp_path / "nothing", FAKE))
+
+
+def test_an_artifact_that_cannot_be_opened_is_told_in_one_line(artifact: Path) -> None:
+    # The fake's artifact holds no model: the real engine says so, in the worker.
+    said = failed(*bench(artifact, ["-m", "devices.worker"]))
+    assert said.startswith("Error: ") and len(said.splitlines()) == 1
+
+
+def test_a_killed_bench_leaves_nothing(artifact: Path) -> None:
+    command = json.dumps([sys.executable, "-m", "devices.worker", "--fake-forward-s", "0.05"])
+    lab, out = artifact.parent / "lab.toml", artifact.parent / "m.json"
+    lab.write_text(f"[device.slow]\nworker = {command}\n")
+    words = ["bench", str(artifact), "--device", "slow", "--lab", str(lab), "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "phi_edge", *words])
+    time.sleep(1.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert sorted(path.name for path in artifact.parent.iterdir()) == ["fake", "lab.toml"]
+
+
+def check_real(folder: Path, out: Path) -> dict[str, Any]:
+    words = ["bench", str(folder), "--prompt-tokens", "16", "--generate-tokens", "8", "--reps", "2", "--out", str(out)]
+    result = CliRunner().invoke(main, words)
+    measurement = done(result, out)
+    assert problems(measurement) == []
+    values = {name: summarize(metric, measurement) for name, metric in METRICS.items()}
+    unmeasured = {name for name, summary in values.items() if summary is None}
+    # On a file system that does not tell what is cached, no load is known to be cold.
+    assert unmeasured <= {"cold_load_s"}
+    artifact_bytes = values["artifact_bytes"]
+    assert artifact_bytes is not None and artifact_bytes.value == measurement.artifact.artifact_bytes
+    return dict(measurement.versions)
+
+
+def test_the_tiny_model_on_onnx_runtime(tiny_onnx: Path, tmp_path: Path) -> None:
+    assert "onnxruntime" in check_real(tiny_onnx, tmp_path / "m.json")
+
+
+def test_the_tiny_model_on_executorch(tiny_executorch: Path, tmp_path: Path) -> None:
+    assert "executorch" in check_real(tiny_executorch, tmp_path / "m.json")
