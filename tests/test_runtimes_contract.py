@@ -200,7 +200,9 @@ def test_the_end_of_the_context_is_a_length(subject: Subject) -> None:
 def test_a_prompt_longer_than_the_context_is_refused(subject: Subject) -> None:
     context = subject.artifact.manifest.context_tokens
     ids = (subject.encode(PROMPT) * context)[:context]
-    with pytest.raises(RequestError, match=rf"has {context} tokens; a context of {context} takes at most {context - 1}"):
+    with pytest.raises(
+        RequestError, match=rf"has {context} tokens; a context of {context} takes at most {context - 1}"
+    ):
         subject.runtime.generate(GenerateRequest(token_ids=ids))
     assert len(subject.ids(prompt=PROMPT, max_new_tokens=2, ignore_stop_ids=True)) == 2
 

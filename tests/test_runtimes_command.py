@@ -1,0 +1,150 @@
+"""`phi-edge run`, through the command line's door."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import runtimes.command
+from phi_edge import main
+from runtimes import Runtime, open_runtime
+from runtimes.engine import EngineOpener
+from runtimes.fake import FakeEngine, fake_artifact, fake_opener
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fake_artifact(tmp_path / "artifact").folder
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, fake_opener("Grüße 🎉!"))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, opener: EngineOpener) -> None:
+    """The fake behind the command: its artifacts are not opened by their format."""
+
+    def open_fake(artifact: Path, *, threads: int | None = None) -> Runtime:
+        return open_runtime(artifact, threads=threads, engine=opener)
+
+    monkeypatch.setattr(runtimes.command, "open_runtime", open_fake)
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["run", *map(str, arguments)], input=stdin)
+
+
+@pytest.mark.usefixtures("fake")
+def test_text_goes_to_stdout_and_a_summary_to_stderr(folder: Path) -> None:
+    result = run(folder, "Hello")
+    assert (result.exit_code, result.stdout) == (0, "Grüße 🎉!\n")
+    assert result.stderr.startswith("5 + 13 tokens, eos; first token after 0.")
+    assert "decode" in result.stderr and "peak memory" in result.stderr
+
+
+@pytest.mark.usefixtures("fake")
+def test_json_lines_are_events(folder: Path) -> None:
+    result = run(folder, "Hello", "--json", "--stop", "e 🎉")
+    *tokens, done = map(json.loads, result.stdout.splitlines())
+    assert {frozenset(token) for token in tokens} == {frozenset({"type", "id", "text", "at_s"})}
+    assert "".join(token["text"] for token in tokens) == "Grüß"
+    assert (done["type"], done["finish"], done["stop_string"]) == ("done", "stop", "e 🎉")
+    assert done["usage"] == {"prompt": 5, "reused": 0, "prefilled": 5, "completion": 12}
+    assert result.stderr == ""
+
+
+@pytest.mark.usefixtures("fake")
+def test_chat_and_system_go_through_the_template(folder: Path) -> None:
+    def prompt_tokens(*arguments: str) -> int:
+        *_, done = run(folder, "Hi", "--json", *arguments).stdout.splitlines()
+        count = json.loads(done)["usage"]["prompt"]
+        assert isinstance(count, int)
+        return count
+
+    # <|system|> \n Be kind <|end|> \n <|user|> \n Hi <|end|> \n <|assistant|> \n
+    assert [prompt_tokens(), prompt_tokens("--chat"), prompt_tokens("--chat", "--system", "Be kind")] == [2, 8, 19]
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_dash_reads_stdin(folder: Path) -> None:
+    *_, done = run(folder, "-", "--json", stdin="four").stdout.splitlines()
+    assert json.loads(done)["usage"]["prompt"] == 4
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x" * 600], "the prompt has 600 tokens; a context of 512 takes at most 511"),
+        (["Hello", "--top-p", "2"], "top_p is 2.0; allowed"),
+        (["Hello", "--threads", "0"], "threads is 0; allowed: 1 or more"),
+        (["Hello", "--system", "a"], "--system needs --chat"),
+        ([], "no prompt; give one"),
+        (["--chat"], "no prompt; give one"),
+    ],
+)
+def test_the_user_s_fault_is_one_line_and_exit_2(folder: Path, arguments: list[str], message: str) -> None:
+    result = run(folder, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
+    result = run(tmp_path, "Hello")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "has no manifest.json" in result.stderr
+
+
+def test_an_engine_that_fails_ends_with_exit_2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, lambda artifact, threads: FakeEngine(fail_at=7))
+    result = run(folder, "Hello")
+    assert result.exit_code == 2
+    assert "Error: the fake engine fails at position 7" in result.stderr
+
+
+@pytest.mark.usefixtures("fake")
+def test_it_is_in_the_help() -> None:
+    assert "--max-new-tokens" in run("--help").stdout
+
+
+CONVERSATION = """
+import sys, runtimes.command
+from pathlib import Path
+from phi_edge import main
+from runtimes import open_runtime
+from runtimes.fake import fake_opener
+runtimes.command.open_runtime = lambda artifact, threads=None: open_runtime(artifact, engine=fake_opener("Well."))
+main(["run", sys.argv[1], "--chat"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_conversation_on_a_terminal(folder: Path) -> None:
+    terminal, other = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CONVERSATION, str(folder)], stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    os.close(other)
+    os.write(terminal, b"Hello\nAnd what of this? <|end|>\n\n")
+    out, err = child.communicate(timeout=60)
+    os.close(terminal)
+    assert (child.returncode, out.decode()) == (0, "Well.\nWell.\n"), err.decode()
+
+
+def test_a_real_process_with_a_real_engine(tiny_onnx: Path) -> None:
+    command = [sys.executable, "-m", "phi_edge", "run", str(tiny_onnx), "Turn on", "--max-new-tokens", "4", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    *tokens, done = map(json.loads, result.stdout.splitlines())
+    assert done["usage"]["completion"] == len(tokens) <= 4
+    assert result.stderr == ""

@@ -1,0 +1,62 @@
+"""Peak memory by its definition, from files like the kernel's."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from runtimes.memory import STATUS, MemorySampler, PeakMemory, read_memory
+
+needs_linux = pytest.mark.skipif(not STATUS.exists(), reason="needs /proc (Linux)")
+
+
+def write(path: Path, **kib: int) -> None:
+    path.write_text("Name:\tpython\n" + "".join(f"{name}:\t{value:8d} kB\n" for name, value in kib.items()))
+
+
+def test_swap_counts_where_the_high_water_mark_misses_it(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    peak = PeakMemory(status)
+    write(status, VmHWM=900, VmRSS=800, RssAnon=500, RssFile=300, VmSwap=0)
+    peak.sample()
+    write(status, VmHWM=900, VmRSS=600, RssAnon=300, RssFile=300, VmSwap=500)
+    peak.sample()
+    write(status, VmHWM=900, VmRSS=100, RssAnon=50, RssFile=50, VmSwap=0)
+    peak.sample()
+    use = peak.use()
+    assert use is not None
+    assert (use.peak_bytes, use.anonymous_bytes, use.file_bytes, use.swap_bytes) == tuple(
+        kib * 1024 for kib in (1100, 300, 300, 500)
+    )
+
+
+def test_a_peak_between_samples_is_in_the_high_water_mark(tmp_path: Path) -> None:
+    write(tmp_path / "status", VmHWM=5000, VmRSS=100, RssAnon=50, RssFile=50, VmSwap=0)
+    peak = PeakMemory(tmp_path / "status")
+    peak.sample()
+    use = peak.use()
+    assert use is not None and use.peak_bytes == 5000 * 1024
+
+
+def test_what_cannot_be_told_is_absent(tmp_path: Path) -> None:
+    assert read_memory(tmp_path / "absent") is None
+    write(tmp_path / "status", VmRSS=100)
+    assert read_memory(tmp_path / "status") is None
+    peak = PeakMemory(tmp_path / "absent")
+    peak.sample()
+    assert peak.use() is None
+
+
+@needs_linux
+def test_the_sampler_sees_a_block_that_comes_and_goes() -> None:
+    before = read_memory()
+    assert before is not None
+    with MemorySampler(interval_s=0.005) as sampler:
+        block = bytearray(b"x") * (256 << 20)
+        time.sleep(0.05)
+        del block
+    use = sampler.use()
+    assert use is not None and use.peak_bytes is not None
+    assert use.peak_bytes >= before.resident_bytes + (200 << 20)
