@@ -1,0 +1,158 @@
+"""The checkpoint: a local folder, a hub id, or `tiny`, the small Phi-3 that ships with this package.
+
+Everything that can be wrong with it is found here, before any work is done and before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.artifact import Source, Tokens, describe_files
+from export.errors import CheckpointError
+from export.models import phi3
+from export.shards import StoredTensor, read_shard_header
+
+TINY = Path(__file__).parent / "tiny"
+# Files that travel with the artifact, in the order of the manifest; the first three are what every runtime needs.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "generation_config.json",
+)
+# model_type -> how its config.json is read. One row per file in export/models.
+CONFIG_READERS: Mapping[str, Callable[[Mapping[str, Any]], phi3.Phi3Config]] = {"phi3": phi3.read_config}
+# Texts that end an answer in Phi-3's chat format, whatever config.json's eos says.
+STOP_TEXTS = ("<|end|>", "<|endoftext|>", "<|assistant|>")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder whose config has been understood and whose tensors are all there."""
+
+    folder: Path
+    name: str
+    revision: str | None
+    config_content: Mapping[str, Any]
+    config: phi3.Phi3Config
+    tensors: Mapping[str, StoredTensor]
+    tokens: Tokens
+    tokenizer_files: tuple[str, ...]
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        return tuple(sorted({str(t.file.relative_to(self.folder)) for t in self.tensors.values()}))
+
+    def describe(self) -> Source:
+        """The source's part of the manifest: hashes every file that was read, which takes about a second a gigabyte."""
+        index = [INDEX] if (self.folder / INDEX).is_file() else []
+        names = ["config.json", *index, *self.weight_files, *self.tokenizer_files]
+        return Source(
+            name=self.name,
+            revision=self.revision,
+            model_type=str(self.config_content["model_type"]),
+            files=describe_files(self.folder, names),
+        )
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def open_checkpoint(where: str) -> Checkpoint:
+    """A folder, a hub id (`owner/name`, `owner/name@revision`), or `tiny`. Raises CheckpointError."""
+    name, revision = where, None
+    if where == "tiny":
+        folder = TINY
+    elif Path(where).is_dir():
+        folder, name = Path(where), Path(where).resolve().name
+    elif HUB_ID.fullmatch(where) and not where.startswith((".", "/")):
+        folder, revision = _download(where)
+    else:
+        raise CheckpointError(f"{where}: no such folder, and not a hub id like microsoft/Phi-3-mini-4k-instruct")
+    content = _read_json(folder / "config.json")
+    model_type = content.get("model_type")
+    if model_type not in CONFIG_READERS:
+        raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")
+    config = CONFIG_READERS[model_type](content)
+    tokenizer_files = tuple(file for file in TOKENIZER_FILES if (folder / file).is_file())
+    if "tokenizer.json" not in tokenizer_files:
+        raise CheckpointError(f"{folder}: has no tokenizer.json; save the tokenizer in its fast form beside config.json")
+    return Checkpoint(
+        folder=folder,
+        name=name,
+        revision=revision,
+        config_content=content,
+        config=config,
+        tensors=_find_tensors(folder, phi3.tensor_shapes(config)),
+        tokens=_read_tokens(folder, content, config.vocab_size),
+        tokenizer_files=tokenizer_files,
+    )
+
+
+def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
+    if (folder / INDEX).is_file():
+        files = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+    else:
+        files = ["model.safetensors"]
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder}: shard {file} is missing; download the checkpoint again")
+        found |= read_shard_header(folder / file)
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{folder}: has no tensor {name}; it has {len(found)} others in {len(files)} shards")
+        if found[name].shape != shape:
+            raise CheckpointError(f"{folder}: {name} has shape {list(found[name].shape)}; config.json says {list(shape)}")
+    if unknown := sorted(set(found) - set(expected) - {"lm_head.weight"}):
+        raise CheckpointError(f"{folder}: tensor {unknown[0]} ({len(unknown)} in all) is not part of a Phi-3 model")
+    return {name: found[name] for name in expected}
+
+
+def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokens:
+    tokenizer = _read_json(folder / "tokenizer.json")
+    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    stop: list[int] = []
+    for eos in (config.get("eos_token_id"), generation.get("eos_token_id"), *(ids.get(text) for text in STOP_TEXTS)):
+        stop += [i for i in (eos if isinstance(eos, list) else [eos]) if i is not None and i not in stop]
+    if not stop:
+        raise CheckpointError(f"{folder}: no token ends an answer; give config.json an eos_token_id")
+    largest = max([*stop, *ids.values(), *tokenizer.get("model", {}).get("vocab", {}).values()], default=0)
+    if largest >= vocab_size:
+        raise CheckpointError(f"{folder}: the tokenizer has id {largest}, but config.json's vocab_size is {vocab_size}")
+    return Tokens(bos=config.get("bos_token_id"), pad=config.get("pad_token_id"), stop=stop)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: has no {path.name}; give a checkpoint folder as the hub has it")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not an object")
+    return content
+
+
+def _download(where: str) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name, _, revision = where.partition("@")
+    patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES]
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{where}: cannot be downloaded ({reason}); or give a local folder") from error
+    return folder, folder.name  # the hub's cache names a snapshot's folder after its commit

@@ -1,0 +1,97 @@
+"""Rotary positions: the factors as transformers computes them, and the cos/sin tables that the graphs carry.
+
+Long rope (type "longrope", or the older "su") has two sets of factors: short ones while the whole sequence is at most
+`original_context_tokens` long, long ones beyond it, for all positions; the attention factor is the same in both.
+Source: transformers, modeling_rope_utils.py, _compute_longrope_parameters and longrope_frequency_update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from export.errors import CheckpointError
+
+# rope_type in config.json -> what we call it. "su" is longrope's name in the first Phi-3 checkpoints.
+ROPE_TYPES: Mapping[str, Literal["default", "longrope"]] = {"default": "default", "longrope": "longrope", "su": "longrope"}
+KNOWN_KEYS = frozenset(
+    """type rope_type rope_theta partial_rotary_factor short_factor long_factor factor attention_factor
+    original_max_position_embeddings""".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """What decides the rotation. `short_factor` and `long_factor` are empty for the default type."""
+
+    type: Literal["default", "longrope"]
+    theta: float
+    rotary_dim: int
+    original_context_tokens: int
+    attention_factor: float
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+
+    def tables(self, length: int, *, long: bool = False) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """cos and sin, each [length, rotary_dim / 2], attention factor included."""
+        exponent = np.arange(0, self.rotary_dim, 2, dtype=np.float32) / np.float32(self.rotary_dim)
+        factors = np.array((self.long_factor if long else self.short_factor) or 1.0, dtype=np.float32)
+        frequency = (np.float32(1.0) / (factors * np.float32(self.theta) ** exponent)).astype(np.float32)
+        angles = np.arange(length, dtype=np.float32)[:, None] * frequency[None, :]
+        scale = np.float32(self.attention_factor)
+        return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
+
+
+def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
+    """The rope part of config.json, in the old spelling (rope_scaling, rope_theta) or the new (rope_parameters).
+
+    Raises CheckpointError for a type, key or list that we do not honour.
+    """
+    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if unknown := sorted(set(scaling) - KNOWN_KEYS):
+        raise CheckpointError(f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(KNOWN_KEYS))}")
+    name = scaling.get("rope_type", scaling.get("type", "default"))
+    if name not in ROPE_TYPES:
+        raise CheckpointError(f"config.json: rope type {name!r} is not known; known: {', '.join(ROPE_TYPES)}")
+    fraction = float(scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+    rotary_dim = int(head_dim * fraction)
+    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
+        raise CheckpointError(f"config.json: partial_rotary_factor {fraction} of head_dim {head_dim} is not an even size")
+    longest = int(config["max_position_embeddings"])
+    original = scaling.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+    attention_factor = 1.0
+    if ROPE_TYPES[name] == "longrope":
+        if not isinstance(original, int) or original < 2:
+            raise CheckpointError(
+                f"config.json: longrope needs original_max_position_embeddings; it is {original!r}, Phi-3's is 4096"
+            )
+        short, long = (_factors(scaling, key, rotary_dim // 2) for key in ("short_factor", "long_factor"))
+        ratio = longest / original
+        if scaling.get("factor") not in (None, ratio):
+            raise CheckpointError(f"config.json: rope factor is {scaling['factor']}; only {ratio} (max / original) is known")
+        attention_factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+        attention_factor = float(scaling.get("attention_factor") or attention_factor)
+    return RopeConfig(
+        type=ROPE_TYPES[name],
+        theta=float(scaling.get("rope_theta", config.get("rope_theta", 10000.0))),
+        rotary_dim=rotary_dim,
+        original_context_tokens=int(original or longest),
+        attention_factor=attention_factor,
+        short_factor=short,
+        long_factor=long,
+    )
+
+
+def _factors(scaling: Mapping[str, Any], key: str, expected: int) -> tuple[float, ...]:
+    values = scaling.get(key)
+    if not isinstance(values, list) or len(values) != expected:
+        seen = len(values) if isinstance(values, list) else repr(values)
+        raise CheckpointError(f"config.json: rope {key} has {seen} numbers; this model needs {expected} (rotary_dim / 2)")
+    return tuple(float(value) for value in values)

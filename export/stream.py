@@ -1,0 +1,239 @@
+"""One forward pass of the model, in which every weight is read, quantised, written, used once and forgotten.
+
+That pass is the export's heavy work. Memory is bounded by a few chunks of rows, whatever the model's size, and the
+loss figures come with it: the batch holds two rows, one computed with the float weights, one with the dequantised.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from export.artifact import Loss
+from export.attention import group_query_attention
+from export.checkpoint import Checkpoint
+from export.loss import ChunkLoss, LossMeter, chunk_loss, no_loss
+from export.models.phi3 import EMBEDDING, Phi3, on_meta
+from export.quantize import QuantisedRows, quantise_rows
+from export.scheme import Scheme
+from export.shards import StoredTensor
+from export.slots import Slot
+
+# Weights per chunk: its float32 copies stay in the second-level cache (200 million weights a second and core; four
+# times as many at once: 110).
+CHUNK_WEIGHTS = 1 << 18
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
+
+
+class WeightSink(Protocol):
+    """Where a tensor's bytes go, piece by piece and in order. export.weight_file is the one that writes."""
+
+    def slot(self, name: str) -> Slot | None: ...
+
+    def append(self, name: str, data: memoryview) -> None: ...
+
+
+Use = Callable[[Tensor, Tensor], Tensor]  # (weight, dequantised) -> product
+Progress = Callable[[str, int], None]  # a tensor's name, and bytes of the checkpoint just read
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a worker makes of some rows of one tensor."""
+
+    weight: Tensor  # float32 [rows, columns]
+    quantised: QuantisedRows | None = None
+    loss: ChunkLoss | None = None
+    product: Tensor | None = None  # [2, tokens, rows]
+
+
+@dataclass
+class Stream:
+    """The state of one pass: checkpoint, scheme, sink, workers and the meter."""
+
+    checkpoint: Checkpoint
+    scheme: Scheme
+    sink: WeightSink
+    progress: Progress
+    threads: int
+    meter: LossMeter = field(default_factory=LossMeter)
+
+    def __enter__(self) -> Stream:
+        # Each worker computes alone: torch's own threads wait for one another at every small operation.
+        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def chunks(self, tensor: StoredTensor, work: Callable[[Tensor], Chunk]) -> Iterator[tuple[int, Chunk]]:
+        """The tensor's chunks in order, with the workers a few chunks ahead. Yields (first row, chunk)."""
+        columns = tensor.shape[1]
+        step = max(1, CHUNK_WEIGHTS // columns)
+        waiting: deque[tuple[int, Future[Chunk]]] = deque()
+
+        def load(start: int) -> Chunk:
+            return work(tensor.read_rows(start, min(start + step, tensor.shape[0])).float())
+
+        starts = iter(range(0, tensor.shape[0], step))
+        for start in starts:
+            waiting.append((start, self.pool.submit(load, start)))
+            if len(waiting) > 2 * self.threads:
+                break
+        while waiting:
+            start, future = waiting.popleft()
+            chunk = future.result()
+            if (following := next(starts, None)) is not None:
+                waiting.append((following, self.pool.submit(load, following)))
+            self.progress(tensor.name, chunk.weight.shape[0] * tensor.row_bytes)
+            yield start, chunk
+
+    def matrix(self, name: str, slot: str | None, bits: int | None, use: Use | None) -> Iterator[tuple[int, Chunk]]:
+        """Quantise a matrix, write it into `slot`, and yield its chunks; `use` runs in the workers.
+
+        Without a slot nothing is written: a tied lm_head reads the embedding's bytes.
+        """
+        scales = self.sink.slot(f"{slot}_scales")
+        scale_dtype = DTYPES[scales.dtype] if scales else torch.float32
+
+        def work(weight: Tensor) -> Chunk:
+            if bits is None:
+                return Chunk(weight, product=use(weight, weight) if use else None)
+            assert self.scheme.block_size
+            rows = quantise_rows(weight, bits=bits, block_size=self.scheme.block_size, scale_dtype=scale_dtype)
+            return Chunk(weight, rows, chunk_loss(weight, rows), use(weight, rows.dequantised) if use else None)
+
+        for start, chunk in self.chunks(self.checkpoint.tensors[name], work):
+            codes = self.sink.slot(f"{slot}_q")
+            if codes and chunk.quantised and chunk.loss:
+                self.sink.append(f"{slot}_q", as_bytes(chunk.quantised.pack(codes)))
+                self.sink.append(f"{slot}_scales", as_bytes(chunk.quantised.scales))
+                self.meter.add(name, chunk.loss)
+            elif slot:
+                self.sink.append(slot, as_bytes(chunk.weight))
+            yield start, chunk
+
+    def vector(self, name: str) -> Tensor:
+        """Write a norm's weights as they are, in float32, and return them."""
+        weight = self.checkpoint.tensors[name].read()
+        self.sink.append(name, as_bytes(weight))
+        self.progress(name, self.checkpoint.tensors[name].length)
+        return weight
+
+
+class StreamedLinear(nn.Module):
+    """A linear layer whose weights pass through once: x [2, tokens, in] -> [2, tokens, out]."""
+
+    def __init__(self, stream: Stream, name: str, slot: str | None, bits: int | None) -> None:
+        super().__init__()
+        self.stream, self.name, self.slot, self.bits = stream, name, slot, bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.empty(*x.shape[:2], self.stream.checkpoint.tensors[self.name].shape[0])
+
+        def use(weight: Tensor, dequantised: Tensor) -> Tensor:
+            return torch.stack((x[0] @ weight.T, x[1] @ dequantised.T))
+
+        for start, chunk in self.stream.matrix(self.name, self.slot, self.bits, use):
+            assert chunk.product is not None
+            out[:, :, start : start + chunk.product.shape[-1]] = chunk.product
+        return out
+
+
+class StreamedEmbedding(nn.Module):
+    """The embedding table, of which only the rows of the text are kept: ids [2, tokens] -> [2, tokens, hidden]."""
+
+    def __init__(self, stream: Stream, name: str) -> None:
+        super().__init__()
+        self.stream, self.name = stream, name
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out = torch.empty(*ids.shape, self.stream.checkpoint.tensors[self.name].shape[1])
+        for start, chunk in self.stream.matrix(self.name, self.name, self.stream.scheme.embedding_bits, None):
+            here = (ids[0] >= start) & (ids[0] < start + chunk.weight.shape[0])
+            rows = ids[0][here] - start
+            out[0, here] = chunk.weight[rows]
+            out[1, here] = chunk.quantised.dequantised[rows] if chunk.quantised else chunk.weight[rows]
+        return out
+
+
+class StreamedNorm(nn.Module):
+    """An RMS norm whose weights are read when they are needed."""
+
+    def __init__(self, stream: Stream, name: str, epsilon: float) -> None:
+        super().__init__()
+        self.stream, self.name, self.epsilon = stream, name, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.stream.vector(self.name)
+        return nn.functional.rms_norm(x, weight.shape, weight, self.epsilon)
+
+
+def streamed(model: Phi3, stream: Stream) -> Phi3:
+    """Put streamed layers in the place of the model's weightless ones."""
+    tied = model.config.tie_word_embeddings
+    for path, module in list(model.named_modules()):
+        parent, leaf, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], f"{path}.weight"
+        if path == "lm_head" and tied:
+            own = stream.sink.slot(f"{name}_q") is not None
+            bits = stream.scheme.bits if own else stream.scheme.embedding_bits
+            setattr(parent, leaf, StreamedLinear(stream, EMBEDDING, name if own else None, bits))
+        elif isinstance(module, nn.Linear):
+            setattr(parent, leaf, StreamedLinear(stream, name, name, stream.scheme.bits))
+        elif isinstance(module, nn.Embedding):
+            setattr(parent, leaf, StreamedEmbedding(stream, name))
+        elif isinstance(module, nn.RMSNorm):
+            setattr(parent, leaf, StreamedNorm(stream, name, module.eps or 0.0))
+    return model
+
+
+@torch.inference_mode()
+def stream_weights(
+    checkpoint: Checkpoint, scheme: Scheme, sink: WeightSink, ids: list[int], progress: Progress
+) -> Loss:
+    """Fill every slot of the sink, in the order of the forward pass, and say what the scheme costs on the text."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with Stream(checkpoint, scheme, sink, progress, threads) as stream:
+        if scheme.bits is None:
+            copy_weights(stream)
+            return no_loss(ids)
+        config = checkpoint.config
+        length = torch.tensor([len(ids)], dtype=torch.int32)
+        cos, sin = (torch.from_numpy(table) for table in config.rope.tables(len(ids)))
+        empty = torch.empty(2, config.num_key_value_heads, len(ids), config.head_dim)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            attended: Tensor = group_query_attention(
+                qkv, empty, empty, length - 1, length, cos, sin,
+                config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
+            )[0]  # fmt: skip
+            return attended
+
+        logits = streamed(on_meta(config), stream)(torch.tensor([ids, ids]), attend)
+        return stream.meter.result(ids, logits)
+
+
+def copy_weights(stream: Stream) -> None:
+    """Write every tensor as it is: nothing to compare, so nothing is computed."""
+    for name, tensor in stream.checkpoint.tensors.items():
+        if len(tensor.shape) == 1:
+            stream.vector(name)
+        else:
+            for _ in stream.matrix(name, name, None, None):
+                pass
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, without a copy where it is contiguous."""
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+

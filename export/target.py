@@ -1,0 +1,79 @@
+"""Targets: a row of one table. What a device needs, so that nobody has to remember it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from export.artifact import Format
+from export.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One row: what `phi-edge export --target NAME` builds unless told otherwise.
+
+    `context_tokens` is chosen, not inherited: a KV cache of the model's full length may need gigabytes.
+    """
+
+    name: str
+    format: Format
+    formats: tuple[Format, ...]
+    schemes: Mapping[Format, str]
+    context_tokens: int
+    accuracy_level: int  # of MatMulNBits: 4 computes in int8, three times as fast as 0 on a CPU
+    provider: str  # the genai_config's execution provider; "" for the CPU
+    memory_budgets: tuple[int, ...] = field(default=(4, 6, 8, 16))  # GB, device classes the plan is held against
+
+
+# ONNX scales are float32, so block 64 costs 4.5 bits a weight; ExecuTorch's are bf16, so block 32 does.
+_SCHEMES: Mapping[Format, str] = {"onnx": "int4-b64", "executorch": "int4-b32"}
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="cpu",
+            format="onnx",
+            formats=("onnx", "executorch"),
+            schemes=_SCHEMES,
+            context_tokens=4096,
+            accuracy_level=4,
+            provider="",
+        ),
+        Target(
+            name="raspberry-pi",
+            format="onnx",
+            formats=("onnx", "executorch"),
+            schemes=_SCHEMES,
+            context_tokens=2048,
+            accuracy_level=4,
+            provider="",
+        ),
+        Target(
+            name="android",
+            format="executorch",
+            formats=("executorch", "onnx"),
+            schemes=_SCHEMES,
+            context_tokens=2048,
+            accuracy_level=4,
+            provider="",
+        ),
+        Target(
+            name="windows-directml",
+            format="onnx",
+            formats=("onnx",),
+            schemes=_SCHEMES,
+            context_tokens=4096,
+            accuracy_level=0,
+            provider="dml",
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The row of that name. Raises OptionError with the known names."""
+    if name not in TARGETS:
+        raise OptionError(f"unknown target {name!r}; known: {', '.join(TARGETS)}")
+    return TARGETS[name]
