@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests before the measured one."
 )
-@click.option("--threads", type=click.IntRange(1), default=None, help="Left to the engine unless given.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="All cores it may use unless given.")
 @click.option("--deadline-s", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True,
               help="For each repetition.")  # fmt: skip
 @click.option("--out", type=FILE, required=True, help="The measurement's file.")
@@ -68,14 +68,10 @@ def bench_command(
 @click.command("report")
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("--html", "html_out", type=FILE, default=None, help="Write one self-contained page with plots.")
-@click.option("--markdown", "markdown_out", type=FILE, is_flag=False, flag_value=Path("-"), default=None,
-              help="A table for GitHub: printed, or written to a file.")  # fmt: skip
-@click.option("--json", "json_out", type=FILE, is_flag=False, flag_value=Path("-"), default=None,
-              help="The same numbers for a script: printed, or written to a file.")  # fmt: skip
-def report_command(
-    files: tuple[Path, ...], html_out: Path | None, markdown_out: Path | None, json_out: Path | None
-) -> None:
-    """Show measurement FILES side by side. Ratios are to the first. Without an option: the markdown table."""
+@click.option("--markdown", is_flag=True, help="Print a table for GitHub (also when nothing else is asked for).")
+@click.option("--json", "json_out", type=FILE, default=None, help="Write the same numbers for a script; - prints them.")
+def report_command(files: tuple[Path, ...], html_out: Path | None, markdown: bool, json_out: Path | None) -> None:
+    """Show measurement FILES side by side. Ratios are to the first."""
     from devices.measurement import read_measurement
     from devices.report import make_columns, to_json, to_markdown
 
@@ -91,8 +87,8 @@ def report_command(
         _write(html_out, to_html(columns))
     if json_out is not None:
         _write(json_out, to_json(columns))
-    if markdown_out is not None or (html_out is None and json_out is None):
-        _write(markdown_out or Path("-"), to_markdown(columns))
+    if markdown or (html_out is None and json_out is None):
+        click.echo(to_markdown(columns), nl=False)
 
 
 @click.command("gate")

@@ -26,7 +26,7 @@ class Device:
 
     transport: Literal["local"] = "local"
     description: str = ""
-    threads: int | None = None  # default for --threads; None leaves the engine's own choice
+    threads: int | None = None  # default for --threads; None is all cores the process may use
     worker: Sequence[str] | None = None  # the command that starts a worker; None is this Python's devices.worker
 
 

@@ -60,7 +60,7 @@ class Workload:
     generate_tokens: int
     repetitions: int
     warmups: int  # requests of the same shape before the measured one, in the same process
-    threads: int | None  # as asked for; None is the engine's own choice
+    threads: int | None  # as asked for; None is all cores the process may use
 
 
 @dataclass(frozen=True, kw_only=True)

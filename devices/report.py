@@ -122,7 +122,7 @@ def _footnote(column: Column) -> str:
         f"{artifact.source}, {artifact.scheme}",
         f"prompt {workload.prompt_tokens}, generate {workload.generate_tokens}",
         f"{workload.repetitions} repetitions, each a fresh process",
-        f"threads {workload.threads or 'left to the engine'}",
+        f"threads {workload.threads or 'as many as cores'}",
         before.cpu_model or "unknown CPU",
         f"artifact {artifact.digest[:12]}",
     ]

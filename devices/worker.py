@@ -102,7 +102,8 @@ def _load_mode(artifact: Artifact) -> LoadMode | None:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return "mmap" if str((artifact.folder / largest).resolve()) in maps else "read"
+    path = str((artifact.folder / largest).resolve())
+    return "mmap" if any(line.endswith(path) for line in maps.splitlines()) else "read"
 
 
 if __name__ == "__main__":
