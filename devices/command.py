@@ -42,7 +42,7 @@ def bench_command(
     from devices.lab import read_lab
     from devices.measurement import write_measurement
     from devices.progress import steps
-    from devices.validity import problems
+    from devices.validity import doubts, problems
     from export.artifact import open_artifact
 
     default_lab = Path("lab.toml")
@@ -62,6 +62,8 @@ def bench_command(
     write_measurement(out, measurement)
     for problem in problems(measurement):
         click.echo(f"invalid: {problem}", err=True)
+    for doubt in doubts(measurement):
+        click.echo(f"doubtful: {doubt}", err=True)
     click.echo(str(out))
 
 

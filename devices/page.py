@@ -43,6 +43,7 @@ def _column(number: int, column: Column) -> dict[str, Any]:
         "series": number % 8,
         "label": column.label,
         "problems": column.problems,
+        "doubts": column.doubts,
         "artifact": measurement.artifact,
         "device": measurement.device,
         "workload": measurement.workload,
@@ -82,10 +83,10 @@ def _cell(name: str, column: Column, first: Column) -> dict[str, Any]:
 def _apart(name: str, column: Column, first: Column) -> bool:
     """Is the difference worth a colour: exact, or with intervals that do not meet? Verdicts are the gate's."""
     one, other = column.summaries[name], first.summaries[name]
-    if one is None or other is None or one.value == other.value:
+    if one is None or other is None or not other.value:
         return False
     if METRICS[name].exact:
-        return True
+        return abs(one.value / other.value - 1) >= 0.005  # below, the ratio is printed as 1.00x
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return False
     return one.low > other.high or one.high < other.low

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from devices.measurement import Memory
 from devices.metrics import METRICS, Summary, itl_s
 from devices.report import Column
+from devices.text import scale
 
 # Placeholders that are replaced by CSS variables of the page.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
@@ -160,9 +161,10 @@ def _bars(columns: Sequence[Column]) -> Figure | None:
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
         metric = METRICS[name]
-        scale, unit = (1e3, "ms") if metric.unit == "s" else (1.0, metric.unit)
+        known = [summary.value for column in columns if (summary := column.summaries[name])]
+        factor, unit = scale(max(known), metric.unit)
         for number, column in enumerate(columns):
-            _bar(axes, number, column.summaries[name], scale)
+            _bar(axes, number, column.summaries[name], factor)
         axes.set_title(metric.label)
         axes.set_xlabel(f"{unit}   {ARROW[metric.better]}")
         axes.set_xlim(left=0)
@@ -176,21 +178,21 @@ def _bars(columns: Sequence[Column]) -> Figure | None:
 
 
 def _thousands(value: float, _: int | None) -> str:
-    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
-def _bar(axes: Axes, number: int, summary: Summary | None, scale: float) -> None:
+def _bar(axes: Axes, number: int, summary: Summary | None, factor: float) -> None:
     colour = _colour(number)
     if summary is None:
         axes.annotate("not measured", (0, number), (6, 0), textcoords="offset points", va="center", color=FAINT)
         return
-    value, samples = summary.value * scale, np.array(summary.samples) * scale
+    value, samples = summary.value / factor, np.array(summary.samples) / factor
     axes.barh(number, value, height=0.62, color=colour, alpha=0.3)
     spread = np.linspace(-0.2, 0.2, samples.size) if samples.size > 1 else np.zeros(1)
     axes.plot(samples, number + spread, "o", color=colour, markersize=4, markeredgewidth=0)
     axes.plot([value] * 2, [number - 0.31, number + 0.31], color=colour, linewidth=2.2)
     if summary.low is not None and summary.high is not None:
-        axes.plot([summary.low * scale, summary.high * scale], [number] * 2, color=INK, linewidth=1.2)
+        axes.plot([summary.low / factor, summary.high / factor], [number] * 2, color=INK, linewidth=1.2)
 
 
 def _memory(columns: Sequence[Column]) -> Figure | None:
@@ -199,7 +201,7 @@ def _memory(columns: Sequence[Column]) -> Figure | None:
     peaks = [memory.peak_bytes for memory in memories if memory is not None and memory.peak_bytes is not None]
     if not peaks:
         return None
-    scale, unit = (1e9, "GB") if max(peaks) >= 1e9 else (1e6, "MB")
+    factor, unit = scale(max(peaks), "bytes")
     figure = Figure(figsize=(5.4, 3.5))
     axes = figure.subplots()
     for number, memory in enumerate(memories):
@@ -209,10 +211,10 @@ def _memory(columns: Sequence[Column]) -> Figure | None:
         parts = ((memory.anonymous_bytes, 0.85, ""), (memory.file_bytes, 0.35, ""), (memory.swap_bytes, 0.35, "////"))
         for part, alpha, hatch in parts:
             if part:
-                axes.barh(number, part / scale, left=left, height=0.5, color=_colour(number), alpha=alpha, hatch=hatch)
-                left += part / scale
+                axes.barh(number, part / factor, left=left, height=0.5, color=_colour(number), alpha=alpha, hatch=hatch)
+                left += part / factor
         if memory.peak_bytes is not None:
-            axes.plot([memory.peak_bytes / scale] * 2, [number - 0.34, number + 0.34], color=INK, linewidth=1.8)
+            axes.plot([memory.peak_bytes / factor] * 2, [number - 0.34, number + 0.34], color=INK, linewidth=1.8)
     axes.set_xlabel(f"{unit}   {ARROW['lower']}")
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)

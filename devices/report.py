@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from devices.measurement import Measurement
 from devices.metrics import METRICS, Summary, summarize
 from devices.text import NOT_MEASURED, digits, show, show_interval
-from devices.validity import problems
+from devices.validity import doubts, problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class Column:
     label: str
     measurement: Measurement
     summaries: Mapping[str, Summary | None]  # by metric
-    problems: Sequence[str]
+    problems: Sequence[str]  # why it is invalid
+    doubts: Sequence[str]
 
 
 def labels(measurements: Sequence[Measurement]) -> list[str]:
@@ -44,6 +45,7 @@ def make_columns(measurements: Sequence[Measurement]) -> list[Column]:
             measurement=measurement,
             summaries={name: summarize(metric, measurement) for name, metric in METRICS.items()},
             problems=problems(measurement),
+            doubts=doubts(measurement),
         )
         for label, measurement in zip(labels(measurements), measurements, strict=True)
     ]
@@ -62,6 +64,7 @@ def to_json(columns: Sequence[Column]) -> str:
             "label": column.label,
             "valid": not column.problems,
             "problems": list(column.problems),
+            "doubts": list(column.doubts),
             "artifact": dataclasses.asdict(column.measurement.artifact),
             "device": dataclasses.asdict(column.measurement.device),
             "workload": dataclasses.asdict(column.measurement.workload),
@@ -98,9 +101,10 @@ def to_markdown(columns: Sequence[Column]) -> str:
             cells = [_cell(column, columns[0], name) for column in columns]
             lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
     lines += ["", *(_footnote(column) for column in columns)]
-    invalid = [f"- **invalid**: {escape_markdown(column.label)}: {escape_markdown(problem)}"
-               for column in columns for problem in column.problems]  # fmt: skip
-    return "\n".join([*lines, *invalid]) + "\n"
+    for column in columns:
+        for kind, texts in (("invalid", column.problems), ("doubtful", column.doubts)):
+            lines += [f"- **{kind}**: {escape_markdown(column.label)}: {escape_markdown(text)}" for text in texts]
+    return "\n".join(lines) + "\n"
 
 
 def _cell(column: Column, first: Column, name: str) -> str:

@@ -1,8 +1,11 @@
-"""Which measurements are no measurements. Pure: it reads a Measurement and says what is wrong with it, or nothing."""
+"""Which measurements are no measurements, and which are doubtful. Pure: it reads a Measurement and says why."""
 
 from __future__ import annotations
 
 from devices.measurement import Measurement, Repetition, Workload, sha256_ids
+
+# A third of the cores at work already makes repetitions differ visibly; an idle machine stays below.
+BUSY_LOAD_PER_CORE = 0.3
 
 
 def problems(measurement: Measurement) -> list[str]:
@@ -23,6 +26,14 @@ def problems(measurement: Measurement) -> list[str]:
     if measurement.before.boot_id != measurement.after.boot_id:
         found.append("the device was restarted in the middle (its boot id changed)")
     return found
+
+
+def doubts(measurement: Measurement) -> list[str]:
+    """What does not make the measurement invalid but its times worse than the device can do."""
+    load, cores = measurement.before.load_average_1min, measurement.before.logical_cores
+    if load is None or cores is None or load <= BUSY_LOAD_PER_CORE * cores:
+        return []
+    return [f"the device was busy before it began: load average {load:.1f} on {cores} cores; close what else runs"]
 
 
 def _repetition(repetition: Repetition, workload: Workload) -> list[str]:

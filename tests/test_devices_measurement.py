@@ -12,7 +12,7 @@ import pytest
 from devices.errors import MeasurementError
 from devices.fake import fake_measurement
 from devices.measurement import Measurement, Run, read_measurement, sha256_ids, write_measurement
-from devices.validity import problems
+from devices.validity import doubts, problems
 
 
 @pytest.fixture
@@ -111,3 +111,12 @@ def test_swap_and_a_restart_invalidate() -> None:
     assert any("4096 bytes of the process were swapped out" in problem for problem in problems(swapped))
     restarted = dataclasses.replace(measurement, after=dataclasses.replace(measurement.after, boot_id="another"))
     assert any("restarted" in problem for problem in problems(restarted))
+
+
+def test_a_busy_device_is_doubtful_and_an_unknown_one_is_not() -> None:
+    measurement = fake_measurement()
+    busy = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, load_average_1min=1.3))
+    unknown = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, load_average_1min=None))
+    assert doubts(measurement) == doubts(unknown) == []
+    assert doubts(busy) == ["the device was busy before it began: load average 1.3 on 4 cores; close what else runs"]
+    assert problems(busy) == []
