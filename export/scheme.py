@@ -22,6 +22,12 @@ class Scheme:
     block_size: int | None
     embedding_bits: int | None
 
+    def refuse_columns(self, columns: int) -> str | None:
+        """Why a matrix with so many columns cannot be quantised by this scheme; None if it can."""
+        if self.block_size and columns % self.block_size:
+            return f"scheme {self.name} needs matrices whose columns divide by {self.block_size}, this model has {columns}"
+        return None
+
 
 def _int4(name: str, block_size: int, embedding_bits: int = 4) -> Scheme:
     return Scheme(name=name, bits=4, block_size=block_size, embedding_bits=embedding_bits)

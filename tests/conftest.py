@@ -1,24 +1,84 @@
-"""Fixtures that more than one file of tests needs."""
+"""Fixtures that more than one file of tests needs: real exports, made once, and golden files."""
 
 from __future__ import annotations
 
-import os
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from export.pipeline import ExportRequest, export_model
 
-def _artifact(variable: str) -> Path:
-    if variable not in os.environ:
-        pytest.skip(f"set {variable} to the folder of an exported tiny artifact")
-    return Path(os.environ[variable])
+REPOSITORY = Path(__file__).parent.parent
+TINY = REPOSITORY / "export" / "tiny"
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """golden(name, text): equal to tests/golden/name, or rewritten by `pytest --rewrite-golden`."""
+
+    def compare(name: str, text: str) -> None:
+        if request.config.getoption("--rewrite-golden"):
+            (GOLDEN / name).write_text(text, encoding="utf-8")
+        assert text == (GOLDEN / name).read_text(encoding="utf-8"), f"run `make golden` if {name} should change"
+
+    return compare
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx() -> Path:
-    return _artifact("PHI_EDGE_TINY_ONNX")
+def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained tiny model as an int4 ONNX artifact."""
+    out = tmp_path_factory.mktemp("tiny") / "onnx"
+    return export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu")).folder
 
 
 @pytest.fixture(scope="session")
-def tiny_executorch() -> Path:
-    return _artifact("PHI_EDGE_TINY_EXECUTORCH")
+def tiny_executorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained tiny model as an int4 ExecuTorch artifact."""
+    out = tmp_path_factory.mktemp("tiny") / "executorch"
+    return export_model(ExportRequest(checkpoint="tiny", out=out, target="android")).folder
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """random_checkpoint(**config): a small random Phi-3 with grouped heads and a window, as transformers saves it."""
+
+    def make(**changes: Any) -> Path:
+        import torch
+        from transformers import Phi3Config, Phi3ForCausalLM
+
+        config = {
+            "vocab_size": json.loads((TINY / "config.json").read_text())["vocab_size"],
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "sliding_window": 2047,
+            "initializer_range": 0.1,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        } | changes
+        folder = tmp_path_factory.mktemp("checkpoint")
+        torch.manual_seed(0)
+        model = Phi3ForCausalLM(Phi3Config(**config))
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.data.uniform_(0.5, 1.5)
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TINY / name, folder / name)
+        return folder
+
+    return make

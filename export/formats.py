@@ -1,0 +1,130 @@
+"""The two formats behind one door: lay the weight file out, then, when its slots are full, write the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from export.artifact import Format, Model
+from export.checkpoint import Checkpoint
+from export.scheme import Scheme
+from export.slots import Slot
+from export.target import Target
+from export.weight_file import WeightFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One export, resolved: nothing in it is a default any more."""
+
+    checkpoint: Checkpoint
+    target: Target
+    format: Format
+    scheme: Scheme
+    context_tokens: int
+    model: Model
+
+
+class Layout(Protocol):
+    """A format's plan for one job."""
+
+    weight_file: str  # the file whose slots are streamed
+    slots: Mapping[str, Slot]
+    files: tuple[str, ...]  # every file this format writes, in the order of the manifest
+    options: Mapping[str, Any]  # for the manifest: what the engine is given, as applied
+    activations: str
+
+    def fill(self, sink: WeightFile) -> None:
+        """Fill the slots that do not come from the checkpoint."""
+
+    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+        """Write what is left once the weight file is full."""
+
+
+class OnnxLayout:
+    """model.onnx, model.onnx.data and genai_config.json."""
+
+    weight_file = "model.onnx.data"
+    files = ("model.onnx", "model.onnx.data", "genai_config.json")
+
+    def __init__(self, job: Job) -> None:
+        from export import onnx_graph
+
+        config = job.checkpoint.config
+        self.job = job
+        self.slots: Mapping[str, Slot] = onnx_graph.slots_for(config, job.scheme, job.context_tokens)
+        self.graph = onnx_graph.build(
+            config,
+            job.scheme,
+            self.slots,
+            context_tokens=job.context_tokens,
+            accuracy_level=job.target.accuracy_level,
+        )
+        quantised = job.scheme.bits is not None
+        self.activations = "float32, int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else "float32"
+        self.options: Mapping[str, Any] = {
+            "opset": self.graph.opset_imports[""],
+            "accuracy_level": job.target.accuracy_level if quantised else None,
+            "kv_cache": "float32, one buffer for past and present, rotated in place",
+            "logits": "last token only",
+            "provider": job.target.provider or "cpu",
+        }
+
+    def fill(self, sink: WeightFile) -> None:
+        tables = self.job.checkpoint.config.rope.tables(self.job.context_tokens)
+        for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
+            sink.append(name, memoryview(np.ascontiguousarray(table).view(np.uint8)).cast("B"))
+
+    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+        import onnx_ir
+
+        from export.genai_config import genai_config
+
+        onnx_ir.save(self.graph, folder / "model.onnx")
+        job = self.job
+        content = genai_config(
+            job.model, job.checkpoint.tokens, context_tokens=job.context_tokens, provider=job.target.provider
+        )
+        (folder / "genai_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class ExecuTorchLayout:
+    """model.pte, with its weights inside."""
+
+    weight_file = "model.pte"
+    files = ("model.pte",)
+
+    def __init__(self, job: Job) -> None:
+        from export import executorch_program
+
+        tokens = job.checkpoint.tokens
+        self.program = executorch_program.build(
+            job.checkpoint.config,
+            job.scheme,
+            context_tokens=job.context_tokens,
+            bos=tokens.bos,
+            stop=list(tokens.stop),
+        )
+        self.slots: Mapping[str, Slot] = self.program.slots
+        self.activations = "int8 by row, dynamic, in every linear layer" if job.scheme.bits else "float32"
+        self.options: Mapping[str, Any] = {
+            "backend": "xnnpack",
+            "delegates": job.model.layers + 1,
+            "kv_cache": "float32, state of the program",
+            "logits": "last token only",
+            "prefill_tokens": min(executorch_program.PREFILL_TOKENS, job.context_tokens),
+        }
+
+    def fill(self, sink: WeightFile) -> None:
+        """Nothing: the rotary tables are constants of the program."""
+
+    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+        self.program.finish(folder / self.weight_file, digests)
+
+
+LAYOUTS: Mapping[Format, Callable[[Job], Layout]] = {"onnx": OnnxLayout, "executorch": ExecuTorchLayout}

@@ -1,0 +1,55 @@
+"""genai_config.json: what stock onnxruntime-genai needs to load an ONNX artifact unchanged.
+
+Format: onnxruntime-genai, src/config.h. It is derived from what the manifest says and adds nothing of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from export.artifact import Model, Tokens
+
+
+def genai_config(model: Model, tokens: Tokens, *, context_tokens: int, provider: str) -> dict[str, Any]:
+    """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider."""
+    return {
+        "model": {
+            "type": "phi3",
+            "bos_token_id": tokens.bos,
+            "eos_token_id": list(tokens.stop),
+            "pad_token_id": tokens.pad if tokens.pad is not None else tokens.stop[0],
+            "vocab_size": model.vocab_size,
+            "context_length": context_tokens,
+            "decoder": {
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{provider: {}}] if provider else [],
+                },
+                "filename": "model.onnx",
+                "head_size": model.head_dim,
+                "hidden_size": model.hidden_size,
+                "num_attention_heads": model.heads,
+                "num_hidden_layers": model.layers,
+                "num_key_value_heads": model.kv_heads,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": context_tokens,
+            "past_present_share_buffer": True,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }

@@ -1,0 +1,232 @@
+"""Checkpoint in, sealed artifact out: the steps of an export, in order."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+from export.artifact import (
+    SCHEMA,
+    AppliedScheme,
+    Artifact,
+    Format,
+    Loss,
+    Manifest,
+    Memory,
+    Model,
+    Rope,
+    Source,
+    describe_files,
+    seal,
+)
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.errors import OptionError, SpaceError
+from export.formats import LAYOUTS, Job, Layout
+from export.loss import text_ids
+from export.scheme import scheme_named
+from export.stream import stream_weights
+from export.target import target_named
+from export.weight_file import WeightFile
+
+TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
+PLANNED_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What the user asked for; None takes the target's default."""
+
+    checkpoint: str
+    out: Path
+    target: str = "cpu"
+    format: str | None = None
+    scheme: str | None = None
+    context_tokens: int | None = None
+
+
+class Progress:
+    """What an export tells while it works; this one tells nothing. export.command shows a bar."""
+
+    def step(self, what: str) -> None:
+        """A new step begins."""
+
+    def weights(self, total_bytes: int) -> None:
+        """The weights begin to stream: so many bytes of the checkpoint."""
+
+    def read(self, name: str, count: int) -> None:
+        """Another `count` bytes of tensor `name` have been read."""
+
+
+def export_model(request: ExportRequest, progress: Progress | None = None) -> Artifact:
+    """Run one export. Raises ExportError for the user's fault, before anything is written where that is possible."""
+    progress = progress or Progress()
+    progress.step("reading the checkpoint")
+    job = resolve(request)
+    check_out(request.out)
+    progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
+    layout = LAYOUTS[job.format](job)
+    check_disk(request.out, layout)
+    work = request.out.with_name(request.out.name + ".part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        source, loss = fill_weights(job, layout, work, progress)
+        progress.step("writing the rest")
+        for name in job.checkpoint.tokenizer_files:
+            shutil.copyfile(job.checkpoint.folder / name, work / name)
+        manifest = describe(job, layout, work, source, loss)
+    except BaseException:
+        shutil.rmtree(work)
+        raise
+    if request.out.exists():
+        request.out.rmdir()  # empty: check_out has seen to that
+    work.rename(request.out)
+    return seal(request.out, manifest)
+
+
+def resolve(request: ExportRequest) -> Job:
+    """Open the checkpoint and settle every option. Raises OptionError or CheckpointError."""
+    target = target_named(request.target)
+    format_name = request.format or target.format
+    if format_name not in get_args(Format):
+        raise OptionError(f"unknown format {format_name!r}; known: {', '.join(get_args(Format))}")
+    format: Format = "onnx" if format_name == "onnx" else "executorch"
+    if format not in target.formats:
+        raise OptionError(f"target {target.name} has no format {format}; it has: {', '.join(target.formats)}")
+    scheme = scheme_named(request.scheme or target.schemes[format])
+    checkpoint = open_checkpoint(request.checkpoint)
+    config = checkpoint.config
+    for columns in (config.hidden_size, config.intermediate_size):
+        if reason := scheme.refuse_columns(columns):
+            raise OptionError(reason)
+    longest = config.max_position_embeddings
+    context = request.context_tokens or min(target.context_tokens, longest)
+    if not 1 < context <= longest:
+        raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
+    original = config.rope.original_context_tokens
+    if config.rope.type == "longrope" and context > original:
+        raise OptionError(f"--context {context}: beyond {original} tokens longrope needs its long factors; use {original}")
+    return Job(
+        checkpoint=checkpoint,
+        target=target,
+        format=format,
+        scheme=scheme,
+        context_tokens=context,
+        model=describe_model(checkpoint),
+    )
+
+
+def describe_model(checkpoint: Checkpoint) -> Model:
+    """The model's facts, read through optimum's table of normalised configs, which knows each family's own key names."""
+    from optimum.utils.normalized_config import NormalizedConfigManager
+
+    content = checkpoint.config_content
+    facts = NormalizedConfigManager.get_normalized_config_class(content["model_type"])(SimpleNamespace(**content))
+    return Model(
+        layers=facts.num_layers,
+        hidden_size=facts.hidden_size,
+        heads=facts.num_attention_heads,
+        kv_heads=checkpoint.config.num_key_value_heads,
+        head_dim=checkpoint.config.head_dim,
+        vocab_size=facts.vocab_size,
+        parameters=checkpoint.config.parameters,
+    )
+
+
+def check_out(out: Path) -> None:
+    """The output folder must be new or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SpaceError(f"{out}: is not empty; give a new folder, or remove this one first")
+
+
+def check_disk(out: Path, layout: Layout) -> None:
+    """The disk must hold the weight file and some megabytes beside it."""
+    needed = max(slot.end for slot in layout.slots.values()) + (64 << 20)
+    parent = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
+
+
+def fill_weights(job: Job, layout: Layout, work: Path, progress: Progress) -> tuple[Source, Loss]:
+    """Stream the checkpoint into the weight file and finish the format's files, hashing the source meanwhile."""
+    ids = text_ids(job.checkpoint.folder / "tokenizer.json")
+    progress.step("quantising" if job.scheme.bits else "copying")
+    progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
+    with ThreadPoolExecutor(1) as hasher, WeightFile(work / layout.weight_file, layout.slots) as sink:
+        source = hasher.submit(job.checkpoint.describe)
+        layout.fill(sink)
+        loss = stream_weights(job.checkpoint, job.scheme, sink, ids, progress.read)
+        digests = sink.digests()
+        progress.step("hashing the source")
+        described = source.result()
+    layout.finish(work, digests)
+    return described, loss
+
+
+def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -> Manifest:
+    """Everything the manifest says."""
+    config, scheme, rope = job.checkpoint.config, job.scheme, job.checkpoint.config.rope
+    files = describe_files(work, [*layout.files, *job.checkpoint.tokenizer_files])
+    return Manifest(
+        schema=SCHEMA,
+        format=job.format,
+        target=job.target.name,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source=source,
+        model=job.model,
+        scheme=AppliedScheme(
+            name=scheme.name,
+            bits=scheme.bits,
+            block_size=scheme.block_size,
+            symmetric=True,
+            embedding_bits=scheme.embedding_bits,
+            activations=layout.activations,
+            kept_wider=["*norm.weight"] if scheme.bits else ["*"],
+        ),
+        engine=layout.options,
+        context_tokens=job.context_tokens,
+        window_tokens=config.sliding_window,
+        rope=Rope(
+            type=rope.type,
+            theta=rope.theta,
+            rotary_dim=rope.rotary_dim,
+            switch_tokens=None,
+            attention_factor=rope.attention_factor,
+        ),
+        tokens=job.checkpoint.tokens,
+        memory=plan_memory(job, files[layout.weight_file].bytes),
+        loss=loss,
+        tools={name: importlib.metadata.version(name) for name in TOOLS if installed(name)},
+        files=files,
+    )
+
+
+def plan_memory(job: Job, weights_bytes: int) -> Memory:
+    """Weights plus KV cache (float32) for each usual context up to the model's own, and for the one exported."""
+    model = job.model
+    per_token = 2 * model.layers * model.kv_heads * model.head_dim * 4
+    longest = job.checkpoint.config.max_position_embeddings
+    contexts = sorted({job.context_tokens, *(tokens for tokens in PLANNED_CONTEXTS if tokens <= longest)})
+    return Memory(
+        weights_bytes=weights_bytes,
+        kv_bytes_per_token=per_token,
+        total_bytes_per_context={str(tokens): weights_bytes + tokens * per_token for tokens in contexts},
+    )
+
+
+def installed(name: str) -> bool:
+    """Whether a distribution is there to be asked for its version."""
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+

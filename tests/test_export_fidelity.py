@@ -1,0 +1,103 @@
+"""A float artifact computes what transformers computes, in both formats, however the prompt is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from export.artifact import open_artifact
+from export.pipeline import ExportRequest, export_model
+from runtimes.engine import Engine
+from runtimes.registry import open_engine
+
+LENGTHS = (1, 7, 200)
+# Either side of the sliding window, where others lose it or crash.
+WINDOW_LENGTHS = (2046, 2047, 2048, 2064, 2100)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
+    return random_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Token ids, and transformers' logits after each of them."""
+    import torch
+    from transformers import Phi3ForCausalLM
+
+    model = Phi3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = np.random.default_rng(0).integers(3, 500, max(WINDOW_LENGTHS)).tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].numpy()
+    return ids, logits
+
+
+@pytest.fixture(scope="module", params=["onnx", "executorch"])
+def engine(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    out = tmp_path_factory.mktemp("fp32") / request.param
+    export_model(
+        ExportRequest(checkpoint=str(checkpoint), out=out, format=request.param, scheme="fp32", context_tokens=2304)
+    )
+    engine = open_engine(open_artifact(out))
+    yield engine
+    engine.close()
+
+
+def in_pieces(engine: Engine, ids: list[int], size: int) -> npt.NDArray[np.float32]:
+    """Logits after ids, prefilled `size` tokens at a time."""
+    for start in range(0, len(ids), size):
+        logits = engine.forward(ids[start : start + size], start)
+    return logits
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("size", [1, 37, 512])
+def test_logits_equal_transformers(
+    engine: Engine, reference: tuple[list[int], npt.NDArray[np.float32]], length: int, size: int
+) -> None:
+    ids, logits = reference
+    difference = np.abs(in_pieces(engine, ids[:length], size) - logits[length - 1]).max()
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize("length", WINDOW_LENGTHS)
+def test_sliding_window_is_honoured(
+    engine: Engine, reference: tuple[list[int], npt.NDArray[np.float32]], length: int
+) -> None:
+    ids, logits = reference
+    difference = np.abs(in_pieces(engine, ids[:length], 500) - logits[length - 1]).max()
+    assert difference < 1e-4
+
+
+def test_eager_module_equals_transformers(
+    checkpoint: Path, reference: tuple[list[int], npt.NDArray[np.float32]]
+) -> None:
+    import torch
+
+    from export.attention import group_query_attention
+    from export.checkpoint import open_checkpoint
+    from export.models.phi3 import Phi3
+
+    opened = open_checkpoint(str(checkpoint))
+    config, (ids, logits) = opened.config, reference
+    module = Phi3(config).eval()
+    module.load_state_dict({name: tensor.read() for name, tensor in opened.tensors.items()})
+    length = 200
+    cos, sin = (torch.from_numpy(table) for table in config.rope.tables(length))
+    empty = torch.zeros(1, config.num_key_value_heads, length, config.head_dim)
+    total = torch.tensor([length], dtype=torch.int32)
+
+    def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        attended: torch.Tensor = group_query_attention(
+            qkv, empty, empty, total - 1, total, cos, sin, config.num_attention_heads, config.num_key_value_heads, 2047
+        )[0]
+        return attended
+
+    with torch.no_grad():
+        ours = module(torch.tensor([ids[:length]]), attend)[0].numpy()
+    assert np.abs(ours - logits[:length]).max() < 1e-4
