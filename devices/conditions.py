@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+BUSY_LOOK_S = 0.25
 CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
 
 
@@ -26,6 +28,7 @@ class Conditions:
     frequency_hz: Sequence[int] | None  # of each core, at this moment
     temperature_c: Mapping[str, float] | None  # by thermal zone
     load_average_1min: float | None
+    busy_share: float | None  # of all cores' time, in the quarter of a second of this look
     memory_total_bytes: int | None
     memory_available_bytes: int | None
     swap_total_bytes: int | None
@@ -47,6 +50,7 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
         frequency_hz=_frequencies(root),
         temperature_c=_temperatures(root),
         load_average_1min=_load_average(root),
+        busy_share=_busy_share(root),
         memory_total_bytes=memory.get("MemTotal"),
         memory_available_bytes=memory.get("MemAvailable"),
         swap_total_bytes=total,
@@ -94,6 +98,25 @@ def _temperatures(root: Path) -> dict[str, float] | None:
 def _load_average(root: Path) -> float | None:
     words = (_text(root / "proc/loadavg") or "").split()
     return float(words[0]) if words else None
+
+
+def _busy_share(root: Path) -> float | None:
+    # The load average still counts what ended a minute ago; this does not.
+    before = _cpu_times(root)
+    if before is None:
+        return None
+    time.sleep(BUSY_LOOK_S)
+    after = _cpu_times(root)
+    if after is None or after[1] <= before[1]:
+        return None
+    return 1 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _cpu_times(root: Path) -> tuple[int, int] | None:
+    """Idle and total time of all cores since the start, in ticks."""
+    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()[1:9]
+    ticks = [int(word) for word in words]
+    return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) == 8 else None  # idle and iowait
 
 
 def _meminfo(root: Path) -> dict[str, int]:

@@ -78,6 +78,7 @@ def fake_conditions() -> Conditions:
         frequency_hz=[2_400_000_000] * 4,
         temperature_c={"thermal_zone0 cpu": 51.5},
         load_average_1min=0.1,
+        busy_share=0.02,
         memory_total_bytes=8_000_000_000,
         memory_available_bytes=6_000_000_000,
         swap_total_bytes=None,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from devices.measurement import Measurement, Repetition, Workload, sha256_ids
 
-# A third of the cores at work already makes repetitions differ visibly; an idle machine stays below.
-BUSY_LOAD_PER_CORE = 0.3
+# What a background service takes stays below; another program at work on one core of three does not.
+BUSY_SHARE = 0.3
 
 
 def problems(measurement: Measurement) -> list[str]:
@@ -30,10 +30,10 @@ def problems(measurement: Measurement) -> list[str]:
 
 def doubts(measurement: Measurement) -> list[str]:
     """What does not make the measurement invalid but its times worse than the device can do."""
-    load, cores = measurement.before.load_average_1min, measurement.before.logical_cores
-    if load is None or cores is None or load <= BUSY_LOAD_PER_CORE * cores:
+    busy_share = measurement.before.busy_share
+    if busy_share is None or busy_share <= BUSY_SHARE:
         return []
-    return [f"the device was busy before it began: load average {load:.1f} on {cores} cores; close what else runs"]
+    return [f"the device was busy before it began ({busy_share:.0%} of its cores' time); close what else runs"]
 
 
 def _repetition(repetition: Repetition, workload: Workload) -> list[str]:

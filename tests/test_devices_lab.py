@@ -53,6 +53,7 @@ def test_conditions_of_this_machine() -> None:
     seen = read_conditions()
     assert seen.logical_cores is not None and seen.logical_cores >= 1
     assert seen.system.split()[0] == "Linux"
+    assert seen.busy_share is None or 0 <= seen.busy_share <= 1
     assert seen.memory_total_bytes is not None and seen.memory_total_bytes > 2**28
 
 

@@ -115,8 +115,8 @@ def test_swap_and_a_restart_invalidate() -> None:
 
 def test_a_busy_device_is_doubtful_and_an_unknown_one_is_not() -> None:
     measurement = fake_measurement()
-    busy = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, load_average_1min=1.3))
-    unknown = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, load_average_1min=None))
+    busy = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, busy_share=0.5))
+    unknown = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, busy_share=None))
     assert doubts(measurement) == doubts(unknown) == []
-    assert doubts(busy) == ["the device was busy before it began: load average 1.3 on 4 cores; close what else runs"]
+    assert doubts(busy) == ["the device was busy before it began (50% of its cores' time); close what else runs"]
     assert problems(busy) == []
