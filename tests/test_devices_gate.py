@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,6 +16,7 @@ from devices.compare import decide
 from devices.errors import BudgetError
 from devices.fake import fake_measurement
 from devices.measurement import Measurement, sha256_ids, write_measurement
+from devices.metrics import bootstrap, interval
 from phi_edge import main
 
 Golden = Callable[[str, str], None]
@@ -193,6 +195,20 @@ def test_the_verdict_on_an_interval(
 ) -> None:
     assert decide(low, high, "lower", 0.05) == lower_is_better
     assert decide(low, high, "higher", 0.05) == higher_is_better
+
+
+def test_false_alarms_are_rare_and_real_changes_are_found() -> None:
+    rng = np.random.default_rng(3)
+
+    def verdict(slower: float) -> str:
+        new, old = (
+            bootstrap([np.array([time_s]) for time_s in factor * np.exp(rng.normal(0, 0.02, 5))], 0.5, seed)
+            for factor, seed in ((slower, 1), (1.0, 2))
+        )
+        return decide(*interval(new / old), "lower", 0.05)
+
+    assert {verdict(1.0) for _ in range(60)} <= {"no-change", "inconclusive"}
+    assert [verdict(1.2) for _ in range(60)].count("regression") >= 57
 
 
 def test_without_anything_to_judge_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
