@@ -83,9 +83,11 @@ def report_command(files: tuple[Path, ...], html_out: Path | None, markdown: boo
         try:
             from devices.page import to_html
         except ModuleNotFoundError as missing:
+            if missing.name != "matplotlib":
+                raise
             raise DeviceError(
-                f"the HTML report needs {missing.name}, which is not installed: pip install 'phi-edge[report]'"
-            ) from missing
+                "--html needs matplotlib, which is not installed: pip install 'phi-edge[report]'"
+            ) from None
         _write(html_out, to_html(columns))
     if json_out is not None:
         _write(json_out, to_json(columns))

@@ -183,7 +183,7 @@ METRICS: Mapping[str, Metric] = {
         ),
         Metric(
             "artifact_bytes",
-            "Artifact",
+            "Artifact size",
             "bytes",
             "lower",
             _artifact,

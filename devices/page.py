@@ -104,5 +104,5 @@ def _repetition(repetition: Repetition) -> dict[str, str]:
         "decode": show(decode_tokens_per_s(repetition), "tokens/s"),
         "peak": show(run.memory.peak_bytes, "bytes"),
         "tokens": str(run.completion_tokens),
-        "sha256": run.token_ids_sha256[:12],
+        "sha256": run.token_ids_sha256[:8],
     }
