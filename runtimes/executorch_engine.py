@@ -99,7 +99,7 @@ def _load_library() -> Any:
     compiler: 4 s and 290 MB where this takes 2 s and 190 MB, all of it torch.
     """
     try:
-        import torch
+        torch = _import_torch()
         from executorch.extension.pybindings import _portable_lib
     except ModuleNotFoundError as error:
         raise EngineError(
@@ -116,8 +116,31 @@ def _load_library() -> Any:
                 f"the installed executorch has no library with {kernel}; install the wheel: "
                 "pip install 'phi-edge[executorch]'"
             )
-        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
+        torch.ops.load_library(found[0])
     return _portable_lib
+
+
+def _import_torch() -> Any:
+    """torch with one OpenMP thread, where this is its first import.
+
+    The attention kernel multiplies with torch's BLAS inside ExecuTorch's own threads. With OpenMP's default each of
+    those starts a team of spinning threads of its own: on a busy machine a forward of 2 tokens took 2,300 ms, not 1.
+    OpenMP reads the variable once, while it loads; nothing else can set this for threads that exist later.
+    """
+    if "torch" in sys.modules:
+        return sys.modules["torch"]
+    kept = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        import torch
+
+        torch.get_num_threads()
+    finally:
+        if kept is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = kept
+    return torch
 
 
 @contextlib.contextmanager
@@ -127,17 +150,18 @@ def _quiet() -> Iterator[Callable[[], str]]:
     On a healthy load it complains that this is not an Android phone.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", buffering=1) as log:
 
         def said() -> str:
             log.seek(0)
-            lines = log.read().decode(errors="replace").splitlines()
-            return " | ".join([line for line in lines if "cpuinfo_utils" not in line][-3:])
+            return " | ".join([line for line in log.read().splitlines() if "cpuinfo_utils" not in line][-3:])
 
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
-            yield said
+            # Some of the log goes to the file descriptor, some to Python's sys.stderr, which may be another file.
+            with contextlib.redirect_stderr(log):
+                yield said
         finally:
             os.dup2(kept, 2)
             os.close(kept)

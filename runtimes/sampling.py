@@ -53,28 +53,32 @@ def _candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int6
     """
     import numpy as np
 
-    scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
-    weights = np.exp(scaled)
+    def weigh(some: Logits) -> npt.NDArray[np.float64]:
+        weights: npt.NDArray[np.float64] = np.exp((some.astype(np.float64) - highest) / sampling.temperature)
+        return weights
+
+    highest = float(logits.max())
     if sampling.top_k is None and sampling.top_p is None:
-        return np.arange(len(weights)), weights
-    count = len(weights) if sampling.top_k is None else min(sampling.top_k, len(weights))
+        return np.arange(len(logits)), weigh(logits)
+    count = len(logits) if sampling.top_k is None else min(sampling.top_k, len(logits))
+    few = count if sampling.top_p is None else min(count, _FIRST_CANDIDATES)
+    ids = _best(logits, few)
+    weights = weigh(logits[ids])
     if sampling.top_p is None:
-        ids = _best(scaled, count)
-        return ids, weights[ids]
-    few = min(count, _FIRST_CANDIDATES)
-    ids = _best(scaled, few)
+        return ids, weights
     # Without top-k the nucleus is a share of all the weight, which is known before anything is sorted.
-    total = float(weights.sum()) if sampling.top_k is None else None
-    if few < count and (total is None or float(weights[ids].sum()) < sampling.top_p * total):
-        ids = _best(scaled, count)
+    total = float(weigh(logits).sum()) if sampling.top_k is None else None
+    if few < count and (total is None or float(weights.sum()) < sampling.top_p * total):
+        ids = _best(logits, count)
+        weights = weigh(logits[ids])
     if total is None:
-        total = float(weights[ids].sum())
-    before = weights[ids].cumsum() - weights[ids]
+        total = float(weights.sum())
+    before = weights.cumsum() - weights
     kept = max(1, int((before < sampling.top_p * total).sum()))
-    return ids[:kept], weights[ids[:kept]]
+    return ids[:kept], weights[:kept]
 
 
-def _best(scores: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+def _best(scores: Logits, count: int) -> npt.NDArray[np.int64]:
     """Indices of the `count` highest scores, highest first, ties by index."""
     import numpy as np
 

@@ -57,7 +57,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         folder: Path = request.getfixturevalue(f"tiny_{request.param}")
         artifact = open_artifact(folder)
         opener = ENGINES[artifact.manifest.format]
-    runtime = open_runtime(artifact, threads=1, engine=opener)
+    runtime = open_runtime(artifact, engine=opener)
     yield Subject(runtime, artifact, opener)
     runtime.close()
 
@@ -243,7 +243,7 @@ def test_a_prompt_may_be_prefilled_in_pieces(subject: Subject) -> None:
     ids = (subject.encode(PROMPT) * 40)[:40]
     expected = subject.ids(token_ids=ids, max_new_tokens=8, ignore_stop_ids=True)
     for pieces in (1, 7):
-        loop = TokenLoop(subject.opener(subject.artifact, 1), prefill_chunk_tokens=pieces)
+        loop = TokenLoop(subject.opener(subject.artifact, None), prefill_chunk_tokens=pieces)
         records = list(loop.stream(TokenRequest(ids=ids, max_new_tokens=8)))
         assert [record.id for record in records if isinstance(record, NewToken)] == expected
         loop.close()
