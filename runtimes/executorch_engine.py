@@ -127,7 +127,7 @@ def _import_torch() -> Any:
     those starts a team of spinning threads of its own: on a busy machine a forward of 2 tokens took 2,300 ms, not 1.
     OpenMP reads the variable once, while it loads; nothing else can set this for threads that exist later.
     """
-    if "torch" in sys.modules:
+    if sys.modules.get("torch") is not None:
         return sys.modules["torch"]
     kept = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
