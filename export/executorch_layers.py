@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.models.phi3 import MLP, DecoderLayer, Phi3Config
+from export.models.phi3 import Phi3Config
 from export.scheme import Scheme
 
 _decomposed = torch.ops.quantized_decomposed
@@ -123,8 +123,8 @@ class SplitMLP(nn.Module):
     def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate = make_linear(marks, f"{name}.gate_up_proj.weight#0", inner, hidden, scheme)
-        self.up = make_linear(marks, f"{name}.gate_up_proj.weight#1", inner, hidden, scheme)
+        self.gate = make_linear(marks, f"{name}.gate_up_proj.weight#gate", inner, hidden, scheme)
+        self.up = make_linear(marks, f"{name}.gate_up_proj.weight#up", inner, hidden, scheme)
         self.down = make_linear(marks, f"{name}.down_proj.weight", hidden, inner, scheme)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,18 +132,84 @@ class SplitMLP(nn.Module):
         return self.down(functional.silu(self.gate.multiply(x)) * self.up.multiply(x))  # type: ignore[no-any-return]
 
 
-def stand_in(layer: DecoderLayer, marks: Marks, config: Phi3Config, scheme: Scheme, name: str) -> DecoderLayer:
-    """Put stand-ins in the place of a weightless layer's parts. Tensor names begin with `name`."""
-    for path, module in list(layer.named_modules()):
-        parent, leaf = layer.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
-        if isinstance(module, MLP):
-            setattr(parent, leaf, SplitMLP(marks, f"{name}.{path}", config, scheme))
-        elif isinstance(module, nn.Linear) and not path.startswith("mlp"):
-            rows, columns = module.out_features, module.in_features
-            setattr(parent, leaf, make_linear(marks, f"{name}.{path}.weight", rows, columns, scheme))
-        elif isinstance(module, nn.RMSNorm):
-            setattr(parent, leaf, Norm(marks, f"{name}.{path}.weight", config.hidden_size, config.rms_norm_eps))
-    return layer
+class RotatedProjection(nn.Module):
+    """qkv_proj and the rotation: (x, cos, sin) -> query, key, value, each [1, tokens, heads, head_dim].
+
+    The rows that make the first rotated half of every head are one matrix, those of the second half another, so that
+    the halves need not be cut out of a tensor of unknown length. cos, sin: [1, tokens, 1, rotary_dim / 2].
+    """
+
+    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
+        super().__init__()
+        self.parts, rows = nn.ModuleDict(), {part: 0 for part, _ in qkv_rows(config)}
+        for part, count in qkv_rows(config):
+            rows[part] += count
+        for part, count in rows.items():
+            self.parts[part] = make_linear(marks, f"{name}#{part}", count, config.hidden_size, scheme)
+        self.config = config
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = DynamicLinear.quantise(x) if isinstance(self.parts["value"], DynamicLinear) else x
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        query = self.rotated("query", heads, x, cos, sin)
+        key = self.rotated("key", kv_heads, x, cos, sin)
+        return query, key, self.part("value", kv_heads, x)
+
+    def part(self, part: str, heads: int, x: Tensor) -> Tensor:
+        """One part's product, by head."""
+        product: Tensor = self.parts[part].multiply(x)  # type: ignore[operator]
+        return product.view(1, -1, heads, product.shape[-1] // heads)
+
+    def rotated(self, part: str, heads: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = self.part(f"{part}0", heads, x), self.part(f"{part}1", heads, x)
+        pieces = [first * cos - second * sin, second * cos + first * sin]
+        if f"{part}2" in self.parts:
+            pieces.append(self.part(f"{part}2", heads, x))
+        return torch.cat(pieces, dim=-1)
+
+
+def qkv_rows(config: Phi3Config) -> list[tuple[str, int]]:
+    """qkv_proj's rows from the first to the last, as (part, how many)."""
+    half, rest = config.rope.rotary_dim // 2, config.head_dim - config.rope.rotary_dim
+    rows: list[tuple[str, int]] = []
+    for part, heads in (("query", config.num_attention_heads), ("key", config.num_key_value_heads)):
+        head = [(f"{part}0", half), (f"{part}1", half)] + ([(f"{part}2", rest)] if rest else [])
+        rows += head * heads
+    return [*rows, ("value", config.num_key_value_heads * config.head_dim)]
+
+
+def gate_up_rows(config: Phi3Config) -> list[tuple[str, int]]:
+    """gate_up_proj's rows, as (part, how many)."""
+    return [("gate", config.intermediate_size), ("up", config.intermediate_size)]
+
+
+class Finish(nn.Module):
+    """The second half of a layer, in stand-ins: see DecoderLayer.finish."""
+
+    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.o_proj = make_linear(marks, f"{name}.self_attn.o_proj.weight", size, size, scheme)
+        self.norm = Norm(marks, f"{name}.post_attention_layernorm.weight", size, config.rms_norm_eps)
+        self.mlp = SplitMLP(marks, f"{name}.mlp", config, scheme)
+
+    def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self.o_proj(attended)
+        result: Tensor = hidden + self.mlp(self.norm(hidden))
+        return result
+
+
+class Project(nn.Module):
+    """The first half of a layer, in stand-ins, with the rotation: see DecoderLayer.project."""
+
+    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
+        super().__init__()
+        self.norm = Norm(marks, f"{name}.input_layernorm.weight", config.hidden_size, config.rms_norm_eps)
+        self.qkv = RotatedProjection(marks, f"{name}.self_attn.qkv_proj.weight", config, scheme)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = self.qkv(self.norm(hidden), cos, sin)
+        return result
 
 
 class QuantisedEmbedding(nn.Module):

@@ -14,7 +14,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.attention import causal_mask, rotate
-from export.executorch_layers import DynamicLinear, FloatLinear, Marks, Norm, QuantisedEmbedding, make_linear, stand_in
-from export.models.phi3 import EMBEDDING, DecoderLayer, Phi3Config, on_meta
+from export.executorch_layers import (
+    DynamicLinear,
+    Finish,
+    FloatLinear,
+    Marks,
+    Norm,
+    Project,
+    QuantisedEmbedding,
+    gate_up_rows,
+    make_linear,
+    qkv_rows,
+)
+from export.models.phi3 import EMBEDDING, Phi3Config
 from export.scheme import Scheme
 from export.slots import ITEM_BITS, Slot
 
@@ -55,11 +65,12 @@ class Hollow(bytes):
 class Program:
     """A laid-out program: the bytes that are not weights, by offset, and the slots between them.
 
-    A tensor whose bytes lie in two places (gate_up_proj) has one slot for each, named `...#0` and `...#1`.
+    A tensor whose rows were parted (`tensor#part`) is in `spread`: where its bytes go, in order.
     """
 
     fixed: Mapping[int, bytes]
     slots: Mapping[str, Slot]
+    spread: Mapping[str, Sequence[tuple[str, int]]]
     size: int
 
     def finish(self, path: Path, digests: Mapping[str, str]) -> None:
@@ -90,38 +101,39 @@ def content_key(slot: str, digest: str) -> str:
     return hashlib.sha256(f"{slot} {digest}".encode()).hexdigest()
 
 
-class Between(nn.Module):
-    """What lies between two attentions: (hidden, attended) -> (hidden, qkv)."""
-
-    def __init__(self, before: DecoderLayer, after: DecoderLayer) -> None:
-        super().__init__()
-        self.before, self.after = before, after
-
-    def forward(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.before.finish(hidden, attended)
-        return hidden, self.after.project(hidden)
-
-
 class First(nn.Module):
-    """Before the first attention: hidden -> qkv."""
+    """Before the first attention: (hidden, cos, sin) -> query, key, value."""
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    def __init__(self, project: Project) -> None:
         super().__init__()
-        self.layer = layer
+        self.project = project
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.layer.project(hidden)
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = self.project(hidden, cos, sin)
+        return result
+
+
+class Between(nn.Module):
+    """Between two attentions: (hidden, attended, cos, sin) -> hidden, query, key, value."""
+
+    def __init__(self, finish: Finish, project: Project) -> None:
+        super().__init__()
+        self.finish, self.project = finish, project
+
+    def forward(self, hidden: Tensor, attended: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        hidden = self.finish(hidden, attended)
+        return hidden, *self.project(hidden, cos, sin)
 
 
 class Last(nn.Module):
     """After the last attention, for one token: (hidden, attended) -> logits."""
 
-    def __init__(self, layer: DecoderLayer, norm: Norm, lm_head: DynamicLinear | FloatLinear) -> None:
+    def __init__(self, finish: Finish, norm: Norm, lm_head: DynamicLinear | FloatLinear) -> None:
         super().__init__()
-        self.layer, self.norm, self.lm_head = layer, norm, lm_head
+        self.finish, self.norm, self.lm_head = finish, norm, lm_head
 
     def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(self.norm(self.layer.finish(hidden, attended)))
+        logits: Tensor = self.lm_head(self.norm(self.finish(hidden, attended)))
         return logits
 
 
@@ -133,22 +145,18 @@ class Lowering:
     scheme: Scheme
     lengths: dict[str, int] = field(default_factory=dict)  # slot -> bytes
 
-    def layer(self, marks: Marks, name: str) -> DecoderLayer:
-        """A layer of stand-ins whose tensors begin with `name`."""
-        layer = on_meta(self.config, layers=1).model.layers[0]
-        assert isinstance(layer, DecoderLayer)
-        return stand_in(layer, marks, self.config, self.scheme, name)
-
-    def lower(self, piece: nn.Module, inputs: int, *, one_token: bool = False) -> Any:
-        """A module of stand-ins -> a lowered module: one delegate, whole."""
+    def lower(self, piece: nn.Module, inputs: str, *, one_token: bool = False) -> Any:
+        """A module of stand-ins -> a lowered module: one delegate, whole. `inputs`: h a hidden state, r a rotation."""
         from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
         from executorch.exir import EdgeCompileConfig, to_edge
         from executorch.exir.backend.backend_api import to_backend
 
-        hidden = torch.zeros(1, 1 if one_token else 3, self.config.hidden_size)
+        count = 1 if one_token else 3
+        half = self.config.rope.rotary_dim // 2
+        sizes = {"h": (1, count, self.config.hidden_size), "r": (1, count, 1, half)}
         tokens = torch.export.Dim("tokens", min=1, max=PREFILL_TOKENS)
-        shapes = None if one_token else tuple({1: tokens} for _ in range(inputs))
-        example = tuple(hidden.clone() for _ in range(inputs))
+        shapes = None if one_token else tuple({1: tokens} for _ in inputs)
+        example = tuple(torch.zeros(sizes[kind]) for kind in inputs)
         program = torch.export.export(piece.eval(), example, dynamic_shapes=shapes, strict=False)
         # Linear layers are kept whole: decomposed, they become reshapes that XNNPACK does not take.
         edge = to_edge(
@@ -224,7 +232,7 @@ class Runner(nn.Module):
                 cache = torch.zeros(1, context_tokens, config.num_key_value_heads, config.head_dim)
                 self.register_buffer(f"{part}_{layer}", cache, persistent=False)
         for name, table in zip(("cos", "sin"), config.rope.tables(context_tokens), strict=True):
-            self.register_buffer(name, torch.from_numpy(table), persistent=False)
+            self.register_buffer(name, torch.from_numpy(table)[None, :, None], persistent=False)
 
     def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
         config, count = self.config, tokens.shape[1]
@@ -232,25 +240,20 @@ class Runner(nn.Module):
         torch._check(start >= 0)  # type: ignore[no-untyped-call]
         torch._check(start < self.context_tokens)  # type: ignore[no-untyped-call]
         torch._check(start + count <= self.context_tokens)  # type: ignore[no-untyped-call]
-        cos, sin = (
-            torch.narrow(self.get_buffer(name), 0, start, count)[:, None] for name in ("cos", "sin")  # type: ignore[arg-type]
-        )
+        cos, sin = (torch.narrow(self.get_buffer(name), 1, start, count) for name in ("cos", "sin"))  # type: ignore[arg-type]
         mask = None
         if config.sliding_window and config.sliding_window < self.context_tokens:
             mask = self.window_mask(start, count)
-        sizes = [heads * config.head_dim for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
         hidden = self.embedding(tokens)
-        (qkv,) = self.pieces[0](hidden)
+        query, key, value = self.pieces[0](hidden, cos, sin)
         for layer in range(config.num_hidden_layers):
-            query, key, value = (part.unflatten(-1, (-1, config.head_dim)) for part in qkv.split(sizes, dim=-1))
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
             cached_key, cached_value = self.get_buffer(f"key_{layer}"), self.get_buffer(f"value_{layer}")
             torch.ops.llama.update_cache(key, cached_key, start)
             torch.ops.llama.update_cache(value, cached_value, start)
             attended = torch.ops.llama.custom_sdpa(query, cached_key, cached_value, start, mask, 0.0, mask is None)
             attended = attended.flatten(2)
             if layer + 1 < config.num_hidden_layers:
-                hidden, qkv = self.pieces[layer + 1](hidden, attended)
+                hidden, query, key, value = self.pieces[layer + 1](hidden, attended, cos, sin)
         (logits,) = self.pieces[-1](hidden[:, -1:], attended[:, -1:])
         return logits[:, -1]  # type: ignore[no-any-return]
 
@@ -279,7 +282,7 @@ def build(config: Phi3Config, scheme: Scheme, *, context_tokens: int, bos: int |
         if (owner := marks.owner(buffer.storage)) is not None:
             lowering.lengths[owner] = len(buffer.storage)
             buffer.storage = Hollow(owner, len(buffer.storage))
-    return lay_out_program(program, manager._named_data, scheme)
+    return lay_out_program(program, manager._named_data, config, scheme)
 
 
 def lower_pieces(lowering: Lowering) -> list[nn.Module]:
@@ -287,27 +290,27 @@ def lower_pieces(lowering: Lowering) -> list[nn.Module]:
     config, scheme = lowering.config, lowering.scheme
     count = config.num_hidden_layers
 
+    def heads(hidden: Tensor) -> list[Tensor]:
+        counts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        return [hidden.new_empty(1, hidden.shape[1], heads, config.head_dim) for heads in counts]
+
     marks = Marks()
-    first = lowering.lower(First(lowering.layer(marks, "model.layers.0")), 1)
-    pieces = [lowering.place(first, marks, {}, lambda hidden: [hidden.new_empty(1, hidden.shape[1], config.qkv_size)])]
+    first = lowering.lower(First(Project(marks, "model.layers.0", config, scheme)), "hrr")
+    pieces = [lowering.place(first, marks, {}, lambda hidden, *_: heads(hidden))]
     if count > 1:
         marks = Marks()
-        between = lowering.lower(Between(lowering.layer(marks, "before"), lowering.layer(marks, "after")), 2)
+        finish, project = Finish(marks, "before", config, scheme), Project(marks, "after", config, scheme)
+        between = lowering.lower(Between(finish, project), "hhrr")
         for n in range(1, count):
             rename = {"before.": f"model.layers.{n - 1}.", "after.": f"model.layers.{n}."}
             pieces.append(
-                lowering.place(
-                    between,
-                    marks,
-                    rename,
-                    lambda hidden, _: [torch.empty_like(hidden), hidden.new_empty(1, hidden.shape[1], config.qkv_size)],
-                )
+                lowering.place(between, marks, rename, lambda hidden, *_: [torch.empty_like(hidden), *heads(hidden)])
             )
     marks = Marks()
-    layer = lowering.layer(marks, f"model.layers.{count - 1}")
+    finish = Finish(marks, f"model.layers.{count - 1}", config, scheme)
     norm = Norm(marks, "model.norm.weight", config.hidden_size, config.rms_norm_eps)
     head = make_linear(marks, "lm_head.weight", config.vocab_size, config.hidden_size, scheme)
-    last = lowering.lower(Last(layer, norm, head), 2, one_token=True)
+    last = lowering.lower(Last(finish, norm, head), "hh", one_token=True)
     pieces.append(lowering.place(last, marks, {}, lambda hidden, _: [hidden.new_empty(1, 1, config.vocab_size)]))
     return pieces
 
@@ -346,7 +349,7 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
     )
 
 
-def lay_out_program(program: Any, named_data: Any, scheme: Scheme) -> Program:
+def lay_out_program(program: Any, named_data: Any, config: Phi3Config, scheme: Scheme) -> Program:
     """Serialise with hollow blocks, and note where each block and each run of other bytes lies."""
     from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
@@ -362,7 +365,24 @@ def lay_out_program(program: Any, named_data: Any, scheme: Scheme) -> Program:
         else:
             fixed[offset] = bytes(block)
         offset += len(block)
-    return Program(fixed, slots, offset)
+    return Program(fixed, slots, spread_rows(slots, config), offset)
+
+
+def spread_rows(slots: Mapping[str, Slot], config: Phi3Config) -> dict[str, list[tuple[str, int]]]:
+    """Where the bytes of the tensors go whose rows were parted: tensor -> (slot, bytes) from the first row on."""
+    parted = {"self_attn.qkv_proj.weight": qkv_rows(config), "mlp.gate_up_proj.weight": gate_up_rows(config)}
+    spread: dict[str, list[tuple[str, int]]] = {}
+    for n in range(config.num_hidden_layers):
+        for name, rows in parted.items():
+            total = {part: sum(count for other, count in rows if other == part) for part, _ in rows}
+            for suffix in ("", "_q", "_scales"):
+                tensor = f"model.layers.{n}.{name}"
+                places = {part: f"{tensor}#{part}{suffix}" for part in total}
+                if places[rows[0][0]] in slots:
+                    spread[f"{tensor}{suffix}"] = [
+                        (places[part], slots[places[part]].length // total[part] * count) for part, count in rows
+                    ]
+    return spread
 
 
 def slot_dtype(name: str, scheme: Scheme) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ class Layout(Protocol):
 
     weight_file: str  # the file whose slots are streamed
     slots: Mapping[str, Slot]
+    spread: Mapping[str, Sequence[tuple[str, int]]]  # see WeightFile
     files: tuple[str, ...]  # every file this format writes, in the order of the manifest
     options: Mapping[str, Any]  # for the manifest: what the engine is given, as applied
     activations: str
@@ -51,6 +52,7 @@ class OnnxLayout:
 
     weight_file = "model.onnx.data"
     files = ("model.onnx", "model.onnx.data", "genai_config.json")
+    spread: Mapping[str, Sequence[tuple[str, int]]] = {}
 
     def __init__(self, job: Job) -> None:
         from export import onnx_graph
@@ -111,6 +113,7 @@ class ExecuTorchLayout:
             stop=list(tokens.stop),
         )
         self.slots: Mapping[str, Slot] = self.program.slots
+        self.spread: Mapping[str, Sequence[tuple[str, int]]] = self.program.spread
         self.activations = "int8 by row, dynamic, in every linear layer" if job.scheme.bits else "float32"
         self.options: Mapping[str, Any] = {
             "backend": "xnnpack",

@@ -157,9 +157,10 @@ def check_disk(out: Path, layout: Layout) -> None:
 def fill_weights(job: Job, layout: Layout, work: Path, progress: Progress) -> tuple[Source, Loss]:
     """Stream the checkpoint into the weight file and finish the format's files, hashing the source meanwhile."""
     ids = text_ids(job.checkpoint.folder / "tokenizer.json")
+    weights = work / layout.weight_file
     progress.step("quantising" if job.scheme.bits else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
-    with ThreadPoolExecutor(1) as hasher, WeightFile(work / layout.weight_file, layout.slots) as sink:
+    with ThreadPoolExecutor(1) as hasher, WeightFile(weights, layout.slots, layout.spread) as sink:
         source = hasher.submit(job.checkpoint.describe)
         layout.fill(sink)
         loss = stream_weights(job.checkpoint, job.scheme, sink, ids, progress.read)

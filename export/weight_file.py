@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from export.errors import SpaceError
 from export.slots import Slot
 
-PART = re.compile(r"#\d+")  # `gate_up_proj.weight#1_q` is the second place of `gate_up_proj.weight_q`
-
 
 class WeightFile:
     """A sink for export.stream. Tensors may come in any order; the bytes of one come in order.
 
-    A tensor's bytes may lie in several slots, filled one after the other.
+    A tensor usually fills the slot of its name. One whose rows are spread over several slots is in `spread`: its
+    bytes go piece by piece to (slot, bytes), in that order.
     """
 
-    def __init__(self, path: Path, slots: Mapping[str, Slot]) -> None:
+    def __init__(
+        self, path: Path, slots: Mapping[str, Slot], spread: Mapping[str, Sequence[tuple[str, int]]] | None = None
+    ) -> None:
         self.path, self.slots = path, slots
-        self.places: dict[str, list[Slot]] = {}
-        for slot in slots.values():
-            self.places.setdefault(PART.sub("", slot.name), []).append(slot)
-        for places in self.places.values():
-            places.sort(key=lambda slot: slot.name)
+        self.waiting = {name: [(name, slot.length)] for name, slot in slots.items()}
+        self.waiting |= {name: list(pieces) for name, pieces in (spread or {}).items()}
+        self.styles = {name: slots[pieces[0][0]] for name, pieces in self.waiting.items()}
+        for pieces in self.waiting.values():
+            pieces.reverse()  # so that the next one is popped from the end
         self.filled = dict.fromkeys(slots, 0)
         self.hashes = {name: hashlib.sha256() for name in slots}
 
@@ -41,16 +41,18 @@ class WeightFile:
         self.file.close()
 
     def slot(self, name: str) -> Slot | None:
-        """The (first) slot of a tensor, which says how its bytes are written; None if the file has no such tensor."""
-        return self.places[name][0] if name in self.places else None
+        """A tensor's slot (any of them), which says how its bytes are written; None if the file has no such tensor."""
+        return self.styles.get(name)
 
     def append(self, name: str, data: memoryview) -> None:
         """The next bytes of a tensor. Raises SpaceError where the disk is full."""
-        for slot in self.places[name]:
-            room = slot.length - self.filled[slot.name]
-            self._write(slot, data[:room])
+        pieces = self.waiting[name]
+        while data:
+            slot, room = pieces.pop()
+            self._write(self.slots[slot], data[:room])
+            if room > len(data):
+                pieces.append((slot, room - len(data)))
             data = data[room:]
-        assert not data, f"{name}: more bytes than its slots hold"
 
     def _write(self, slot: Slot, data: memoryview) -> None:
         at = slot.offset + self.filled[slot.name]
