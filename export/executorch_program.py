@@ -268,10 +268,10 @@ class Runner(nn.Module):
 
 def build(config: Phi3Config, scheme: Scheme, *, context_tokens: int, bos: int | None, stop: list[int]) -> Program:
     """Lower one piece of each kind, compose the program from copies, and lay it out."""
-    import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  (registers the embedding operators)
-    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::*)
-
     with quiet(), torch.no_grad():
+        import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  (registers embedding operators)
+        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::*)
+
         lowering = Lowering(config, scheme)
         pieces = lower_pieces(lowering)
         marks = Marks()

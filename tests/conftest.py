@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 
 from export.pipeline import ExportRequest, export_model
+
+# ExecuTorch's threads call torch's BLAS: with OpenMP threads of its own in each, a call takes a hundred times as long.
+# The engine sees to it where it is the first to import torch; in one process with transformers it is not.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "export" / "tiny"

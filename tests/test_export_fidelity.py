@@ -12,7 +12,7 @@ import pytest
 from export.artifact import open_artifact
 from export.pipeline import ExportRequest, export_model
 from runtimes.engine import Engine
-from runtimes.registry import open_engine
+from runtimes.registry import ENGINES
 
 LENGTHS = (1, 7, 200)
 # Either side of the sliding window, where others lose it or crash.
@@ -43,7 +43,8 @@ def engine(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: p
     export_model(
         ExportRequest(checkpoint=str(checkpoint), out=out, format=request.param, scheme="fp32", context_tokens=2304)
     )
-    engine = open_engine(open_artifact(out))
+    artifact = open_artifact(out)
+    engine = ENGINES[artifact.manifest.format](artifact, None)
     yield engine
     engine.close()
 
