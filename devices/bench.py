@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from devices import pagecache
-from devices.conditions import read_conditions
 from devices.errors import DeviceError
 from devices.lab import Device
 from devices.local import LocalWorker
@@ -29,6 +27,8 @@ from devices.measurement import (
     sha256_ids,
 )
 from export.artifact import Artifact, Manifest
+from runtimes import pagecache
+from runtimes.conditions import read_conditions
 
 Step = Callable[[int, str], None]  # requests done so far, and what is being done
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from devices.conditions import Conditions
 from devices.measurement import (
     SCHEMA,
     ArtifactFacts,
@@ -16,6 +15,7 @@ from devices.measurement import (
     Workload,
     sha256_ids,
 )
+from runtimes.conditions import Conditions
 
 
 def fake_measurement(

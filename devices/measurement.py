@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from devices.conditions import Conditions
 from devices.errors import MeasurementError
 from devices.strict import build
 from export.artifact import Artifact
+from runtimes.conditions import Conditions
 
 SCHEMA = 1
 PageCache = Literal["cold", "warm", "mixed"]

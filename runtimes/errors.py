@@ -5,9 +5,12 @@ RuntimesError               one line for the user, exit 2
 │   └── UnsupportedError    this runtime cannot honour a field
 ├── EngineError             the engine's library is missing, or cannot load the artifact
 └── TransportError          the device or the wire failed (carries command, exit code and last lines)
+    └── DeviceBusyError     another process holds the device
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class RuntimesError(Exception):
@@ -27,4 +30,24 @@ class EngineError(RuntimesError):
 
 
 class TransportError(RuntimesError):
-    """The device or the wire failed."""
+    """The device or the wire failed. `exit_code` is None where there is none to tell."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: Sequence[str] = (),
+        exit_code: int | None = None,
+        last_lines: Sequence[str] = (),
+    ) -> None:
+        told = message if exit_code is None else f"{message} (exit code {exit_code})"
+        # A line of a device's log may hold anything; a terminal shall not obey it.
+        printable = ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in last_lines]
+        super().__init__("\n  ".join([told, *printable]))
+        self.command = tuple(command)
+        self.exit_code = exit_code
+        self.last_lines = tuple(last_lines)
+
+
+class DeviceBusyError(TransportError):
+    """Another process holds the device."""

@@ -9,6 +9,7 @@ from runtimes.api import Runtime
 from runtimes.engine import Engine, EngineOpener
 from runtimes.errors import RequestError
 from runtimes.loop import TokenLoop
+from runtimes.tokens import TokenSource
 
 
 def _onnx(artifact: Artifact, threads: int | None) -> Engine:
@@ -35,13 +36,17 @@ def open_runtime(
     `threads` None means all cores this process may use; `engine` None the one for the artifact's format.
     Raises RuntimesError and, for a folder that is no artifact, export's ArtifactError.
     """
+    if isinstance(artifact, Path):
+        artifact = open_artifact(artifact)
+    return text_runtime(artifact, open_tokens(artifact, threads=threads, engine=engine))
+
+
+def text_runtime(artifact: Artifact, source: TokenSource) -> Runtime:
+    """Text in, text out over any source of this artifact's tokens, here or on a device (devices.drivers)."""
     from runtimes.runtime import TextRuntime
     from runtimes.tokenizer import Tokenizer
 
-    if isinstance(artifact, Path):
-        artifact = open_artifact(artifact)
-    tokenizer = Tokenizer(artifact.folder)
-    return TextRuntime(open_tokens(artifact, threads=threads, engine=engine), tokenizer, artifact.manifest)
+    return TextRuntime(source, Tokenizer(artifact.folder), artifact.manifest)
 
 
 def open_tokens(artifact: Artifact, *, threads: int | None = None, engine: EngineOpener | None = None) -> TokenLoop:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from devices.conditions import read_conditions
 from devices.errors import LabError
 from devices.lab import read_lab
-from devices.pagecache import cached_share, drop
+from runtimes.conditions import read_conditions
+from runtimes.pagecache import cached_share, drop
 
 
 def test_this_machine_needs_no_file() -> None:
