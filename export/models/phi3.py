@@ -8,7 +8,7 @@ Phi-3-small is another architecture and is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -212,9 +212,7 @@ class Phi3(nn.Module):
         return logits
 
 
-def on_meta(config: Phi3Config, layers: int | None = None) -> Phi3:
-    """The module without weights, for tracing: shapes only, no memory. With `layers`, only so many of them."""
-    if layers is not None:
-        config = replace(config, num_hidden_layers=layers)
+def on_meta(config: Phi3Config) -> Phi3:
+    """The module without weights, for tracing: shapes only, no memory."""
     with torch.device("meta"):
         return Phi3(config).eval().requires_grad_(False)
