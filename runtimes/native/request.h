@@ -1,0 +1,36 @@
+/* One line from the host as a struct, checked (docs/agent-protocol.md). It answers nothing itself. */
+#ifndef PHI_EDGE_REQUEST_H
+#define PHI_EDGE_REQUEST_H
+
+#include "sampling.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MAX_LINE_BYTES = 4 << 20, MAX_SESSION = 64 };
+
+enum verb { DO_NOTHING, DO_GENERATE, DO_CANCEL, DO_FORGET, DO_SAMPLE, DO_PING };
+
+struct request {
+    enum verb verb;
+    int64_t number; /* -1 where it could not be read */
+    int32_t *ids;
+    size_t id_count;
+    int32_t *stop_ids;
+    size_t stop_count;
+    uint64_t max_new_tokens;
+    struct sampling sampling;
+    bool has_deadline, hold;
+    double deadline_s;
+    char session[MAX_SESSION + 1]; /* empty: none */
+    /* Where it cannot be served: the code and the message for the error line. */
+    const char *code;
+    char message[256];
+};
+
+/* Read a line. `code` is NULL for a good one. */
+void request_read(struct request *request, const char *line, size_t length, size_t context_tokens, size_t vocab_size);
+void request_free(struct request *request);
+
+#endif

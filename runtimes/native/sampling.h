@@ -1,0 +1,21 @@
+/* From logits to the next id, as runtimes/sampling.py: the same draws from the same seed, so the same tokens. */
+#ifndef PHI_EDGE_SAMPLING_H
+#define PHI_EDGE_SAMPLING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct sampling {
+    double temperature; /* 0 is greedy */
+    bool has_top_p;
+    double top_p;
+    size_t top_k; /* 0: none */
+    uint64_t seed;
+};
+
+/* The id of token number `index`; -1 where the logits are not numbers (or memory is out), with `error` set. */
+int32_t sample_token(const float *logits, size_t count, const struct sampling *sampling, uint64_t index,
+                     const char **error);
+
+#endif
