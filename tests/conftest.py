@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from devices.fake_adbd import FakeAdbd
+from devices.fake_phone import FakePhone
 from export.pipeline import ExportRequest, export_model
 
 # ExecuTorch's threads call torch's BLAS: with OpenMP threads of its own in each, a call takes a hundred times as long.
@@ -87,3 +91,24 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def adb_port() -> Iterator[int]:
+    """A private server of the real adb client on a free port of 127.0.0.1."""
+    if shutil.which("adb") is None:
+        pytest.skip("needs adb: run ci/install_system.sh")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    # Without this the server looks for emulators on 5555 and up by itself.
+    environment = os.environ | {"ADB_LOCAL_TRANSPORT_MAX_PORT": "5553"}
+    subprocess.run(["adb", "-P", str(port), "start-server"], check=True, capture_output=True, env=environment)
+    yield port
+    subprocess.run(["adb", "-P", str(port), "kill-server"], check=False, capture_output=True)
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Iterator[FakeAdbd]:
+    """A phone behind the adb protocol; not connected yet (AdbHost does that)."""
+    with FakeAdbd(FakePhone(tmp_path / "phone")) as adbd:
+        yield adbd

@@ -1,0 +1,240 @@
+"""The real adb client against the shipped fake of a phone: commands, files, states, and what breaks on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shlex
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from devices.fake_adbd import FakeAdbd
+from runtimes.adb import AdbHost
+from runtimes.adb_devices import choose_device, parse_devices
+from runtimes.errors import TransportError
+
+pytestmark = pytest.mark.emulated
+
+PRINT_ARGUMENTS = 'for each in "$@"; do printf "%s\\0" "$each"; done'
+
+
+@pytest.fixture
+def host(phone: FakeAdbd, adb_port: int) -> AdbHost:
+    return AdbHost(f"127.0.0.1:{phone.port}", server_port=adb_port)
+
+
+def test_a_command_gives_its_output_and_its_exit_code(host: AdbHost) -> None:
+    done = host.run(["sh", "-c", "cat; echo no >&2; exit 7"], deadline_s=10, stdin=b"in\0put\xff")
+    assert (done.exit_code, done.stdout, done.stderr) == (7, b"in\0put\xff", b"no\n")
+    assert host.run(["true"], deadline_s=10).exit_code == 0
+    with pytest.raises(TransportError, match=r"looking failed on the device \(exit code 7\)"):
+        done.checked("looking")
+
+
+def test_exit_code_1_of_a_command_is_not_a_broken_wire(host: AdbHost) -> None:
+    assert host.run(["false"], deadline_s=10).exit_code == 1
+
+
+def test_a_command_has_a_deadline(host: AdbHost) -> None:
+    before = time.monotonic()
+    with pytest.raises(TransportError, match=r"did not finish in 0\.5 s: sleep 30"):
+        host.run(["sleep", "30"], deadline_s=0.5)
+    assert time.monotonic() - before < 5
+
+
+def test_2000_strings_arrive_as_they_are(host: AdbHost, phone: FakeAdbd) -> None:
+    generator = random.Random(3)
+    alphabet = "$`\\\"'!*?[]{}()<>|&;~#=%^ \t\n\r\x01\x7fa-é漢🙂\u202e"
+    strings = ["".join(generator.choices(alphabet, k=generator.randrange(0, 24))) for _ in range(2000)]
+    strings[:4] = ["$(reboot)", "'; rm -rf / #", "-n", "--help"]
+    for start in range(0, 2000, 250):
+        batch = strings[start : start + 250]
+        done = host.run(["sh", "-c", PRINT_ARGUMENTS, "sh", *batch], deadline_s=30)
+        assert done.checked("printing").decode().split("\0")[:-1] == batch
+
+
+def test_file_names_arrive_as_they_are(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+    local = tmp_path / "local $(x) 'é\n;.bin"
+    local.write_bytes(b"abc")
+    for name in (
+        "plain",
+        "a b",
+        "$(reboot)",
+        "'quote'",
+        '"double"',
+        "new\nline",
+        "semi;colon",
+        "漢字 🙂",
+        "-r",
+        "a\\b",
+        "*",
+    ):
+        remote = str(phone.phone.folder / name)
+        host.push(local, remote, deadline_s=10)
+        assert Path(remote).read_bytes() == b"abc"
+        host.pull(remote, tmp_path / "back", deadline_s=10)
+        assert (tmp_path / "back").read_bytes() == b"abc"
+
+
+def test_a_nul_is_refused_with_its_reason(host: AdbHost) -> None:
+    with pytest.raises(TransportError, match="no command can hold a NUL"):
+        host.run(["echo", "a\0b"], deadline_s=5)
+    with pytest.raises(TransportError, match=r"allowed: 100000; send the rest on stdin"):
+        host.run(["echo", "a" * 200_000], deadline_s=5)
+
+
+def test_push_continues_a_beginning(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    remote = phone.phone.folder / "file.part"
+    remote.write_bytes(data[:1_234_567])
+    host.push(tmp_path / "file", str(remote), deadline_s=30)
+    assert hashlib.sha256(remote.read_bytes()).digest() == hashlib.sha256(data).digest()
+
+
+def test_a_cable_pulled_in_push_is_told_and_the_next_push_continues(
+    host: AdbHost, phone: FakeAdbd, tmp_path: Path
+) -> None:
+    data = random.Random(0).randbytes(5_000_000)
+    (tmp_path / "file").write_bytes(data)
+    remote = phone.phone.folder / "file.part"
+    phone.unplug_after_bytes(2_000_000)
+    with pytest.raises(TransportError, match="adb failed to push"):
+        host.push(tmp_path / "file", str(remote), deadline_s=30)
+    assert 0 < remote.stat().st_size < 5_000_000
+    phone.plug()
+    again = AdbHost(host.device.serial, server_port=host._server_port)
+    again.push(tmp_path / "file", str(remote), deadline_s=30)
+    assert remote.read_bytes() == data
+
+
+def test_a_full_disk_is_told(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(2_000_000))
+    phone.phone.free_bytes = 1_000_000
+    with pytest.raises(TransportError, match="No space left on device"):
+        host.push(tmp_path / "file", str(phone.phone.folder / "file.part"), deadline_s=30)
+
+
+def test_pull_leaves_no_half_file(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+    with pytest.raises(TransportError, match="adb failed to pull"):
+        host.pull(str(phone.phone.folder / "nothing"), tmp_path / "file", deadline_s=10)
+    assert [each.name for each in tmp_path.iterdir()] == ["phone"]
+
+
+def test_a_program_reads_and_writes_lines(host: AdbHost) -> None:
+    process = host.start(["sh", "-c", 'while read -r each; do echo "got $each"; done; echo end >&2; exit 3'])
+    lines = process.lines()
+    process.write_line(b"one")
+    assert next(lines) == b"got one"
+    process.write_line("zwei 漢".encode())
+    assert next(lines).decode() == "got zwei 漢"
+    process.close_stdin()
+    assert list(lines) == []
+    assert process.wait(10) == 3
+    assert process.last_lines() == ["end"]
+    process.close()
+    process.close()
+
+
+def test_closing_ends_a_program_that_does_not_want_to(host: AdbHost) -> None:
+    process = host.start(["sh", "-c", "trap '' HUP PIPE; echo $$; while :; do sleep 0.1; done"])
+    pid = int(next(process.lines()))
+    assert Path(f"/proc/{pid}").exists()
+    process.close()
+    time.sleep(0.2)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_pulled_cable_ends_the_lines(host: AdbHost, phone: FakeAdbd) -> None:
+    process = host.start(["sh", "-c", "echo one; printf half; cat"])
+    lines = process.lines()
+    assert next(lines) == b"one"
+    threading.Timer(0.2, phone.unplug).start()
+    assert list(lines) == []  # half a line is none
+    process.close()
+    with pytest.raises(TransportError, match="the connection broke during true"):
+        host.run(["true"], deadline_s=20)
+
+
+def test_a_reboot_changes_the_boot_id(host: AdbHost, phone: FakeAdbd) -> None:
+    before = host.boot_id()
+    assert before == host.boot_id()
+    phone.reboot()
+    again = AdbHost(host.device.serial, server_port=host._server_port)
+    assert again.boot_id() not in ("", before)
+
+
+def test_a_killed_server_is_started_again(host: AdbHost, adb_port: int) -> None:
+    process = host.start(["cat"])
+    process.write_line(b"a")
+    lines = process.lines()
+    assert next(lines) == b"a"
+    subprocess.run(["adb", "-P", str(adb_port), "kill-server"], check=True, capture_output=True)
+    assert list(lines) == []
+    process.close()
+    again = AdbHost(host.device.serial, server_port=adb_port)
+    assert again.run(["true"], deadline_s=10).exit_code == 0
+
+
+def test_an_unauthorized_phone(phone: FakeAdbd, adb_port: int) -> None:
+    phone.drop()
+    phone.state = "unauthorized"
+    with pytest.raises(TransportError, match=r"Allow|failed to authenticate"):
+        AdbHost(f"127.0.0.1:{phone.port}", server_port=adb_port, wait_s=1.0)
+
+
+def test_no_such_device_and_several(phone: FakeAdbd, adb_port: int) -> None:
+    serial = f"127.0.0.1:{phone.port}"
+    choose_device(serial, adb_port)
+    with pytest.raises(TransportError, match=rf"does not see device X1; it sees: .*{serial} \(device\)"):
+        choose_device("X1", adb_port)
+    with pytest.raises(TransportError, match=r"does not see device 127\.0\.0\.1:1"):
+        choose_device("127.0.0.1:1", adb_port)
+
+
+LISTED = """* daemon started successfully
+List of devices attached
+0A041FDD4003B6         device usb:1-1 product:oriole model:Pixel_6 device:oriole transport_id:1
+emulator-5554          offline transport_id:2
+R58N123                unauthorized usb:1-2 transport_id:3
+????????????           no permissions (missing udev rules? user is in the plugdev group); see [http://x] usb:1-4
+"""
+
+
+@pytest.mark.parametrize(
+    ("serial", "message"),
+    [
+        (None, "several devices"),
+        ("emulator-5554", "plug the cable anew, or run `adb reconnect offline`"),
+        ("R58N123", "tap Allow"),
+        ("????????????", "install udev rules"),
+        ("other", "it sees: 0A041FDD4003B6"),
+    ],
+)
+def test_every_state_says_what_to_do(serial: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.adb_devices.list_devices", lambda port: parse_devices(LISTED))
+    with pytest.raises(TransportError) as caught:
+        choose_device(serial, 1)
+    assert message in str(caught.value)
+    assert choose_device("0A041FDD4003B6", 1).model == "Pixel_6"
+
+
+def test_without_adb_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(TransportError, match="apt-get install adb"):
+        AdbHost("x")
+
+
+def test_quoting_is_the_only_way_in(host: AdbHost) -> None:
+    assert shlex.split(shlex.join(["a b", "$x"])) == ["a b", "$x"]
+    assert host.run(["echo", "$HOME;", "`id`"], deadline_s=5).stdout == b"$HOME; `id`\n"
+
+
+def test_a_phone_that_does_not_answer_is_no_hang(phone: FakeAdbd, adb_port: int) -> None:
+    phone.state = "offline"
+    with pytest.raises(TransportError, match="is in state 'offline': the phone does not answer adb"):
+        AdbHost(f"127.0.0.1:{phone.port}", server_port=adb_port, wait_s=0.5)
