@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from devices.errors import DeviceError
 from export.errors import ExportError
 from runtimes.errors import RuntimesError
+
+if TYPE_CHECKING:
+    from runtimes.api import Runtime
 
 # verb -> "module:command". One verb, one command; the rooms own them.
 VERBS: dict[str, str] = {
@@ -21,6 +25,7 @@ VERBS: dict[str, str] = {
     "report": "devices.command:report_command",
     "gate": "devices.command:gate_command",
     "demo": "devices.demo:demo_command",
+    "doctor": "devices.doctor:doctor_command",
 }
 
 
@@ -65,8 +70,18 @@ def missing_extra(verb: str, module: str) -> str:
 
 @click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="phi-edge")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Phi-3 on devices: export a checkpoint to int4, run it anywhere, measure it honestly."""
+    # runtimes/ must not import devices/, so its verbs get the lab from here.
+    ctx.obj = open_device
+
+
+def open_device(artifact: Path, name: str, lab: Path | None, threads: int | None) -> Runtime:
+    """For runtimes.command: a runtime on a device of the lab."""
+    from devices.drivers import open_device_runtime
+
+    return open_device_runtime(artifact, name, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
+from devices.driver import Driver
 from devices.errors import DeviceError
-from devices.lab import Device
-from devices.local import LocalWorker
 from devices.measurement import (
     SCHEMA,
     DeviceFacts,
@@ -27,8 +23,7 @@ from devices.measurement import (
     sha256_ids,
 )
 from export.artifact import Artifact, Manifest
-from runtimes import pagecache
-from runtimes.conditions import read_conditions
+from runtimes.tokens import NewToken, TokenRecord, TokenRequest, TokensDone
 
 Step = Callable[[int, str], None]  # requests done so far, and what is being done
 
@@ -50,8 +45,9 @@ class Plan:
         return self.repetitions * (self.warmups + 1)
 
 
-def measure(artifact: Artifact, name: str, device: Device, plan: Plan, step: Step) -> Measurement:
-    """Run the plan on the device. Raises DeviceError when a repetition fails: there is no half measurement."""
+def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan, step: Step) -> Measurement:
+    """Run the plan on the device. Raises DeviceError or TransportError when a repetition fails: there is no half
+    measurement."""
     manifest = artifact.manifest
     total = plan.prompt_tokens + plan.generate_tokens
     if total > manifest.context_tokens:
@@ -60,18 +56,19 @@ def measure(artifact: Artifact, name: str, device: Device, plan: Plan, step: Ste
             f"context of {manifest.context_tokens}; lower --prompt-tokens or --generate-tokens"
         )
     prompt = prompt_ids(manifest, plan.prompt_tokens)
-    before = read_conditions()
+    driver.stage(artifact, functools.partial(step, 0))
+    before = driver.conditions()
     repetitions: list[Repetition] = []
     versions: dict[str, str] = {}
     for number in range(plan.repetitions):
         counted = functools.partial(_count_from, step, number * (plan.warmups + 1))
-        repetition, versions = _repeat(artifact, device, plan, prompt, number == 0, counted)
+        repetition, versions = _repeat(artifact, driver, plan, prompt, number == 0, counted)
         repetitions.append(repetition)
     return Measurement(
         schema=SCHEMA,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         artifact=describe_artifact(artifact),
-        device=DeviceFacts(name=name, transport=device.transport),
+        device=device,
         workload=Workload(
             prompt_tokens=plan.prompt_tokens,
             prompt_sha256=sha256_ids(prompt),
@@ -82,7 +79,7 @@ def measure(artifact: Artifact, name: str, device: Device, plan: Plan, step: Ste
         ),
         versions=versions,
         before=before,
-        after=read_conditions(),
+        after=driver.conditions(),
         repetitions=repetitions,
     )
 
@@ -99,49 +96,38 @@ def prompt_ids(manifest: Manifest, count: int) -> list[int]:
 
 
 def _repeat(
-    artifact: Artifact, device: Device, plan: Plan, prompt: Sequence[int], cold: bool, step: Step
+    artifact: Artifact, driver: Driver, plan: Plan, prompt: Sequence[int], cold: bool, step: Step
 ) -> tuple[Repetition, dict[str, str]]:
     """One fresh process from its start to its end."""
-    if cold:
-        pagecache.drop([artifact.folder / name for name in artifact.manifest.files])
-    cached_share = pagecache.cached_share(_weights(artifact))
-    page_cache = _page_cache(cached_share)
-    step(0, f"loading{f', {page_cache} page cache' if page_cache else ''}")
-    worker = LocalWorker(device, artifact.folder, plan.threads, time.monotonic() + plan.deadline_s)
+    step(0, "loading")
+    # Tokens are held back to the end of each answer: writing between two of them would be measured as their gap.
+    opened = driver.open(artifact, threads=plan.threads, hold=True, cold=cold, deadline_s=plan.deadline_s)
     try:
-        load_s, ready = worker.ready()
-        request = {"token_ids": prompt, "max_new_tokens": plan.generate_tokens, "ignore_stop_ids": True}
+        request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
         warmups = []
         for number in range(plan.warmups):
             step(number, "warming up")
-            warmups.append(_run(*worker.ask(request)))
+            warmups.append(_run(list(opened.source.stream(request))))
         step(plan.warmups, "measuring")
-        tokens, done = worker.ask(request)
-        worker.finish()
+        run = _run(list(opened.source.stream(request)))
+        opened.finish()
     finally:
-        worker.close()
+        opened.source.close()
     step(plan.warmups + 1, "done")
     repetition = Repetition(
-        page_cache=page_cache,
-        cached_share=cached_share,
-        load_s=load_s,
-        open_s=ready.get("open_s"),
-        load_mode=done.get("load_mode"),
+        page_cache=_page_cache(opened.cached_share),
+        cached_share=opened.cached_share,
+        load_s=opened.load_s,
+        open_s=opened.open_s,
+        load_mode=opened.load_mode,
         warmups=warmups,
-        run=_run(tokens, done),
+        run=run,
     )
-    return repetition, dict(ready.get("versions", {}))
+    return repetition, dict(opened.versions)
 
 
 def _count_from(step: Step, first: int, done: int, doing: str) -> None:
     step(first + done, doing)
-
-
-def _weights(artifact: Artifact) -> list[Path]:
-    """The files that make up the artifact's size; a runtime may never read the small ones beside them."""
-    files = artifact.manifest.files
-    largest = max(file.bytes for file in files.values())
-    return [artifact.folder / name for name, file in files.items() if file.bytes * 20 >= largest]
 
 
 def _page_cache(cached_share: float | None) -> PageCache | None:
@@ -150,27 +136,29 @@ def _page_cache(cached_share: float | None) -> PageCache | None:
     return "cold" if cached_share <= 0.05 else "warm" if cached_share >= 0.95 else "mixed"
 
 
-def _run(tokens: Sequence[Mapping[str, Any]], done: Mapping[str, Any]) -> Run:
-    """The facts of one answer, as its messages tell them."""
-    if done["error"] is not None:
-        raise DeviceError(f"the runtime failed in the middle of an answer: {done['error']}")
-    ids = [token["id"] for token in tokens]
-    usage, timings, memory = done["usage"], done["timings"], done["memory"] or {}
+def _run(records: Sequence[TokenRecord]) -> Run:
+    """The facts of one answer, as its records tell them."""
+    done = records[-1]
+    assert isinstance(done, TokensDone)
+    if done.error is not None:
+        raise DeviceError(f"the runtime failed in the middle of an answer: {done.error}")
+    tokens = [record for record in records if isinstance(record, NewToken)]
+    ids, usage, memory = [token.id for token in tokens], done.usage, done.memory
     return Run(
-        finish=done["finish"],
-        prompt_tokens=usage["prompt"],
-        reused_tokens=usage["reused"],
-        prefilled_tokens=usage["prefilled"],
-        completion_tokens=usage["completion"],
-        prefill_s=timings["prefill_s"],
-        total_s=timings["total_s"],
+        finish=done.finish,
+        prompt_tokens=usage.prompt,
+        reused_tokens=usage.reused,
+        prefilled_tokens=usage.prefilled,
+        completion_tokens=usage.completion,
+        prefill_s=done.prefill_s,
+        total_s=done.total_s,
         token_ids_sha256=sha256_ids(ids),
         token_ids=ids,
-        token_at_s=[token["at_s"] for token in tokens],
+        token_at_s=[token.at_s for token in tokens],
         memory=Memory(
-            peak_bytes=memory.get("peak_bytes"),
-            anonymous_bytes=memory.get("anonymous_bytes"),
-            file_bytes=memory.get("file_bytes"),
-            swap_bytes=memory.get("swap_bytes"),
+            peak_bytes=None if memory is None else memory.peak_bytes,
+            anonymous_bytes=None if memory is None else memory.anonymous_bytes,
+            file_bytes=None if memory is None else memory.file_bytes,
+            swap_bytes=None if memory is None else memory.swap_bytes,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -39,14 +40,13 @@ def bench_command(
 ) -> None:
     """Measure an ARTIFACT: load, time to first token, prefill, decode, every token's latency, peak memory."""
     from devices.bench import Plan, measure
-    from devices.lab import read_lab
-    from devices.measurement import write_measurement
+    from devices.drivers import find_device, open_driver
+    from devices.measurement import DeviceFacts, write_measurement
     from devices.progress import steps
     from devices.validity import doubts, problems
     from export.artifact import open_artifact
 
-    default_lab = Path("lab.toml")
-    device = read_lab(lab or (default_lab if default_lab.is_file() else None)).device(name)
+    device = find_device(name, lab)
     opened = open_artifact(artifact)
     _check_writable(out)
     plan = Plan(
@@ -57,8 +57,12 @@ def bench_command(
         threads=threads if threads is not None else device.threads,
         deadline_s=deadline_s,
     )
-    with steps(f"bench {opened.folder.resolve().name}", plan.requests) as step:
-        measurement = measure(opened, name, device, plan, step)
+    facts = DeviceFacts(name=name, transport=device.transport)
+    with (
+        contextlib.closing(open_driver(name, device)) as driver,
+        steps(f"bench {opened.folder.resolve().name}", plan.requests) as step,
+    ):
+        measurement = measure(opened, facts, driver, plan, step)
     write_measurement(out, measurement)
     for problem in problems(measurement):
         click.echo(f"invalid: {problem}", err=True)

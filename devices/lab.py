@@ -1,11 +1,12 @@
 """The lab: which devices there are, read from lab.toml. It opens no connection.
 
     [device.pi5]
-    transport = "local"
+    transport = "ssh"
+    host = "pi5"
     description = "the board on my desk"
     threads = 4
 
-The device `local`, this machine, needs no file.
+The device `local`, this machine, needs no file. A row is the facts; the behaviour is devices.drivers'.
 """
 
 from __future__ import annotations
@@ -21,13 +22,52 @@ from devices.strict import build, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
-    """One row of lab.toml: the facts; what can be done with them is the transport's."""
+class LocalDevice:
+    """This machine: an agent in a process of its own, without a wire."""
 
     transport: Literal["local"] = "local"
     description: str = ""
     threads: int | None = None  # default for --threads; None is all cores the process may use
-    worker: Sequence[str] | None = None  # the command that starts a worker; None is this Python's devices.worker
+    agent: Sequence[str] | None = None  # the command that starts an agent; None is this Python's runtimes.agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class SshDevice:
+    """A board with Python, reached through the user's OpenSSH client: ~/.ssh/config, keys and jump hosts hold."""
+
+    transport: Literal["ssh"]
+    host: str  # as in `ssh HOST`: a name of ~/.ssh/config, or user@address
+    description: str = ""
+    threads: int | None = None
+    port: int | None = None
+    config: str | None = None  # another file than ~/.ssh/config (`ssh -F`)
+    cache: str = ".cache/phi-edge"  # on the device; relative is to the home folder
+    python: str | None = None  # an interpreter on the device that has the engine; None: a venv is made in the cache
+    wheelhouse: str | None = None  # a folder of wheels on this machine, for a device whose pip has no network
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdbDevice:
+    """An Android phone, reached through the adb client."""
+
+    transport: Literal["adb"]
+    description: str = ""
+    threads: int | None = None
+    serial: str | None = None  # as `adb devices` lists it; None: the only one
+    adb: str = "adb"  # the client program
+    server: str | None = None  # HOST:PORT of the adb server; None: adb's default
+    folder: str = "/data/local/tmp/phi-edge"
+    runner: Literal["agent", "llama_main"] = "agent"
+    program: str | None = None  # on this machine: the native agent, or llama_main
+    libraries: Sequence[str] = ()  # on this machine: what the program loads, libonnxruntime.so first
+
+
+Device = LocalDevice | SshDevice | AdbDevice
+ROWS: Mapping[str, type[LocalDevice] | type[SshDevice] | type[AdbDevice]] = {
+    "local": LocalDevice,
+    "ssh": SshDevice,
+    "adb": AdbDevice,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +83,7 @@ class Lab:
         return self.devices[name]
 
 
-LOCAL: Mapping[str, Device] = {"local": Device(description="this machine")}
+LOCAL: Mapping[str, Device] = {"local": LocalDevice(description="this machine")}
 
 
 def read_lab(path: Path | None) -> Lab:
@@ -60,10 +100,29 @@ def read_lab(path: Path | None) -> Lab:
     rows = content.get("device", {})
     if not isinstance(rows, dict):
         raise LabError(f"{path}: write each device as a table [device.NAME]")
-    devices = {name: build(Device, row, f"{path}: device.{name}", LabError) for name, row in rows.items()}
-    for name, device in devices.items():
-        if device.threads is not None and device.threads < 1:
-            raise LabError(f"{path}: device.{name}: threads {device.threads}; give 1 or more")
-        if device.worker is not None and not device.worker:
-            raise LabError(f"{path}: device.{name}: worker is an empty list; give a command, or leave it out")
-    return Lab({**LOCAL, **devices})
+    return Lab({**LOCAL, **{name: _row(row, f"{path}: device.{name}") for name, row in rows.items()}})
+
+
+def _row(row: object, where: str) -> Device:
+    transport = row.get("transport", "local") if isinstance(row, dict) else "local"
+    if not isinstance(transport, str) or transport not in ROWS:
+        raise LabError(f"{where}: transport {transport!r}; known: {', '.join(ROWS)}")
+    device = build(ROWS[transport], row, where, LabError)
+    if device.threads is not None and device.threads < 1:
+        raise LabError(f"{where}: threads {device.threads}; give 1 or more")
+    if isinstance(device, LocalDevice) and device.agent is not None and not device.agent:
+        raise LabError(f"{where}: agent is an empty list; give a command, or leave it out")
+    if isinstance(device, SshDevice):
+        _check_ssh(device, where)
+    return device
+
+
+def _check_ssh(device: SshDevice, where: str) -> None:
+    if not device.host or device.host.startswith("-"):
+        raise LabError(f"{where}: host {device.host!r}; give a name of ~/.ssh/config, or user@address")
+    if device.port is not None and not 0 < device.port < 1 << 16:
+        raise LabError(f"{where}: port {device.port}; give 1 to 65535")
+    if device.python is not None and device.wheelhouse is not None:
+        raise LabError(f"{where}: python names an interpreter that is used as it is; leave wheelhouse or python out")
+    if device.cache in ("", "/", "~", ".") or device.cache.startswith("~"):
+        raise LabError(f"{where}: cache {device.cache!r}; give a folder, absolute or relative to the home folder")

@@ -96,7 +96,7 @@ class Repetition:
 
     page_cache: PageCache | None  # of the artifact's weights when the process started; None where it cannot be told
     cached_share: float | None  # of their bytes
-    load_s: float  # process start to ready line
+    load_s: float | None  # process start to ready line; None where the device cannot tell
     open_s: float | None  # the part of it that opened the artifact
     load_mode: LoadMode | None  # are the weights' files mapped into the process?
     warmups: Sequence[Run]

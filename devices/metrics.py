@@ -112,7 +112,8 @@ def _warm_load(measurement: Measurement) -> list[Samples]:
     return [
         (repetition.load_s,)
         for number, repetition in enumerate(measurement.repetitions)
-        if repetition.page_cache == "warm" or (repetition.page_cache is None and number > 0)
+        if repetition.load_s is not None
+        and (repetition.page_cache == "warm" or (repetition.page_cache is None and number > 0))
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devices.measurement import Measurement, Repetition, Workload, sha256_ids
+from devices.throttling import during
 
 # What a background service takes stays below; another program at work on one core of three does not.
 BUSY_SHARE = 0.3
@@ -30,10 +31,14 @@ def problems(measurement: Measurement) -> list[str]:
 
 def doubts(measurement: Measurement) -> list[str]:
     """What does not make the measurement invalid but its times worse than the device can do."""
-    busy_share = measurement.before.busy_share
-    if busy_share is None or busy_share <= BUSY_SHARE:
-        return []
-    return [f"the device was busy before it began ({busy_share:.0%} of its cores' time); close what else runs"]
+    found, before, after = [], measurement.before, measurement.after
+    if before.busy_share is not None and before.busy_share > BUSY_SHARE:
+        found.append(
+            f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close what else runs"
+        )
+    if before.throttled is not None and after.throttled is not None:
+        found += [f"the board's firmware held it back: {why}" for why in during(before.throttled, after.throttled)]
+    return found
 
 
 def _repetition(repetition: Repetition, workload: Workload) -> list[str]:

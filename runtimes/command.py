@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,6 +15,9 @@ from runtimes import open_runtime
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.chat import chat
 from runtimes.errors import EngineError, RequestError
+
+# artifact, a device's name, the lab file, threads. The lab is devices/, which this room must not import.
+DeviceOpener = Callable[[Path, str, Path | None, int | None], Runtime]
 
 
 @click.command()
@@ -29,8 +33,14 @@ from runtimes.errors import EngineError, RequestError
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated.")
 @click.option("--threads", type=int, metavar="N", help="Default: all cores this process may use.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="End the answer after this time.")
+@click.option("--device", help="A device of lab.toml; this process unless given.")
+@click.option(
+    "--lab", type=click.Path(path_type=Path), help="The lab file; lab.toml of this folder where there is one."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per token, and a last one.")
+@click.pass_obj
 def run_command(
+    open_device: DeviceOpener | None,
     artifact: Path,
     prompt: str | None,
     as_chat: bool,
@@ -43,6 +53,8 @@ def run_command(
     stop: tuple[str, ...],
     threads: int | None,
     deadline: float | None,
+    device: str | None,
+    lab: Path | None,
     as_json: bool,
 ) -> None:
     """Generate text with ARTIFACT, the folder that `phi-edge export` wrote.
@@ -65,7 +77,13 @@ def run_command(
         deadline_s=deadline,
     )
     opening = [] if system is None else [Message("system", system)]
-    with contextlib.closing(open_runtime(artifact, threads=threads)) as runtime:
+    if device is None:
+        runtime = open_runtime(artifact, threads=threads)
+    elif open_device is None:
+        raise RequestError("--device needs the lab, which `phi-edge run` brings; call it by that name")
+    else:
+        runtime = open_device(artifact, device, lab, threads)
+    with contextlib.closing(runtime):
         if prompt is None:
             chat(runtime, opening, template)
             return

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 BUSY_LOOK_S = 0.25
+VCGENCMD_S = 5.0
 CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
 
 
@@ -33,6 +37,8 @@ class Conditions:
     memory_available_bytes: int | None
     swap_total_bytes: int | None
     swap_used_bytes: int | None
+    swap_devices: Mapping[str, int] | None = None  # bytes by device; a zram one swaps into compressed memory
+    throttled: int | None = None  # a Raspberry Pi's `vcgencmd get_throttled`; its bits: devices.throttling
 
 
 def read_conditions(root: Path = Path("/")) -> Conditions:
@@ -55,6 +61,8 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
         memory_available_bytes=memory.get("MemAvailable"),
         swap_total_bytes=total,
         swap_used_bytes=None if total is None or free is None else total - free,
+        swap_devices=_swap_devices(root),
+        throttled=_throttled(),
     )
 
 
@@ -92,7 +100,34 @@ def _temperatures(root: Path) -> dict[str, float] | None:
             found[f"{zone.name} {_text(zone / 'type') or ''}".strip()] = int(millidegrees or "") / 1000
         except ValueError:
             continue  # a zone that is switched off has no number
+    if celsius := re.search(r"temp=([\d.]+)", _vcgencmd("measure_temp")):
+        found["vcgencmd"] = float(celsius[1])
     return found or None
+
+
+def _swap_devices(root: Path) -> dict[str, int] | None:
+    text = _text(root / "proc/swaps")
+    if text is None:
+        return None
+    rows = [line.split() for line in text.splitlines()[1:]]
+    return {row[0]: int(row[2]) * 1024 for row in rows if len(row) >= 3}
+
+
+def _throttled() -> int | None:
+    bits = re.search(r"throttled=(0x[0-9a-fA-F]+)", _vcgencmd("get_throttled"))
+    return int(bits[1], 16) if bits else None
+
+
+def _vcgencmd(question: str) -> str:
+    """What a Raspberry Pi's firmware says; nothing on another machine, or without the right to ask (group video)."""
+    program = shutil.which("vcgencmd")
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run([program, question], capture_output=True, text=True, timeout=VCGENCMD_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
 
 
 def _load_average(root: Path) -> float | None:

@@ -5,11 +5,13 @@ RuntimesError               one line for the user, exit 2
 │   └── UnsupportedError    this runtime cannot honour a field
 ├── EngineError             the engine's library is missing, or cannot load the artifact
 └── TransportError          the device or the wire failed (carries command, exit code and last lines)
+    ├── ConnectionLostError the wire was cut: trying again may do
     └── DeviceBusyError     another process holds the device
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
@@ -40,7 +42,7 @@ class TransportError(RuntimesError):
         exit_code: int | None = None,
         last_lines: Sequence[str] = (),
     ) -> None:
-        told = message if exit_code is None else f"{message} (exit code {exit_code})"
+        told = message + _ended(exit_code)
         # A line of a device's log may hold anything; a terminal shall not obey it.
         printable = ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in last_lines]
         super().__init__("\n  ".join([told, *printable]))
@@ -49,5 +51,19 @@ class TransportError(RuntimesError):
         self.last_lines = tuple(last_lines)
 
 
+class ConnectionLostError(TransportError):
+    """The wire was cut, or was not there: trying again may do."""
+
+
 class DeviceBusyError(TransportError):
     """Another process holds the device."""
+
+
+def _ended(exit_code: int | None) -> str:
+    if exit_code is None:
+        return ""
+    if exit_code < 0:
+        name = next((known.name for known in signal.Signals if known == -exit_code), f"signal {-exit_code}")
+        cause = " (out of memory?)" if name == "SIGKILL" else ""
+        return f" (killed by {name}{cause})"
+    return f" (exit code {exit_code})"

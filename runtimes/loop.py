@@ -47,6 +47,8 @@ class TokenLoop:
         """See TokenSource.stream."""
         accepted = self._clock()
         check_request(request, self._engine.context_tokens, self._engine.vocab_size)
+        if not self._running.locked():
+            self._cancelled.clear()  # here and not at the first record: a cancel counts from the acceptance on
         return self._stream(request, accepted)
 
     def cancel(self) -> None:
@@ -65,9 +67,9 @@ class TokenLoop:
         if not self._running.acquire(blocking=False):
             raise RequestError("another request is running; read it to its end or close it first")
         try:
-            self._cancelled.clear()
             yield from self._generate(request, accepted)
         finally:
+            self._cancelled.clear()
             self._running.release()
 
     def _generate(self, request: TokenRequest, accepted: float) -> Generator[TokenRecord, None, None]:

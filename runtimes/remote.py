@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 import queue
 import threading
 import time
@@ -47,6 +48,7 @@ class Patience:
     silence_s: float = 120.0  # without any line, pongs included
     progress_s: float = 600.0  # without a token of the answer that is being read
     end_s: float = 10.0  # for the process to end by itself when it is closed
+    until_s: float = math.inf  # when everything must be over, on time.monotonic's clock
 
 
 class RemoteTokens:
@@ -63,11 +65,11 @@ class RemoteTokens:
         digest: str | None = None,
         hold: bool = False,
         patience: Patience = Patience(),
-        diagnose: Callable[[], str | None] | None = None,
+        diagnose: Callable[[str | None], str | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`digest` is the artifact's that must be served. `hold`: tokens come with the done line, for benchmarks.
-        `diagnose` is asked for the reason when the agent is lost ("the device was restarted")."""
+        `diagnose` is told the boot id that the agent started under, and asked why it was lost."""
         self._process = process
         self._hold = hold
         self._patience = patience
@@ -77,12 +79,17 @@ class RemoteTokens:
         self._running = threading.Lock()
         self._current: int | None = None  # the request that is being generated
         self._lost: TransportError | None = None
+        self._boot_id: str | None = None
         self._closed = threading.Event()
         self._heard_s = clock()
         self._heard: queue.SimpleQueue[FromAgent | TransportError | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        for work in (self._read, self._write):
-            threading.Thread(target=work, name=f"agent{work.__name__}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, name=f"agent{work.__name__}", daemon=True)
+            for work in (self._read, self._write)
+        ]
+        for thread in self._threads:
+            thread.start()
         try:
             self.ready = self._wait_until_ready(digest)
         except BaseException:
@@ -96,7 +103,9 @@ class RemoteTokens:
         self._check_capabilities(request)
         if request.session is not None:
             # Any text may name a session; on the wire it is short and plain.
-            request = dataclasses.replace(request, session=hashlib.sha256(request.session.encode()).hexdigest())
+            request = dataclasses.replace(
+                request, session=hashlib.sha256(request.session.encode(errors="surrogatepass")).hexdigest()
+            )
         return self._stream(request, called_s)
 
     def cancel(self) -> None:
@@ -124,10 +133,13 @@ class RemoteTokens:
     def finish(self) -> None:
         """Let the agent end by itself; raises TransportError if it fails at its end."""
         self._outbox.put(None)
-        code = self._process.wait(self._patience.end_s)
+        code = self._process.wait(max(0.0, min(self._patience.end_s, self._patience.until_s - self._clock())))
         if code != 0:
-            said = "was still running after its input had ended" if code is None else "failed at its end"
-            raise TransportError(f"the agent {said}", exit_code=code, last_lines=self._process.last_lines())
+            said = "was still running after its input had ended; it was ended" if code is None else "failed at its end"
+            lines = self._process.last_lines()
+            self._closed.set()
+            self._end_process()
+            raise TransportError(f"the agent {said}", exit_code=code, last_lines=lines)
 
     def close(self) -> None:
         """See TokenSource.close."""
@@ -137,7 +149,7 @@ class RemoteTokens:
         self._outbox.put(None)
         if self._lost is None:
             self._process.wait(self._patience.end_s)
-        self._process.close()
+        self._end_process()
 
     def _wait_until_ready(self, digest: str | None) -> Ready:
         until_s = self._clock() + self._patience.load_s
@@ -148,6 +160,7 @@ class RemoteTokens:
             raise self._fail(f"the agent's first line is a {type(event).__name__.lower()}, not its ready line")
         if digest is not None and event.artifact not in (None, digest):
             raise self._fail(f"the agent serves artifact {event.artifact:.12}…, asked for was {digest:.12}…")
+        self._boot_id = event.boot_id
         return event
 
     def _check_capabilities(self, request: TokenRequest) -> None:
@@ -217,21 +230,26 @@ class RemoteTokens:
 
     def _next(self, doing: str, until_s: float) -> FromAgent:
         """The next event. Raises, and is lost for good, when the agent ends, is silent or takes too long."""
+        began_s = self._clock()
+        until_s = min(until_s, self._patience.until_s)
         while True:
             if self._lost is not None:
                 raise self._lost
             if self._closed.is_set() and self._heard.empty():
                 raise TransportError("the runtime is closed; open it again")
-            now_s = self._clock()
             silent_until_s = self._heard_s + self._patience.silence_s
             try:
-                event = self._heard.get(timeout=max(0.0, min(until_s, silent_until_s) - now_s))
+                event = self._heard.get(timeout=max(0.0, min(until_s, silent_until_s) - self._clock()))
             except queue.Empty:
-                if self._heard_s + self._patience.silence_s > self._clock() < until_s:
-                    continue  # a pong came meanwhile
-                waited = self._patience.silence_s if silent_until_s <= until_s else until_s - now_s
-                what = "was silent" if silent_until_s <= until_s else "made no progress"
-                raise self._fail(f"the agent {what} for {waited:.0f} s while {doing}") from None
+                now_s = self._clock()
+                if now_s >= until_s:
+                    raise self._fail(
+                        f"the agent was ended after {now_s - began_s:.0f} s of {doing} without a result; "
+                        "allow it a longer deadline"
+                    ) from None
+                if now_s >= self._heard_s + self._patience.silence_s:
+                    raise self._fail(f"the agent said nothing for {now_s - self._heard_s:.0f} s of {doing}") from None
+                continue  # a pong came meanwhile
             if event is None:
                 raise self._fail(f"the agent ended while {doing}")
             if isinstance(event, TransportError):
@@ -244,11 +262,16 @@ class RemoteTokens:
         lines = self._process.last_lines()
         self._closed.set()
         self._outbox.put(None)
-        self._process.close()
-        reason = None if self._diagnose is None else self._diagnose()
+        self._end_process()
+        reason = None if self._diagnose is None else self._diagnose(self._boot_id)
         told = message if reason is None else f"{message}: {reason}"
         self._lost = TransportError(told, exit_code=code, last_lines=lines)
         return self._lost
+
+    def _end_process(self) -> None:
+        self._process.close()
+        for thread in self._threads:
+            thread.join(self._patience.end_s)
 
     def _next_number(self) -> int:
         return next(self._numbers) % HIGHEST_REQUEST

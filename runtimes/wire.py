@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import TransportError
@@ -21,6 +21,7 @@ CAPABILITIES = ("temperature", "top_k", "top_p", "session", "deadline_s", "hold"
 FINISHES = ("stop", "length", "cancelled", "deadline", "error")
 DO = ("generate", "cancel", "forget", "sample", "ping")
 Code = Literal["malformed", "request", "unsupported", "busy", "artifact", "engine", "internal"]
+T = TypeVar("T")
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -127,7 +128,7 @@ def decode_order(line: bytes) -> Order:
     if not _is_integer(request) or not 0 <= request <= HIGHEST_REQUEST:
         raise LineError("malformed", f"request is {_show(request)}; give an integer from 0 to 2^53 - 1")
     do = message.get("do")
-    if do not in DO:
+    if not isinstance(do, str) or do not in DO:
         raise LineError("malformed", f"do is {_show(do)}; known: {', '.join(DO)}", request)
     known = ("do", "request", *(_FIELDS if do == "generate" else ()))
     if unknown := next((key for key in message if key not in known), None):
@@ -216,13 +217,13 @@ def _done(message: Mapping[str, Any]) -> TokensDone:
     )
 
 
-def _pick(kind: Any, content: Mapping[str, Any]) -> Any:
+def _pick(kind: type[T], content: Mapping[str, Any]) -> T:
     """A dataclass from the keys that it knows. Raises TypeError for a missing one."""
-    names = {field.name for field in dataclasses.fields(kind)}
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in content.items() if name in names})
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -1,0 +1,42 @@
+"""This machine as a device: nothing to bring over, an agent in a fresh process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from devices.driver import Finding, Opened, Say
+from devices.lab import LocalDevice
+from devices.opening import open_agent
+from export.artifact import Artifact
+from runtimes.conditions import Conditions, read_conditions
+from runtimes.local_host import LocalHost
+
+
+class LocalDriver:
+    """See devices.driver.Driver."""
+
+    def __init__(self, device: LocalDevice) -> None:
+        self._agent = device.agent or (sys.executable, "-m", "runtimes.agent")
+        self._host = LocalHost()
+
+    def conditions(self) -> Conditions:
+        """See Driver.conditions."""
+        return read_conditions()
+
+    def stage(self, artifact: Artifact, say: Say) -> None:
+        """Everything is here already."""
+
+    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
+        """See Driver.open."""
+        command = [*self._agent, str(artifact.folder)]
+        return open_agent(
+            self._host, command, artifact, threads=threads, hold=hold, cold=cold, deadline_s=deadline_s, here=True
+        )
+
+    def examine(self) -> Iterator[Finding]:
+        """The host's own findings say it all (devices.doctor)."""
+        yield from ()
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,110 @@
+"""Bring files to a device so that what is there is whole: by hash, `.part`, verified there, then renamed.
+
+A folder is named by its artifact's digest, and its manifest comes last, as in an export: a folder with a manifest is
+whole. It needs a POSIX shell and sha256sum on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from devices.driver import Say
+from devices.errors import DeviceError
+from export.artifact import MANIFEST, Artifact, File, sha256_file
+from runtimes.errors import ConnectionLostError, TransportError
+from runtimes.host import Host
+
+SHORT_S = 60.0  # for a command that only looks
+SLOWEST_BYTES_PER_S = 200_000  # of a wire and a card that are still worth waiting for
+ATTEMPTS = 3  # of a push whose connection breaks; each goes on where the last one ended
+SPARE_BYTES = 100_000_000  # that must stay free on the device
+_EXIST = 'cd "$1" && shift && for name; do if [ -f "./$name" ]; then echo y; else echo n; fi; done'
+
+
+def deadline_s(size: int) -> float:
+    """For moving or hashing so many bytes."""
+    return SHORT_S + size / SLOWEST_BYTES_PER_S
+
+
+def stage_artifact(host: Host, artifact: Artifact, cache: str, say: Say) -> str:
+    """Push what is missing of the artifact to <cache>/<digest>/ and return that folder. Raises TransportError and,
+    where the disk has no room, DeviceError."""
+    folder = f"{cache}/{artifact.manifest.digest()}"
+    host.run(["mkdir", "-p", folder], deadline_s=SHORT_S).checked(f"making {folder}")
+    names = [*artifact.manifest.files, MANIFEST]
+    there = dict(zip(names, _exist(host, folder, names), strict=True))
+    if there[MANIFEST] and all(there.values()):
+        return folder
+    missing = {name: file for name, file in artifact.manifest.files.items() if not there[name]}
+    _check_room(host, folder, sum(file.bytes for file in missing.values()))
+    for name, file in missing.items():
+        push_file(host, artifact.folder / name, f"{folder}/{name}", file, say)
+    # What was pushed is on the disk before the manifest says that it is.
+    host.run(["sync"], deadline_s=deadline_s(sum(file.bytes for file in missing.values()))).checked("syncing the disk")
+    manifest = artifact.folder / MANIFEST
+    push_file(host, manifest, f"{folder}/{MANIFEST}", describe(manifest), say)
+    return folder
+
+
+def describe(path: Path) -> File:
+    """Size and hash of a file of this machine."""
+    return File(bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def push_file(host: Host, local: Path, remote: str, file: File, say: Say) -> None:
+    """Push one file: to `.part`, continued where an earlier push broke, verified on the device, renamed."""
+    part = remote + ".part"
+    host.run(["mkdir", "-p", str(PurePosixPath(remote).parent)], deadline_s=SHORT_S).checked("making a folder")
+    for attempt in ("resumed", "whole"):
+        say(f"pushing {PurePosixPath(remote).name} ({file.bytes / 1e6:.1f} MB)")
+        _push_on(host, local, part, file, say)
+        if remote_sha256(host, part, file.bytes) == file.sha256:
+            break
+        # What an earlier push left was not the beginning of this file, or two push at once.
+        host.run(["rm", "-f", part], deadline_s=SHORT_S).checked(f"removing {part}")
+        if attempt == "whole":
+            raise TransportError(f"{remote} arrives damaged: its sha256 on the device is wrong, twice; check its disk")
+    host.run(["mv", "-f", part, remote], deadline_s=SHORT_S).checked(f"renaming {part}")
+
+
+def remote_sha256(host: Host, remote: str, size: int) -> str:
+    """SHA-256 of a file on the device, by the device. From its stdin: sha256sum escapes odd file names."""
+    command = ["sh", "-c", 'sha256sum <"$1"', "sh", remote]
+    return host.run(command, deadline_s=deadline_s(size)).checked(f"hashing {remote}").split()[0].decode("ascii")
+
+
+def _push_on(host: Host, local: Path, part: str, file: File, say: Say) -> None:
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            host.push(local, part, deadline_s=deadline_s(file.bytes))
+        except ConnectionLostError as error:
+            if not left:
+                raise
+            say(f"{str(error).splitlines()[0]}; going on")
+        else:
+            return
+
+
+def _exist(host: Host, folder: str, names: Sequence[str]) -> list[bool]:
+    done = host.run(["sh", "-c", _EXIST, "sh", folder, *names], deadline_s=SHORT_S)
+    return [word == b"y" for word in done.checked(f"looking into {folder}").split()]
+
+
+def _check_room(host: Host, folder: str, needed: int) -> None:
+    free = free_bytes(host, folder)
+    if free is not None and needed + SPARE_BYTES > free:
+        raise DeviceError(
+            f"the device's disk has {free / 1e9:.2f} GB free at {folder}; {needed / 1e9:.2f} GB must be pushed and "
+            f"{SPARE_BYTES / 1e9:.1f} GB stay free; remove old artifacts beside it, or set `cache` in lab.toml"
+        )
+
+
+def free_bytes(host: Host, folder: str) -> int | None:
+    """What a user may still write there; None where df does not tell."""
+    done = host.run(["df", "-Pk", folder], deadline_s=SHORT_S)
+    words = done.stdout.decode("utf-8", "replace").splitlines()[-1:]
+    try:
+        return int(words[0].split()[3]) * 1024
+    except (IndexError, ValueError):
+        return None
