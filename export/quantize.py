@@ -55,10 +55,10 @@ def quantise_rows(weight: Tensor, *, bits: int, block_size: int, scale_dtype: to
     work = torch.empty_like(blocks)
     for divisor in DIVISORS[bits]:
         candidate = (largest / divisor).to(scale_dtype).float()
-        torch.div(blocks, candidate, out=work).round_().clamp_(low, high).mul_(candidate).sub_(blocks)
+        torch.mul(blocks, candidate.reciprocal(), out=work).round_().clamp_(low, high).mul_(candidate).sub_(blocks)
         error = torch.linalg.vecdot(work, work, dim=0)
         scale, least = torch.where(error < least, candidate, scale), torch.minimum(error, least)
-    codes = torch.div(blocks, scale, out=work).round_().clamp_(low, high).sub(low).to(torch.uint8)
+    codes = torch.mul(blocks, scale.reciprocal(), out=work).round_().clamp_(low, high).sub(low).to(torch.uint8)
     work.mul_(scale)
     dequantised = work.t().reshape(rows, columns)
     blocks.sub_(work).abs_()
