@@ -19,6 +19,7 @@ def group_query_attention(
     total_tokens: Tensor,
     cos: Tensor,
     sin: Tensor,
+    rows: Tensor | None,
     heads: int,
     kv_heads: int,
     window: int,
@@ -27,7 +28,8 @@ def group_query_attention(
 
     qkv [batch, tokens, (heads + 2 kv_heads) * head_dim]; past_* [batch, kv_heads, capacity, head_dim];
     last_position int32 [batch], the position of the last token; total_tokens int32 [1], its number counted from 1;
-    cos, sin [capacity or more, rotary_dim / 2]; window in tokens, itself included, -1 for full attention.
+    cos, sin [capacity or more, rotary_dim / 2]; rows int64 [batch, tokens], each token's row of them where that is not
+    its position (see table_rows); window in tokens, itself included, -1 for full attention.
     Returns attended [batch, tokens, heads * head_dim] and the two caches with the new rows in place.
     """
     batch, tokens, _ = qkv.shape
@@ -38,7 +40,8 @@ def group_query_attention(
     )
     end = int(last_position[0]) + 1
     start = end - tokens
-    query, key = (rotate(part, cos[start:end], sin[start:end]) for part in (query, key))
+    place = slice(start, end) if rows is None else rows[0]
+    query, key = (rotate(part, cos[place], sin[place]) for part in (query, key))
     present_key, present_value = past_key.clone(), past_value.clone()
     present_key[:, :, start:end] = key
     present_value[:, :, start:end] = value
@@ -61,12 +64,29 @@ def _(
     total_tokens: Tensor,
     cos: Tensor,
     sin: Tensor,
+    rows: Tensor | None,
     heads: int,
     kv_heads: int,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     attended = qkv.new_empty(qkv.shape[0], qkv.shape[1], heads * past_key.shape[-1])
     return attended, torch.empty_like(past_key), torch.empty_like(past_value)
+
+
+@torch.library.custom_op("phi_edge::table_rows", mutates_args=())
+def table_rows(input_ids: Tensor, last_position: Tensor, sequence_tokens: Tensor, original: int) -> Tensor:
+    """Long rope's choice: which row of the stacked tables (RopeConfig.stacked_tables) each token is rotated by.
+
+    sequence_tokens int32 [1]: how long the sequence will be when this prompt is in. Beyond `original` every token takes
+    the long factors, the first ones too. -> int64 [batch, tokens].
+    """
+    end = int(last_position[0]) + 1 + (original if int(sequence_tokens[0]) > original else 0)
+    return torch.arange(end - input_ids.shape[1], end)[None].expand(input_ids.shape[0], -1).contiguous()
+
+
+@table_rows.register_fake
+def _(input_ids: Tensor, last_position: Tensor, sequence_tokens: Tensor, original: int) -> Tensor:
+    return torch.empty_like(input_ids)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

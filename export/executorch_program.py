@@ -197,7 +197,9 @@ class Lowering:
                 return Description(shapes, original.graph)
 
         Described.__name__ = LoweredBackendModule.__name__  # ExecuTorch knows its lowered modules by this name
-        copy = Described(original, lowered.backend_id, processed, lowered.compile_specs, store.get_named_data_store_output())
+        copy = Described(
+            original, lowered.backend_id, processed, lowered.compile_specs, store.get_named_data_store_output()
+        )
         copy.meta = {}
         assert isinstance(copy, nn.Module)
         return copy
@@ -221,6 +223,10 @@ class Runner(nn.Module):
     """The whole program: forward(tokens int64 [1, n], start_pos int64 [1]) -> logits float32 [1, vocab].
 
     The KV cache is its state: [1, context, kv_heads, head_dim] for keys and for values of each layer.
+
+    Where a sequence may outgrow long rope's short factors, a call takes the long ones if it reaches beyond
+    `original_context_tokens`, or if start_pos is counted from `context_tokens` on: so the first pieces of a long prompt
+    say that they are long. The stock runner never does, and is told the original length as the context.
     """
 
     def __init__(self, config: Phi3Config, embedding: nn.Module, pieces: list[nn.Module], context_tokens: int) -> None:
@@ -231,16 +237,21 @@ class Runner(nn.Module):
             for part in ("key", "value"):
                 cache = torch.zeros(1, context_tokens, config.num_key_value_heads, config.head_dim)
                 self.register_buffer(f"{part}_{layer}", cache, persistent=False)
-        for name, table in zip(("cos", "sin"), config.rope.tables(context_tokens), strict=True):
+        for name, table in zip(("cos", "sin"), config.rope.stacked_tables(context_tokens), strict=True):
             self.register_buffer(name, torch.from_numpy(table)[None, :, None], persistent=False)
 
     def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
         config, count = self.config, tokens.shape[1]
-        start = start_pos[-1].item()
-        torch._check(start >= 0)  # type: ignore[no-untyped-call]
-        torch._check(start < self.context_tokens)  # type: ignore[no-untyped-call]
-        torch._check(start + count <= self.context_tokens)  # type: ignore[no-untyped-call]
-        cos, sin = (torch.narrow(self.get_buffer(name), 1, start, count) for name in ("cos", "sin"))  # type: ignore[arg-type]
+        if config.rope.switches(self.context_tokens):
+            original = config.rope.original_context_tokens
+            told = start_pos >= self.context_tokens
+            start_pos = torch.where(told, start_pos - self.context_tokens, start_pos)
+            long = torch.logical_or(told, start_pos + count > original)
+            start = self.number(start_pos, count, self.context_tokens)
+            row = self.number(torch.where(long, start_pos + original, start_pos), count, self.context_tokens + original)
+        else:
+            start = row = self.number(start_pos, count, self.context_tokens)
+        cos, sin = (torch.narrow(self.get_buffer(name), 1, row, count) for name in ("cos", "sin"))
         mask = None
         if config.sliding_window and config.sliding_window < self.context_tokens:
             mask = self.window_mask(start, count)
@@ -256,6 +267,14 @@ class Runner(nn.Module):
                 hidden, query, key, value = self.pieces[layer + 1](hidden, attended, cos, sin)
         (logits,) = self.pieces[-1](hidden[:, -1:], attended[:, -1:])
         return logits[:, -1]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def number(start: Tensor, count: Any, end: int) -> Any:
+        """A tensor's one number, from which `count` on stays below `end`."""
+        value = start[-1].item()
+        for holds in (value >= 0, value < end, value + count <= end):
+            torch._check(holds)  # type: ignore[no-untyped-call]
+        return value
 
     def window_mask(self, start: Any, count: Any) -> Tensor:
         """0 where a key is seen, -inf elsewhere: [tokens, context]."""
@@ -320,7 +339,8 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
-    prefill = min(PREFILL_TOKENS, context_tokens)
+    prefill, rope = min(PREFILL_TOKENS, context_tokens), runner.config.rope
+    original = rope.original_context_tokens
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     tokens = torch.export.Dim("tokens", min=1, max=prefill)
     program = torch.export.export(runner.eval(), example, dynamic_shapes=({1: tokens}, None), strict=False)
@@ -328,7 +348,8 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
         "get_bos_id": -1 if bos is None else bos,
         "get_eos_ids": list(stop),
         "get_max_seq_len": prefill,
-        "get_max_context_len": context_tokens,
+        # The stock runner cannot say that a prompt is long, nor prefill again: it ends where the short factors do.
+        "get_max_context_len": original if rope.switches(context_tokens) else context_tokens,
         "get_n_layers": runner.config.num_hidden_layers,
         "get_vocab_size": runner.config.vocab_size,
         "use_kv_cache": True,

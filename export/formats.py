@@ -78,7 +78,7 @@ class OnnxLayout:
         }
 
     def fill(self, sink: WeightFile) -> None:
-        tables = self.job.checkpoint.config.rope.tables(self.job.context_tokens)
+        tables = self.job.checkpoint.config.rope.stacked_tables(self.job.context_tokens)
         for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
             sink.append(name, memoryview(np.ascontiguousarray(table).view(np.uint8)).cast("B"))
 

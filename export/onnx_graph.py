@@ -36,24 +36,29 @@ DTYPES = {
 class CachedPhi3(nn.Module):
     """Phi3 with its KV cache as inputs and outputs: what is traced for ONNX.
 
-    forward(input_ids [1, tokens], last_position int32 [1], total_tokens int32 [1], *past) -> logits [1, 1, vocab] of
-    the last token, then the caches; past is key, value per layer, each [1, kv_heads, capacity, head_dim].
+    forward(input_ids [1, tokens], last_position int32 [1], total_tokens int32 [1], sequence_tokens int32 [1], *past) ->
+    logits [1, 1, vocab] of the last token, then the caches; past is key, value per layer, each
+    [1, kv_heads, capacity, head_dim]. sequence_tokens chooses long rope's factors: see table_rows.
     """
 
-    def __init__(self, model: Phi3, cos: Tensor, sin: Tensor) -> None:
+    def __init__(self, model: Phi3, cos: Tensor, sin: Tensor, *, switches: bool) -> None:
         super().__init__()
-        self.phi3 = model
+        self.phi3, self.switches = model, switches
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
 
     def forward(
-        self, input_ids: Tensor, last_position: Tensor, total_tokens: Tensor, *past: Tensor
+        self, input_ids: Tensor, last_position: Tensor, total_tokens: Tensor, sequence_tokens: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
         config, present = self.phi3.config, []
+        original = config.rope.original_context_tokens
+        rows = None
+        if self.switches:
+            rows = torch.ops.phi_edge.table_rows(input_ids, last_position, sequence_tokens, original)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             attended, *cache = torch.ops.phi_edge.group_query_attention(
-                qkv, past[2 * layer], past[2 * layer + 1], last_position, total_tokens, self.cos, self.sin,
+                qkv, past[2 * layer], past[2 * layer + 1], last_position, total_tokens, self.cos, self.sin, rows,
                 config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
             )  # fmt: skip
             present.extend(cache)
@@ -65,8 +70,8 @@ class CachedPhi3(nn.Module):
 
 def trace(config: Phi3Config, model: Phi3, capacity: int) -> torch.export.ExportedProgram:
     """Trace CachedPhi3 with a free number of tokens. No weight is read: the module may be on the meta device."""
-    rope = torch.empty(capacity, config.rope.rotary_dim // 2, device="meta")
-    module = CachedPhi3(model, rope, rope.clone()).eval()
+    rope = torch.empty(config.rope.stacked_rows(capacity), config.rope.rotary_dim // 2, device="meta")
+    module = CachedPhi3(model, rope, rope.clone(), switches=config.rope.switches(capacity)).eval()
     cache = [
         torch.empty(1, config.num_key_value_heads, capacity, config.head_dim, device="meta")
         for _ in range(2 * config.num_hidden_layers)
@@ -78,9 +83,11 @@ def trace(config: Phi3Config, model: Phi3, capacity: int) -> torch.export.Export
         "input_ids": {1: tokens},
         "last_position": None,
         "total_tokens": None,
+        "sequence_tokens": None,
         "past": tuple(None for _ in cache),
     }
-    return torch.export.export(module, (ids, length, length.clone(), *cache), dynamic_shapes=shapes, strict=False)
+    lengths = (length, length.clone(), length.clone())
+    return torch.export.export(module, (ids, *lengths, *cache), dynamic_shapes=shapes, strict=False)
 
 
 @dataclass
@@ -262,7 +269,8 @@ def get_item(graph: Graph, node: fx.Node) -> None:
 
 
 def attention(graph: Graph, node: fx.Node) -> None:
-    qkv, past_key, past_value, last_position, total_tokens, cos, sin, heads, kv_heads, window = node.args
+    qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows, *numbers = node.args
+    heads, kv_heads, window = numbers
     layer = sum(1 for other in graph.nodes if other.op_type == "GroupQueryAttention")
     graph.values[node] = graph.add(
         f"/model/layers.{layer}/attn/GroupQueryAttention",
@@ -270,6 +278,7 @@ def attention(graph: Graph, node: fx.Node) -> None:
         [
             graph.values[qkv], None, None, graph.values[past_key], graph.values[past_value],
             graph.values[last_position], graph.values[total_tokens], graph.values[cos], graph.values[sin],
+            *([graph.values[rows]] if rows is not None else []),
         ],
         {
             "num_heads": heads,
@@ -284,6 +293,31 @@ def attention(graph: Graph, node: fx.Node) -> None:
     )  # fmt: skip
 
 
+def table_rows(graph: Graph, node: fx.Node) -> None:
+    """Positions, moved down to the long factors' rows where the sequence is long: the tables are never copied.
+
+    An If that returns the short or the long table, as onnxruntime-genai's builder makes it, copies both each time.
+    """
+    input_ids, last_position, sequence_tokens, original = node.args
+    assert isinstance(original, int)
+
+    def op(kind: str, *inputs: ir.Value, name: str = "", **attributes: Any) -> ir.Value:
+        return graph.add(f"/rope/{name or kind}", kind, list(inputs), attributes)[0]
+
+    to = ir.DataType.INT64.value
+    one = graph.constant("/constants/one", 1)
+    long = op(
+        "Greater", graph.values[sequence_tokens], graph.constant("/constants/original", original, ir.DataType.INT32)
+    )
+    offset = op("Mul", op("Cast", long, to=to), graph.constant("/constants/original_64", original))
+    last = op("Cast", graph.values[last_position], name="last/Cast", to=to)
+    last = op("Squeeze", last)
+    end = op("Add", op("Add", last, one, name="end/Add"), offset)
+    count = op("Gather", op("Shape", graph.values[input_ids]), one, axis=0)
+    rows = op("Range", op("Sub", end, count), end, one)
+    graph.values[node] = op("Unsqueeze", rows, graph.constant("/constants/axis_0", [0]))
+
+
 aten = torch.ops.aten
 LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
     aten.embedding.default: embedding,
@@ -296,6 +330,7 @@ LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
     aten.slice.Tensor: last_token,
     operator.getitem: get_item,
     torch.ops.phi_edge.group_query_attention.default: attention,
+    torch.ops.phi_edge.table_rows.default: table_rows,
 }
 
 
@@ -312,8 +347,8 @@ def slots_for(config: Phi3Config, scheme: Scheme, context_tokens: int) -> dict[s
         packed = (rows, blocks * block_bytes) if name == EMBEDDING else (rows, blocks, block_bytes)
         tensors.append((f"{name}_q", "uint8", packed))
         tensors.append((f"{name}_scales", "float32", (rows, blocks)))
-    half = config.rope.rotary_dim // 2
-    tensors += [("cos_cache", "float32", (context_tokens, half)), ("sin_cache", "float32", (context_tokens, half))]
+    table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
+    tensors += [("cos_cache", "float32", table), ("sin_cache", "float32", table)]
     return lay_out(tensors, alignment=ALIGNMENT)
 
 
@@ -321,7 +356,7 @@ def build(config: Phi3Config, scheme: Scheme, slots: Mapping[str, Slot], *, cont
     """Trace the model and translate it; the weights stay references into the data file."""
     program = trace(config, on_meta(config), context_tokens)
     graph = Graph(config, scheme, accuracy_level, slots)
-    lengths, inputs = sequence_lengths(graph)
+    lengths, inputs = sequence_lengths(graph, switches=config.rope.switches(context_tokens))
     signature = program.graph_signature
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -355,9 +390,11 @@ def build(config: Phi3Config, scheme: Scheme, slots: Mapping[str, Slot], *, cont
     return ir.Model(result, ir_version=IR_VERSION, producer_name="phi-edge")
 
 
-def sequence_lengths(graph: Graph) -> tuple[dict[str, ir.Value], list[ir.Value]]:
+def sequence_lengths(graph: Graph, *, switches: bool) -> tuple[dict[str, ir.Value], list[ir.Value]]:
     """The lengths that GroupQueryAttention wants, from the attention mask that onnxruntime-genai gives.
 
+    With long rope's switch, the mask's ones say what is in and its width how long the sequence will be: zeros after
+    the ones tell the first pieces of a long prompt that it is long. onnxruntime-genai gives no zeros (batch 1).
     Returns the traced placeholders they stand for, and the graph's input.
     """
     mask = ir.Value(
@@ -367,12 +404,16 @@ def sequence_lengths(graph: Graph) -> tuple[dict[str, ir.Value], list[ir.Value]]
     )
     one, axis = graph.constant("/constants/one", 1), graph.constant("/constants/axis_1", [1])
     total = graph.add("/lengths/ReduceSum", "ReduceSum", [mask, axis], {"keepdims": 0})[0]
+    filled = total
     last = graph.add("/lengths/Sub", "Sub", [total, one])[0]
     last = graph.add("/lengths/last/Cast", "Cast", [last], {"to": ir.DataType.INT32.value})[0]
     shape = graph.add("/lengths/Shape", "Shape", [mask])[0]
     width = graph.add("/lengths/Gather", "Gather", [shape, one], {"axis": 0})[0]
     width = graph.add("/lengths/total/Cast", "Cast", [width], {"to": ir.DataType.INT32.value})[0]
-    return {"last_position": last, "total_tokens": width}, [mask]
+    lengths = {"last_position": last, "total_tokens": width, "sequence_tokens": width}
+    if switches:
+        lengths["total_tokens"] = graph.add("/lengths/in/Cast", "Cast", [filled], {"to": ir.DataType.INT32.value})[0]
+    return lengths, [mask]
 
 
 def graph_input(node: fx.Node, config: Phi3Config) -> ir.Value:

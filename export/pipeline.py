@@ -110,8 +110,11 @@ def resolve(request: ExportRequest) -> Job:
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     original = config.rope.original_context_tokens
-    if config.rope.type == "longrope" and context > original:
-        raise OptionError(f"--context {context}: beyond {original} tokens longrope needs its long factors; use {original}")
+    if config.rope.switches(context) and target.provider:
+        raise OptionError(
+            f"--context {context}: beyond {original} tokens longrope changes its factors, "
+            f"which {target.name} cannot do; use {original}"
+        )
     return Job(
         checkpoint=checkpoint,
         target=target,
@@ -198,7 +201,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
             type=rope.type,
             theta=rope.theta,
             rotary_dim=rope.rotary_dim,
-            switch_tokens=None,
+            switch_tokens=rope.original_context_tokens if rope.switches(job.context_tokens) else None,
             attention_factor=rope.attention_factor,
         ),
         tokens=job.checkpoint.tokens,

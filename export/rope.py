@@ -14,14 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from export.errors import CheckpointError
 
 # rope_type in config.json -> what we call it. "su" is longrope's name in the first Phi-3 checkpoints.
-ROPE_TYPES: Mapping[str, Literal["default", "longrope"]] = {"default": "default", "longrope": "longrope", "su": "longrope"}
+ROPE_TYPES: Mapping[str, Literal["default", "longrope"]] = {
+    "default": "default",
+    "longrope": "longrope",
+    "su": "longrope",
+}
 KNOWN_KEYS = frozenset(
-    """type rope_type rope_theta partial_rotary_factor short_factor long_factor factor attention_factor
-    original_max_position_embeddings""".split()
+    (
+        *("type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),
+        *("short_factor", "long_factor", "factor", "attention_factor"),
+    )
 )
 
 
@@ -39,12 +46,32 @@ class RopeConfig:
 
     def tables(self, length: int, *, long: bool = False) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """cos and sin, each [length, rotary_dim / 2], attention factor included."""
-        exponent = np.arange(0, self.rotary_dim, 2, dtype=np.float32) / np.float32(self.rotary_dim)
-        factors = np.array((self.long_factor if long else self.short_factor) or 1.0, dtype=np.float32)
-        frequency = (np.float32(1.0) / (factors * np.float32(self.theta) ** exponent)).astype(np.float32)
+        # torch's power, because it is transformers': numpy's differs in the last bit of some frequencies, and at
+        # position 4096 that is 1e-3 in a logit.
+        exponent = torch.arange(0, self.rotary_dim, 2).float() / self.rotary_dim
+        factors = torch.tensor((self.long_factor if long else self.short_factor) or 1.0, dtype=torch.float32)
+        frequency = (1.0 / (factors * self.theta**exponent)).numpy()
         angles = np.arange(length, dtype=np.float32)[:, None] * frequency[None, :]
         scale = np.float32(self.attention_factor)
         return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
+
+    def switches(self, context_tokens: int) -> bool:
+        """Whether sequences within this context need both sets of factors."""
+        return self.type == "longrope" and context_tokens > self.original_context_tokens
+
+    def stacked_tables(self, context_tokens: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """cos and sin for a context: the short factors' rows; below them the long ones', where a sequence may need them.
+
+        Then position p is row p while the sequence is short, and row original_context_tokens + p when it is long.
+        """
+        if not self.switches(context_tokens):
+            return self.tables(context_tokens)
+        short, long = self.tables(self.original_context_tokens), self.tables(context_tokens, long=True)
+        return np.concatenate((short[0], long[0])), np.concatenate((short[1], long[1]))
+
+    def stacked_rows(self, context_tokens: int) -> int:
+        """How many rows the stacked tables have."""
+        return context_tokens + (self.original_context_tokens if self.switches(context_tokens) else 0)
 
 
 def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
@@ -54,14 +81,18 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
     """
     scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if unknown := sorted(set(scaling) - KNOWN_KEYS):
-        raise CheckpointError(f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(KNOWN_KEYS))}")
+        raise CheckpointError(
+            f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(KNOWN_KEYS))}"
+        )
     name = scaling.get("rope_type", scaling.get("type", "default"))
     if name not in ROPE_TYPES:
         raise CheckpointError(f"config.json: rope type {name!r} is not known; known: {', '.join(ROPE_TYPES)}")
     fraction = float(scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
     rotary_dim = int(head_dim * fraction)
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-        raise CheckpointError(f"config.json: partial_rotary_factor {fraction} of head_dim {head_dim} is not an even size")
+        raise CheckpointError(
+            f"config.json: partial_rotary_factor {fraction} of head_dim {head_dim} is not an even size"
+        )
     longest = int(config["max_position_embeddings"])
     original = scaling.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
     short: tuple[float, ...] = ()
@@ -75,7 +106,9 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
         short, long = (_factors(scaling, key, rotary_dim // 2) for key in ("short_factor", "long_factor"))
         ratio = longest / original
         if scaling.get("factor") not in (None, ratio):
-            raise CheckpointError(f"config.json: rope factor is {scaling['factor']}; only {ratio} (max / original) is known")
+            raise CheckpointError(
+                f"config.json: rope factor is {scaling['factor']}; only {ratio} (max / original) is known"
+            )
         attention_factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
         attention_factor = float(scaling.get("attention_factor") or attention_factor)
     return RopeConfig(
@@ -93,5 +126,7 @@ def _factors(scaling: Mapping[str, Any], key: str, expected: int) -> tuple[float
     values = scaling.get(key)
     if not isinstance(values, list) or len(values) != expected:
         seen = len(values) if isinstance(values, list) else repr(values)
-        raise CheckpointError(f"config.json: rope {key} has {seen} numbers; this model needs {expected} (rotary_dim / 2)")
+        raise CheckpointError(
+            f"config.json: rope {key} has {seen} numbers; this model needs {expected} (rotary_dim / 2)"
+        )
     return tuple(float(value) for value in values)

@@ -214,7 +214,7 @@ def stream_weights(
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             attended: Tensor = group_query_attention(
-                qkv, empty, empty, length - 1, length, cos, sin,
+                qkv, empty, empty, length - 1, length, cos, sin, None,
                 config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
             )[0]  # fmt: skip
             return attended

@@ -25,8 +25,8 @@ class Engine(Protocol):
 
     @property
     def switch_tokens(self) -> int | None:
-        """With long rope: a call that reaches beyond this length computes its keys with the long factors, so a
-        sequence that crosses it must be prefilled again from position 0. None without long rope."""
+        """With long rope: a sequence longer than this takes the long factors from its first token on, so one that
+        crosses it must be prefilled again from position 0. None without long rope."""
         ...
 
     @property
@@ -34,8 +34,11 @@ class Engine(Protocol):
         """The most ids that one forward takes."""
         ...
 
-    def forward(self, ids: Sequence[int], start: int) -> Logits:
+    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """Write the keys and values of `ids` at positions start.. and return the last one's logits, float32 [vocab].
+
+        `long`: the sequence that these ids are a piece of is longer than `switch_tokens`. A call that reaches beyond
+        the switch is long by itself.
 
         Positions below `start` must have been written; those beyond the ids are forgotten. The logits may be
         overwritten by the next call. Raises EngineError.

@@ -70,11 +70,12 @@ class ExecutorchEngine:
         # numpy views of the same memory: an element written through torch takes 4 us, through numpy 0.1.
         self._start_value, self._one_value = self._start.numpy(), self._one.numpy()
 
-    def forward(self, ids: Sequence[int], start: int) -> Logits:
+    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
         import torch
 
-        self._start_value[0] = start
+        # Positions counted from the context's length on ask the program for the long factors.
+        self._start_value[0] = start + (self.context_tokens if long and self.switch_tokens is not None else 0)
         if len(ids) == 1:
             self._one_value[0, 0] = ids[0]
             tokens = self._one

@@ -61,7 +61,7 @@ class FakeEngine:
         # One entry a position: the id, and whether it was computed with the long rope factors.
         self._cache: list[tuple[int, bool]] = []
 
-    def forward(self, ids: Sequence[int], start: int) -> Logits:
+    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
         import numpy as np
 
@@ -71,7 +71,7 @@ class FakeEngine:
             raise EngineError(f"the fake engine fails at position {self._fail_at}, as it was told to")
         time.sleep(self._forward_s)
         self.calls.append((start, len(ids)))
-        long = self.switch_tokens is not None and end > self.switch_tokens
+        long = self.switch_tokens is not None and (long or end > self.switch_tokens)
         self._cache[start:] = [(id, long) for id in ids]
         seed = zlib.crc32(repr(self._cache).encode())
         logits = np.random.Generator(np.random.PCG64(seed)).standard_normal(self.vocab_size, np.float32)

@@ -155,24 +155,15 @@ class TokenLoop:
         while start < len(ids):
             if logits is not None and self._ended(request, accepted):
                 return None
-            end = start + self._chunk_tokens
-            if self._cached_long and self._engine.switch_tokens is not None:
-                # An engine chooses the factors by how far a call reaches, so the first one must reach past the switch.
-                end = max(end, self._engine.switch_tokens + 1)
-            end = min(end, len(ids))
+            end = min(start + self._chunk_tokens, len(ids))
             logits = self._forward(ids[start:end], start)
             start = end
         return logits
 
     def _forward(self, ids: Sequence[int], start: int) -> Logits:
-        if len(ids) > self._engine.max_forward_tokens:
-            raise EngineError(
-                f"{len(ids)} tokens must be computed at once to cross the long-rope switch, and the engine takes "
-                f"{self._engine.max_forward_tokens}; keep prompt and answer within {self._engine.switch_tokens} tokens"
-            )
         # Until the engine is back, the cache beyond `start` is in an unknown state.
         del self._cached[start:]
-        logits = self._engine.forward(ids, start)
+        logits = self._engine.forward(ids, start, long=self._cached_long)
         self._cached.extend(ids)
         return logits
 

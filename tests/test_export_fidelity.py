@@ -38,7 +38,9 @@ def reference(checkpoint: Path) -> tuple[list[int], npt.NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="module", params=["onnx", "executorch"])
-def engine(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     out = tmp_path_factory.mktemp("fp32") / request.param
     export_model(
         ExportRequest(checkpoint=str(checkpoint), out=out, format=request.param, scheme="fp32", context_tokens=2304)
@@ -95,8 +97,9 @@ def test_eager_module_equals_transformers(
 
     def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         attended: torch.Tensor = group_query_attention(
-            qkv, empty, empty, total - 1, total, cos, sin, config.num_attention_heads, config.num_key_value_heads, 2047
-        )[0]
+            qkv, empty, empty, total - 1, total, cos, sin, None,
+            config.num_attention_heads, config.num_key_value_heads, 2047,
+        )[0]  # fmt: skip
         return attended
 
     with torch.no_grad():
