@@ -143,6 +143,9 @@ def _run(records: Sequence[TokenRecord]) -> Run:
     if done.error is not None:
         raise DeviceError(f"the runtime failed in the middle of an answer: {done.error}")
     tokens = [record for record in records if isinstance(record, NewToken)]
+    stamps = [token.at_s for token in tokens if token.at_s is not None]
+    if len(stamps) < len(tokens):
+        raise DeviceError("the device's runner does not say when it sampled a token; measure with the agent")
     ids, usage, memory = [token.id for token in tokens], done.usage, done.memory
     return Run(
         finish=done.finish,
@@ -154,7 +157,7 @@ def _run(records: Sequence[TokenRecord]) -> Run:
         total_s=done.total_s,
         token_ids_sha256=sha256_ids(ids),
         token_ids=ids,
-        token_at_s=[token.at_s for token in tokens],
+        token_at_s=stamps,
         memory=Memory(
             peak_bytes=None if memory is None else memory.peak_bytes,
             anonymous_bytes=None if memory is None else memory.anonymous_bytes,

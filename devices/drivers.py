@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devices.driver import Driver, Say
 from devices.errors import LabError
-from devices.lab import Device, LocalDevice, SshDevice, read_lab
+from devices.lab import AdbDevice, Device, LocalDevice, SshDevice, read_lab
 from export.artifact import Artifact, open_artifact
 from runtimes.api import Event, GenerateRequest, Runtime
 from runtimes.registry import text_runtime
@@ -30,7 +30,14 @@ def _ssh(name: str, device: Device) -> Driver:
     return SshDriver(name, device)
 
 
-DRIVERS: dict[str, Callable[[str, Device], Driver]] = {"local": _local, "ssh": _ssh}
+def _adb(name: str, device: Device) -> Driver:
+    from devices.adb_driver import AdbDriver
+
+    assert isinstance(device, AdbDevice)
+    return AdbDriver(name, device)
+
+
+DRIVERS: dict[str, Callable[[str, Device], Driver]] = {"local": _local, "ssh": _ssh, "adb": _adb}
 
 
 def find_device(name: str, lab: Path | None) -> Device:

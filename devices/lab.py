@@ -60,6 +60,7 @@ class AdbDevice:
     runner: Literal["agent", "llama_main"] = "agent"
     program: str | None = None  # on this machine: the native agent, or llama_main
     libraries: Sequence[str] = ()  # on this machine: what the program loads, libonnxruntime.so first
+    prefix: Sequence[str] = ()  # before the program on the device, such as ["taskset", "f0"] for its fast cores
 
 
 Device = LocalDevice | SshDevice | AdbDevice

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from runtimes.adb_devices import adb_command, choose_device
+from runtimes.adb_devices import LOCAL_CLIENT, Client, adb_command, choose_device
 from runtimes.adb_process import AdbProcess
-from runtimes.errors import TransportError
+from runtimes.errors import ConnectionLostError, TransportError
 from runtimes.host import Finished, last_lines
 
 APPEAR_S = 10.0  # how long a device may take to appear after a fresh start of the server
@@ -27,11 +27,12 @@ MAX_COMMAND_BYTES = 100_000
 class AdbHost:
     """See Host. `serial` None is the only device that adb sees."""
 
-    def __init__(self, serial: str | None = None, *, server_port: int | None = None, wait_s: float = APPEAR_S) -> None:
+    def __init__(self, serial: str | None = None, *, client: Client = LOCAL_CLIENT, wait_s: float = APPEAR_S) -> None:
         """Raises TransportError unless the device is there and ready."""
-        self._server_port = server_port
-        self.device = choose_device(serial, server_port, wait_s)
-        self._adb = [*adb_command(server_port), "-s", self.device.serial]
+        self._client = client
+        self._wait_s = wait_s
+        self.device = choose_device(serial, client, wait_s)
+        self._adb = [*adb_command(client), "-s", self.device.serial]
         self._started: list[AdbProcess] = []
 
     def run(self, command: Sequence[str], *, deadline_s: float, stdin: bytes = b"") -> Finished:
@@ -114,13 +115,15 @@ class AdbHost:
         said = last_lines(done.stderr + done.stdout)
         reason = ""
         try:
-            choose_device(self.device.serial, self._server_port)
+            choose_device(self.device.serial, self._client, self._wait_s)  # whoever tries again finds it there
         except TransportError as error:
             reason = f": {error}"
         what = (
             f"adb failed to {doing[0]}" if doing[0] in ("push", "pull") else f"the connection broke during {doing[0]}"
         )
-        return TransportError(f"{what}{reason}", command=doing, exit_code=done.returncode, last_lines=said)
+        # A full disk is no matter of trying again.
+        kind = TransportError if "No space left" in "".join(said) else ConnectionLostError
+        return kind(f"{what}{reason}", command=doing, exit_code=done.returncode, last_lines=said)
 
     def _kill(self, pid: int, started: str) -> None:
         """Kill a process on the device, if the number is still its own: its start time is compared."""

@@ -29,7 +29,7 @@ MEND = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdbDevice:
+class Listed:
     """One line of `adb devices -l`."""
 
     serial: str
@@ -37,17 +37,34 @@ class AdbDevice:
     model: str | None
 
 
-def adb_command(server_port: int | None) -> list[str]:
-    """The beginning of every call. `server_port` None is adb's own rule (ANDROID_ADB_SERVER_PORT, or 5037).
+@dataclass(frozen=True)
+class Client:
+    """The adb client program, and its server: HOST:PORT, or None for adb's own rule (ANDROID_ADB_SERVER_PORT, 5037)."""
+
+    program: str = "adb"
+    server: str | None = None
+
+
+LOCAL_CLIENT = Client()
+
+
+def adb_command(client: Client) -> list[str]:
+    """The beginning of every call.
 
     Raises TransportError where adb is not installed.
     """
-    program = shutil.which("adb")
+    program = shutil.which(client.program)
     if program is None:
         raise TransportError(
             "adb is not installed; on Debian: apt-get install adb; elsewhere install Android's platform-tools"
         )
-    return [program] if server_port is None else [program, "-P", str(server_port)]
+    if client.server is None:
+        return [program]
+    name, _, port = client.server.rpartition(":")
+    if not port.isdigit():
+        raise TransportError(f"the adb server {client.server!r} is not HOST:PORT; correct `server` in lab.toml")
+    # -H makes the client refuse to start a server, so it is left out for this machine's.
+    return [program, *(() if name in ("127.0.0.1", "localhost") else ("-H", name)), "-P", port]
 
 
 def call_adb(command: Sequence[str], deadline_s: float = CALL_S) -> str:
@@ -67,12 +84,12 @@ def call_adb(command: Sequence[str], deadline_s: float = CALL_S) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-def list_devices(server_port: int | None) -> list[AdbDevice]:
+def list_devices(client: Client) -> list[Listed]:
     """All that the server sees, in every state. Starts the server where none runs. Raises TransportError."""
-    return parse_devices(call_adb([*adb_command(server_port), "devices", "-l"]))
+    return parse_devices(call_adb([*adb_command(client), "devices", "-l"]))
 
 
-def parse_devices(text: str) -> list[AdbDevice]:
+def parse_devices(text: str) -> list[Listed]:
     """The lines of `adb devices -l`."""
     found = []
     for line in text.splitlines():
@@ -82,11 +99,11 @@ def parse_devices(text: str) -> list[AdbDevice]:
         rest = rest.strip()
         state = "no permissions" if rest.startswith("no permissions") else rest.split(" ", 1)[0]
         model = re.search(r"\bmodel:(\S+)", rest)
-        found.append(AdbDevice(serial=serial, state=state, model=model[1] if model else None))
+        found.append(Listed(serial=serial, state=state, model=model[1] if model else None))
     return found
 
 
-def choose_device(serial: str | None, server_port: int | None, wait_s: float = 0.0) -> AdbDevice:
+def choose_device(serial: str | None, client: Client, wait_s: float = 0.0) -> Listed:
     """The ready device of this serial; with None the only one. Waits up to `wait_s` for it to be there.
 
     A serial HOST:PORT that the server does not know is connected to. Raises TransportError, which says for each state
@@ -94,10 +111,10 @@ def choose_device(serial: str | None, server_port: int | None, wait_s: float = 0
     """
     until_s = time.monotonic() + wait_s
     while True:
-        devices = list_devices(server_port)
+        devices = list_devices(client)
         if serial is not None and ":" in serial and serial not in {device.serial for device in devices}:
-            call_adb([*adb_command(server_port), "connect", serial])
-            devices = list_devices(server_port)
+            call_adb([*adb_command(client), "connect", serial])
+            devices = list_devices(client)
         try:
             return _choose(serial, devices)
         except TransportError:
@@ -107,7 +124,7 @@ def choose_device(serial: str | None, server_port: int | None, wait_s: float = 0
             time.sleep(0.25)
 
 
-def _choose(serial: str | None, devices: Sequence[AdbDevice]) -> AdbDevice:
+def _choose(serial: str | None, devices: Sequence[Listed]) -> Listed:
     seen = ", ".join(f"{device.serial} ({device.state})" for device in devices) or "none"
     if serial is None:
         if not devices:

@@ -138,6 +138,7 @@ class Agent:
             held: list[dict[str, Any]] = []
             for record in records:
                 if isinstance(record, NewToken):
+                    assert record.at_s is not None  # a loop stamps
                     token = {"event": "token", "request": number, "id": record.id, "at_s": record.at_s + waited_s}
                     held.append(token) if job.order.hold else self._voice.say(token)
                 else:
@@ -269,4 +270,7 @@ def _watch(agent: Agent, silence_s: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stderr.flush()
+    # Not sys.exit: the interpreter aborts when it is finalised while a thread waits for stdin.
+    os._exit(exit_code)

@@ -46,7 +46,8 @@ class TokenEvent:
 
     id: int
     text: str
-    at_s: float  # since the request was accepted, on the clock of the process that holds the model
+    # Since the request was accepted, on the clock of the process that holds the model; None where it cannot tell.
+    at_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,8 @@ def _print_text(runtime: Runtime, request: GenerateRequest) -> None:
     for event in runtime.generate(request):
         click.echo(event.text, nl=False)
         if isinstance(event, TokenEvent):
-            times.append(event.at_s)
+            if event.at_s is not None:
+                times.append(event.at_s)
         else:
             click.echo()
             click.echo(summary(event, times), err=True)

@@ -39,6 +39,9 @@ class Conditions:
     swap_used_bytes: int | None
     swap_devices: Mapping[str, int] | None = None  # bytes by device; a zram one swaps into compressed memory
     throttled: int | None = None  # a Raspberry Pi's `vcgencmd get_throttled`; its bits: devices.throttling
+    thermal_status: int | None = None  # Android's, 0 (none) to 6 (shutdown)
+    battery_share: float | None = None  # 0 to 1
+    battery_charging: bool | None = None  # a cable or a pad gives it power
 
 
 def read_conditions(root: Path = Path("/")) -> Conditions:

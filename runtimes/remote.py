@@ -196,6 +196,7 @@ class RemoteTokens:
                     event = self._answer(number, "generating")
                     record = event.record if isinstance(event, Answer) else None
                     if isinstance(record, NewToken):
+                        assert record.at_s is not None  # the protocol's token lines have it
                         yield NewToken(record.id, record.at_s + waited_s)
                     elif isinstance(record, TokensDone):
                         ended = True

@@ -84,7 +84,8 @@ class TextRuntime:
                 elif stop_string is None:  # a device may send a few more before it hears of the stop
                     completion += 1
                     scanned = scanner.add(joiner.add(record.id))
-                    yield TokenEvent(record.id, scanned.text, record.at_s + spent_s)
+                    at_s = None if record.at_s is None else record.at_s + spent_s
+                    yield TokenEvent(record.id, scanned.text, at_s)
                     if scanned.stop is not None:
                         stop_string = scanned.stop
                         self._source.cancel()

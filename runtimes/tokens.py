@@ -41,7 +41,8 @@ class NewToken:
     """One sampled id. A stop id is not one: it is told by TokensDone.stop_id."""
 
     id: int
-    at_s: float  # since the source accepted the request, on the source's monotonic clock; stamped when sampled
+    # Since the source accepted the request, on the source's monotonic clock, stamped when sampled; None if it cannot.
+    at_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

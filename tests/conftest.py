@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devices.fake_adbd import FakeAdbd
+from devices.fake_llama_main import write_program
 from devices.fake_phone import FakePhone
 from export.pipeline import ExportRequest, export_model
+from runtimes.adb_devices import Client
 
 # ExecuTorch's threads call torch's BLAS: with OpenMP threads of its own in each, a call takes a hundred times as long.
 # The engine sees to it where it is the first to import torch; in one process with transformers it is not.
@@ -94,7 +100,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def adb_port() -> Iterator[int]:
+def adb() -> Iterator[Client]:
     """A private server of the real adb client on a free port of 127.0.0.1."""
     if shutil.which("adb") is None:
         pytest.skip("needs adb: run ci/install_system.sh")
@@ -103,7 +109,7 @@ def adb_port() -> Iterator[int]:
     # Without this the server looks for emulators on 5555 and up by itself.
     environment = os.environ | {"ADB_LOCAL_TRANSPORT_MAX_PORT": "5553"}
     subprocess.run(["adb", "-P", str(port), "start-server"], check=True, capture_output=True, env=environment)
-    yield port
+    yield Client(server=f"127.0.0.1:{port}")
     subprocess.run(["adb", "-P", str(port), "kill-server"], check=False, capture_output=True)
 
 
@@ -112,3 +118,59 @@ def phone(tmp_path: Path) -> Iterator[FakeAdbd]:
     """A phone behind the adb protocol; not connected yet (AdbHost does that)."""
     with FakeAdbd(FakePhone(tmp_path / "phone")) as adbd:
         yield adbd
+
+
+@dataclass(frozen=True)
+class AndroidSoftware:
+    """What ci/emulate_android.sh made: the native agent and what it loads."""
+
+    folder: Path
+
+    @property
+    def prefix(self) -> list[str]:
+        """Before an arm64 program of this phone."""
+        return ["qemu-aarch64-static", "-cpu", "cortex-a76", "-L", str(self.folder / "root")]
+
+    @property
+    def libraries(self) -> list[str]:
+        return [str(self.folder / "libraries" / f"lib{name}.so") for name in ("onnxruntime", "onnxruntime-genai")]
+
+
+@pytest.fixture(scope="session")
+def android() -> AndroidSoftware:
+    """Built once, and kept in PHI_EDGE_CACHE (~/.cache/phi-edge)."""
+    for program in ("cmake", "aarch64-linux-gnu-gcc", "qemu-aarch64-static"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}: run ci/install_system.sh")
+    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
+    environment = os.environ | {"PYTHON": sys.executable}
+    script = [str(REPOSITORY / "ci" / "emulate_android.sh"), str(cache / "android")]
+    subprocess.run(script, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=400)
+    return AndroidSoftware(cache / "android")
+
+
+@pytest.fixture(scope="session")
+def host_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed engines' libraries, by the names that the native agent loads."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for package, pattern in (("onnxruntime", "capi/libonnxruntime.so.*"), ("onnxruntime_genai", "libonnx*genai.so")):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations is not None
+        (found,) = Path(spec.submodule_search_locations[0]).glob(pattern)
+        (folder / f"{found.name.partition('.so')[0]}.so").symlink_to(found)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_main(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program with llama_main's command line."""
+    folder = tmp_path_factory.mktemp("llama_main")
+    wire = folder / "wire"
+    server = subprocess.Popen([sys.executable, "-m", "devices.fake_llama_main", "--serve", str(wire)], cwd=REPOSITORY)
+    until_s = time.monotonic() + 60
+    while not wire.exists() and time.monotonic() < until_s:
+        time.sleep(0.05)
+    write_program(folder / "llama_main", wire)
+    yield folder / "llama_main"
+    server.kill()
+    server.wait()

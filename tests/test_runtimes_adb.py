@@ -14,7 +14,7 @@ import pytest
 
 from devices.fake_adbd import FakeAdbd
 from runtimes.adb import AdbHost
-from runtimes.adb_devices import choose_device, parse_devices
+from runtimes.adb_devices import Client, choose_device, parse_devices
 from runtimes.errors import TransportError
 
 pytestmark = pytest.mark.emulated
@@ -23,8 +23,8 @@ PRINT_ARGUMENTS = 'for each in "$@"; do printf "%s\\0" "$each"; done'
 
 
 @pytest.fixture
-def host(phone: FakeAdbd, adb_port: int) -> AdbHost:
-    return AdbHost(f"127.0.0.1:{phone.port}", server_port=adb_port)
+def host(phone: FakeAdbd, adb: Client) -> AdbHost:
+    return AdbHost(f"127.0.0.1:{phone.port}", client=adb, wait_s=2.0)
 
 
 def test_a_command_gives_its_output_and_its_exit_code(host: AdbHost) -> None:
@@ -107,7 +107,7 @@ def test_a_cable_pulled_in_push_is_told_and_the_next_push_continues(
         host.push(tmp_path / "file", str(remote), deadline_s=30)
     assert 0 < remote.stat().st_size < 5_000_000
     phone.plug()
-    again = AdbHost(host.device.serial, server_port=host._server_port)
+    again = AdbHost(host.device.serial, client=host._client)
     again.push(tmp_path / "file", str(remote), deadline_s=30)
     assert remote.read_bytes() == data
 
@@ -164,36 +164,36 @@ def test_a_reboot_changes_the_boot_id(host: AdbHost, phone: FakeAdbd) -> None:
     before = host.boot_id()
     assert before == host.boot_id()
     phone.reboot()
-    again = AdbHost(host.device.serial, server_port=host._server_port)
+    again = AdbHost(host.device.serial, client=host._client)
     assert again.boot_id() not in ("", before)
 
 
-def test_a_killed_server_is_started_again(host: AdbHost, adb_port: int) -> None:
+def test_a_killed_server_is_started_again(host: AdbHost, adb: Client) -> None:
     process = host.start(["cat"])
     process.write_line(b"a")
     lines = process.lines()
     assert next(lines) == b"a"
-    subprocess.run(["adb", "-P", str(adb_port), "kill-server"], check=True, capture_output=True)
+    subprocess.run(["adb", "-P", (adb.server or "").rpartition(":")[2], "kill-server"], check=True, capture_output=True)
     assert list(lines) == []
     process.close()
-    again = AdbHost(host.device.serial, server_port=adb_port)
+    again = AdbHost(host.device.serial, client=adb)
     assert again.run(["true"], deadline_s=10).exit_code == 0
 
 
-def test_an_unauthorized_phone(phone: FakeAdbd, adb_port: int) -> None:
+def test_an_unauthorized_phone(phone: FakeAdbd, adb: Client) -> None:
     phone.drop()
     phone.state = "unauthorized"
     with pytest.raises(TransportError, match=r"Allow|failed to authenticate"):
-        AdbHost(f"127.0.0.1:{phone.port}", server_port=adb_port, wait_s=1.0)
+        AdbHost(f"127.0.0.1:{phone.port}", client=adb, wait_s=1.0)
 
 
-def test_no_such_device_and_several(phone: FakeAdbd, adb_port: int) -> None:
+def test_no_such_device_and_several(phone: FakeAdbd, adb: Client) -> None:
     serial = f"127.0.0.1:{phone.port}"
-    choose_device(serial, adb_port)
+    choose_device(serial, adb)
     with pytest.raises(TransportError, match=rf"does not see device X1; it sees: .*{serial} \(device\)"):
-        choose_device("X1", adb_port)
+        choose_device("X1", adb)
     with pytest.raises(TransportError, match=r"does not see device 127\.0\.0\.1:1"):
-        choose_device("127.0.0.1:1", adb_port)
+        choose_device("127.0.0.1:1", adb)
 
 
 LISTED = """* daemon started successfully
@@ -216,11 +216,11 @@ R58N123                unauthorized usb:1-2 transport_id:3
     ],
 )
 def test_every_state_says_what_to_do(serial: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtimes.adb_devices.list_devices", lambda port: parse_devices(LISTED))
+    monkeypatch.setattr("runtimes.adb_devices.list_devices", lambda client: parse_devices(LISTED))
     with pytest.raises(TransportError) as caught:
-        choose_device(serial, 1)
+        choose_device(serial, Client())
     assert message in str(caught.value)
-    assert choose_device("0A041FDD4003B6", 1).model == "Pixel_6"
+    assert choose_device("0A041FDD4003B6", Client()).model == "Pixel_6"
 
 
 def test_without_adb_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_quoting_is_the_only_way_in(host: AdbHost) -> None:
     assert host.run(["echo", "$HOME;", "`id`"], deadline_s=5).stdout == b"$HOME; `id`\n"
 
 
-def test_a_phone_that_does_not_answer_is_no_hang(phone: FakeAdbd, adb_port: int) -> None:
+def test_a_phone_that_does_not_answer_is_no_hang(phone: FakeAdbd, adb: Client) -> None:
     phone.state = "offline"
     with pytest.raises(TransportError, match="is in state 'offline': the phone does not answer adb"):
-        AdbHost(f"127.0.0.1:{phone.port}", server_port=adb_port, wait_s=0.5)
+        AdbHost(f"127.0.0.1:{phone.port}", client=adb, wait_s=0.5)

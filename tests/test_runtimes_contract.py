@@ -1,4 +1,4 @@
-"""One contract over every runtime: the fake, ONNX Runtime and ExecuTorch, each behind the same generate interface."""
+"""One contract over every runtime: the fake, ONNX Runtime, ExecuTorch and an emulated Pi, behind one interface."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from devices.drivers import open_device_runtime
 from export.artifact import Artifact, open_artifact
 from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
 from runtimes.engine import EngineOpener
@@ -49,15 +50,22 @@ class Subject:
         return Tokenizer(self.artifact.folder).encode_prompt(text)
 
 
-@pytest.fixture(scope="module", params=["fake", "onnx", "executorch"])
+@pytest.fixture(
+    scope="module", params=["fake", "onnx", "executorch", pytest.param("pi5", marks=pytest.mark.emulated)]
+)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     if request.param == "fake":
         artifact, opener = fake_artifact(tmp_path_factory.mktemp("fake") / "artifact"), fake_opener()
     else:
-        folder: Path = request.getfixturevalue(f"tiny_{request.param}")
+        engine = "onnx" if request.param == "pi5" else request.param
+        folder: Path = request.getfixturevalue(f"tiny_{engine}")
         artifact = open_artifact(folder)
         opener = ENGINES[artifact.manifest.format]
-    runtime = open_runtime(artifact, engine=opener)
+    if request.param == "pi5":
+        lab = request.getfixturevalue("emulated_pi").lab
+        runtime = open_device_runtime(artifact.folder, "pi5", lab=lab, threads=None, say=print)
+    else:
+        runtime = open_runtime(artifact, engine=opener)
     yield Subject(runtime, artifact, opener)
     runtime.close()
 
@@ -77,7 +85,8 @@ def test_stream_is_tokens_and_then_done(subject: Subject) -> None:
 
 def test_times_never_run_backwards(subject: Subject) -> None:
     tokens, done = subject.run(prompt=PROMPT, max_new_tokens=12, ignore_stop_ids=True)
-    times = [event.at_s for event in tokens]
+    times = [event.at_s for event in tokens if event.at_s is not None]
+    assert len(times) == len(tokens)
     assert times == sorted(times)
     assert done.timings.prefill_s is not None and done.timings.total_s is not None
     assert 0 < done.timings.prefill_s < times[0]

@@ -1,0 +1,103 @@
+"""What `phi-edge doctor` looks at on an Android phone: one finding each, with the act that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from devices.adb_conditions import read_adb_conditions
+from devices.driver import Finding
+from devices.lab import AdbDevice
+from devices.staging import SHORT_S, free_bytes
+from runtimes.adb import AdbHost
+from runtimes.adb_devices import Client, list_devices
+from runtimes.errors import TransportError
+
+ROOM_BYTES = 4_000_000_000
+ABI = "arm64-v8a"
+HOT_STATUS = 2  # Android's THERMAL_STATUS_MODERATE: it begins to throttle
+
+
+def examine_phone(device: AdbDevice, client: Client, connect: Callable[[], AdbHost]) -> Iterator[Finding]:
+    """A phone that cannot be reached is a finding, no error."""
+    try:
+        listed = list_devices(client)
+        yield Finding(
+            what="adb devices",
+            state="ok" if listed else "wrong",
+            seen=", ".join(f"{each.serial} {each.state}" for each in listed) or "none",
+            mend=None if listed else "plug a phone in, and allow USB debugging in its developer options",
+        )
+        host = connect()
+    except TransportError as error:
+        first, _, _ = str(error).partition("\n")
+        yield Finding(what="reachable", state="wrong", seen=first, mend="see there, then `adb devices -l`")
+        return
+    yield from _files(device)
+    try:
+        yield from _phone(device, host)
+    except TransportError as error:
+        first, _, _ = str(error).partition("\n")
+        yield Finding(what="phone", state="wrong", seen=first, mend="plug it anew, then try again")
+
+
+def _files(device: AdbDevice) -> Iterator[Finding]:
+    names = [] if device.program is None else [device.program]
+    for name in (*names, *device.libraries):
+        there = Path(name).expanduser().is_file()
+        yield Finding(
+            what=Path(name).name,
+            state="ok" if there else "wrong",
+            seen=name if there else f"{name} is no file",
+            mend=None if there else "correct lab.toml, or build it: docs/android.md",
+        )
+    if device.program is None:
+        mend = "build the native agent (runtimes/native/README.md) and name it in lab.toml: program"
+        yield Finding(what="program", state="wrong", seen="lab.toml names none", mend=mend)
+
+
+def _phone(device: AdbDevice, host: AdbHost) -> Iterator[Finding]:
+    abi = host.run(["getprop", "ro.product.cpu.abi"], deadline_s=SHORT_S).stdout.decode().strip()
+    yield Finding(
+        what="processor",
+        state="ok" if abi == ABI else "wrong",
+        seen=abi or "unknown",
+        mend=None if abi == ABI else f"a phone with {ABI}, or a program and libraries for {abi}",
+    )
+    probe = 'mkdir -p "$1" && : >"$1/.probe" && rm "$1/.probe"'
+    writable = host.run(["sh", "-c", probe, "sh", device.folder], deadline_s=SHORT_S).exit_code == 0
+    yield Finding(
+        what="folder",
+        state="ok" if writable else "wrong",
+        seen=device.folder if writable else f"{device.folder} cannot be written",
+        mend=None if writable else 'folder = "/data/local/tmp/phi-edge" in lab.toml',
+    )
+    free = free_bytes(host, device.folder) if writable else None
+    if free is not None:
+        enough = free >= ROOM_BYTES
+        mend = f"remove old artifacts: adb shell rm -r {device.folder}/artifacts"
+        yield Finding(
+            what="disk",
+            state="ok" if enough else "warning",
+            seen=f"{free / 1e9:.1f} GB free",
+            mend=None if enough else mend,
+        )
+    seen = read_adb_conditions(host)
+    if seen.thermal_status is not None:
+        hot = seen.thermal_status >= HOT_STATUS
+        mend = "let it cool; take it out of its case"
+        yield Finding(
+            what="thermal status",
+            state="warning" if hot else "ok",
+            seen=str(seen.thermal_status),
+            mend=mend if hot else None,
+        )
+    if seen.battery_share is not None:
+        low = seen.battery_share < 0.2 and not seen.battery_charging
+        power = "charging" if seen.battery_charging else "on battery"
+        yield Finding(
+            what="battery",
+            state="warning" if low else "ok",
+            seen=f"{seen.battery_share:.0%}, {power}",
+            mend="charge it: phones slow down when low" if low else None,
+        )
