@@ -49,10 +49,20 @@ def one_line(command: Callable[P, R]) -> Callable[P, R]:
 @click.option("--format", help="onnx or executorch; the target has a default.")
 @click.option("--scheme", help="Quantisation, such as int4-b32 or fp32; the target has a default.")
 @click.option("--context", type=int, help="Longest sequence in tokens; the target has a default.")
+@click.option("--activations", help="float16 or float32, in the ONNX graph and its KV cache; the target has a default.")
+@click.option("--lengths-as-inputs", is_flag=True, help="windows-directml: no node needs the CPU; not for genai.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @one_line
 def export_command(
-    checkpoint: str, out: Path, target: str, format: str | None, scheme: str | None, context: int | None, quiet: bool
+    checkpoint: str,
+    out: Path,
+    target: str,
+    format: str | None,
+    scheme: str | None,
+    context: int | None,
+    activations: str | None,
+    lengths_as_inputs: bool,
+    quiet: bool,
 ) -> None:
     """Export CHECKPOINT to the folder OUT.
 
@@ -77,7 +87,14 @@ def export_command(
                 self.bars.update(self.task, advance=count, tensor=name)
 
     request = ExportRequest(
-        checkpoint=checkpoint, out=out, target=target, format=format, scheme=scheme, context_tokens=context
+        checkpoint=checkpoint,
+        out=out,
+        target=target,
+        format=format,
+        scheme=scheme,
+        context_tokens=context,
+        activations=activations,
+        lengths_as_inputs=lengths_as_inputs,
     )
     columns = (
         BarColumn(),
@@ -120,5 +137,3 @@ def summary(artifact: Artifact) -> str:
         f"  digest   {manifest.digest()[:16]}",
     ]
     return "\n".join(lines)
-
-

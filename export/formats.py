@@ -27,6 +27,8 @@ class Job:
     format: Format
     scheme: Scheme
     context_tokens: int
+    activations: str
+    lengths_as_inputs: bool
     model: Model
 
 
@@ -51,7 +53,7 @@ class OnnxLayout:
     """model.onnx, model.onnx.data and genai_config.json."""
 
     weight_file = "model.onnx.data"
-    files = ("model.onnx", "model.onnx.data", "genai_config.json")
+    files: tuple[str, ...] = ("model.onnx", "model.onnx.data", "genai_config.json")
     spread: Mapping[str, Sequence[tuple[str, int]]] = {}
 
     def __init__(self, job: Job) -> None:
@@ -59,28 +61,42 @@ class OnnxLayout:
 
         config = job.checkpoint.config
         self.job = job
-        self.slots: Mapping[str, Slot] = onnx_graph.slots_for(config, job.scheme, job.context_tokens)
+        form = onnx_graph.CPU
+        if job.target.provider == "dml":
+            from export.onnx_directml import directml_form
+
+            form = directml_form(job.activations, lengths_as_inputs=job.lengths_as_inputs)
+        if job.lengths_as_inputs:
+            self.files = self.files[:2]  # onnxruntime-genai gives a mask, not lengths
+        self.slots: Mapping[str, Slot] = onnx_graph.slots_for(config, job.scheme, job.context_tokens, form)
         self.graph = onnx_graph.build(
             config,
             job.scheme,
             self.slots,
             context_tokens=job.context_tokens,
             accuracy_level=job.target.accuracy_level,
+            form=form,
         )
         quantised = job.scheme.bits is not None
-        self.activations = "float32, int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else "float32"
+        int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
+        self.activations = job.activations + int8
         self.options: Mapping[str, Any] = {
             "opset": self.graph.opset_imports[""],
             "accuracy_level": job.target.accuracy_level if quantised else None,
-            "kv_cache": "float32, one buffer for past and present, rotated in place",
+            "kv_cache": f"{job.activations}, one buffer for past and present",
             "logits": "last token only",
+            "lengths": "inputs" if job.lengths_as_inputs else "attention mask",
             "provider": job.target.provider or "cpu",
         }
 
     def fill(self, sink: WeightFile) -> None:
         tables = self.job.checkpoint.config.rope.stacked_tables(self.job.context_tokens)
         for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
-            sink.append(name, memoryview(np.ascontiguousarray(table).view(np.uint8)).cast("B"))
+            table = np.ascontiguousarray(table.astype(self.slots[name].dtype))
+            sink.append(name, memoryview(table.view(np.uint8)).cast("B"))
+        for name, middle in (("zero_points_4", b"\x88"), ("zero_points_8", b"\x80")):
+            if name in self.slots:
+                sink.append(name, memoryview(middle * self.slots[name].length))
 
     def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
         import onnx_ir
@@ -88,6 +104,8 @@ class OnnxLayout:
         from export.genai_config import genai_config
 
         onnx_ir.save(self.graph, folder / "model.onnx")
+        if "genai_config.json" not in self.files:
+            return
         job = self.job
         content = genai_config(
             job.model, job.checkpoint.tokens, context_tokens=job.context_tokens, provider=job.target.provider

@@ -34,6 +34,7 @@ def genai_config(model: Model, tokens: Tokens, *, context_tokens: int, provider:
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
+                    **({"position_ids": "position_ids"} if provider == "dml" else {}),
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },

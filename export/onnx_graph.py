@@ -6,9 +6,10 @@ The graph holds no weights: they stay in slots of the external data file, which 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -18,19 +19,14 @@ from torch import Tensor, fx, nn
 import export.attention  # noqa: F401  (registers phi_edge::group_query_attention)
 from export.models.phi3 import EMBEDDING, Phi3, Phi3Config, on_meta, tensor_shapes
 from export.scheme import Scheme
-from export.slots import Slot, lay_out
+from export.slots import ITEM_BITS, Slot, lay_out
 
 DATA_FILE = "model.onnx.data"
 ALIGNMENT = 256  # of each tensor in the data file
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
 IR_VERSION = 10
-DTYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.int32: ir.DataType.INT32,
-    torch.int64: ir.DataType.INT64,
-}
+FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
 class CachedPhi3(nn.Module):
@@ -90,18 +86,35 @@ def trace(config: Phi3Config, model: Phi3, capacity: int) -> torch.export.Export
     return torch.export.export(module, (ids, *lengths, *cache), dynamic_shapes=shapes, strict=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a graph is written for one execution provider; CPU below, export.onnx_directml for DirectML."""
+
+    lowerings: Mapping[Any, Callable[[Graph, fx.Node], None]]
+    lengths: Callable[..., tuple[dict[str, ir.Value], list[ir.Value]]]  # see sequence_lengths
+    activations: str  # float32 or float16: of weights that stay float, scales, KV cache and logits too
+    scales: str  # what scales are rounded to: a graph with other activations has the same weights
+    zero_points: bool  # whether MatMulNBits is given the zero points that it has by default
+
+
 @dataclass
 class Graph:
     """The ONNX graph under construction, and what each traced value became."""
 
     config: Phi3Config
     scheme: Scheme
+    form: Form
     accuracy_level: int
     slots: Mapping[str, Slot]  # initializer name -> its place in the data file
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[str, ir.Value] = field(default_factory=dict)
-    values: dict[fx.Node, Any] = field(default_factory=dict)
+    values: dict[Any, Any] = field(default_factory=dict)
     parameters: dict[fx.Node, str] = field(default_factory=dict)  # placeholder -> the checkpoint's name
+    positions: ir.Value | None = None  # the input position_ids, where the form has one
+
+    @property
+    def float_type(self) -> ir.DataType:
+        return FLOATS[self.form.activations]
 
     def add(
         self,
@@ -123,16 +136,15 @@ class Graph:
         if name not in self.initializers:
             place = self.slots[slot or name]
             shape = shape or place.shape
-            dtype = ir.DataType[{"float32": "FLOAT"}.get(place.dtype, place.dtype.upper())]
-            tensor = ir.ExternalTensor(
-                DATA_FILE, place.offset, place.length, dtype, shape=ir.Shape(shape), name=name
-            )
+            dtype = FLOATS.get(place.dtype) or ir.DataType[place.dtype.upper()]
+            length = math.prod(shape) * ITEM_BITS[place.dtype] // 8
+            tensor = ir.ExternalTensor(DATA_FILE, place.offset, length, dtype, shape=ir.Shape(shape), name=name)
             self.initializers[name] = ir.Value(
                 name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape)
             )
         return self.initializers[name]
 
-    def constant(self, name: str, values: list[int] | int, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+    def constant(self, name: str, values: list[int] | float, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
         """A small constant inside the graph."""
         if name not in self.initializers:
             tensor = ir.tensor(values, dtype=dtype, name=name)
@@ -189,7 +201,7 @@ def linear(graph: Graph, node: fx.Node) -> None:
         result = graph.add(
             label(node) + "/MatMulNBits",
             "MatMulNBits",
-            [graph.values[x], packed, graph.weight(f"{name}_scales")],
+            [graph.values[x], packed, graph.weight(f"{name}_scales"), *zero_points(graph, rows, shape[1], bits)],
             {
                 "K": columns,
                 "N": rows,
@@ -200,6 +212,14 @@ def linear(graph: Graph, node: fx.Node) -> None:
             domain=MICROSOFT,
         )
     graph.values[node] = result[0]
+
+
+def zero_points(graph: Graph, rows: int, blocks: int, bits: int) -> list[ir.Value]:
+    """The middle code for every block: all the same bytes, so that every matrix reads them in one slot."""
+    if not graph.form.zero_points:
+        return []
+    row_bytes = -(-blocks * bits // 8)
+    return [graph.weight(f"zero_points_{rows}_{blocks}_{bits}", slot=f"zero_points_{bits}", shape=(rows, row_bytes))]
 
 
 def rms_norm(graph: Graph, node: fx.Node) -> None:
@@ -318,78 +338,6 @@ def table_rows(graph: Graph, node: fx.Node) -> None:
     graph.values[node] = op("Unsqueeze", rows, graph.constant("/constants/axis_0", [0]))
 
 
-aten = torch.ops.aten
-LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
-    aten.embedding.default: embedding,
-    aten.linear.default: linear,
-    aten.rms_norm.default: rms_norm,
-    aten.add.Tensor: add,
-    aten.mul.Tensor: mul,
-    aten.silu.default: silu,
-    aten.chunk.default: chunk,
-    aten.slice.Tensor: last_token,
-    operator.getitem: get_item,
-    torch.ops.phi_edge.group_query_attention.default: attention,
-    torch.ops.phi_edge.table_rows.default: table_rows,
-}
-
-
-def slots_for(config: Phi3Config, scheme: Scheme, context_tokens: int) -> dict[str, Slot]:
-    """Where each tensor of this model lies in the external data file, in the order of the forward pass."""
-    tensors: list[tuple[str, str, tuple[int, ...]]] = []
-    for name, shape in tensor_shapes(config).items():
-        bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
-        if len(shape) == 1 or bits is None:
-            tensors.append((name, "float32", shape))
-            continue
-        assert scheme.block_size
-        rows, blocks, block_bytes = shape[0], shape[1] // scheme.block_size, scheme.block_size * bits // 8
-        packed = (rows, blocks * block_bytes) if name == EMBEDDING else (rows, blocks, block_bytes)
-        tensors.append((f"{name}_q", "uint8", packed))
-        tensors.append((f"{name}_scales", "float32", (rows, blocks)))
-    table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
-    tensors += [("cos_cache", "float32", table), ("sin_cache", "float32", table)]
-    return lay_out(tensors, alignment=ALIGNMENT)
-
-
-def build(config: Phi3Config, scheme: Scheme, slots: Mapping[str, Slot], *, context_tokens: int, accuracy_level: int) -> ir.Model:
-    """Trace the model and translate it; the weights stay references into the data file."""
-    program = trace(config, on_meta(config), context_tokens)
-    graph = Graph(config, scheme, accuracy_level, slots)
-    lengths, inputs = sequence_lengths(graph, switches=config.rope.switches(context_tokens))
-    signature = program.graph_signature
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            target = signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(node.name)
-            if target in ("cos", "sin"):
-                graph.values[node] = graph.weight(f"{target}_cache")
-            elif target is not None:
-                graph.parameters[node] = target.removeprefix("phi3.")
-            elif node.name in lengths:
-                graph.values[node] = lengths[node.name]
-            else:
-                value = graph_input(node, config)
-                graph.values[node] = value
-                inputs.append(value)
-        elif node.op == "call_function":
-            if node.target not in LOWERINGS:
-                known = ", ".join(str(target) for target in LOWERINGS)
-                raise NotImplementedError(f"{node.target}: no lowering to ONNX; known: {known}")
-            LOWERINGS[node.target](graph, node)
-    outputs = name_outputs(program, graph, config)
-    order = {"input_ids": 0, "attention_mask": 1}
-    inputs.sort(key=lambda value: order.get(str(value.name), 2))
-    result = ir.Graph(
-        inputs,
-        outputs,
-        nodes=graph.nodes,
-        initializers=list(graph.initializers.values()),
-        opset_imports=OPSETS,
-        name="phi3",
-    )
-    return ir.Model(result, ir_version=IR_VERSION, producer_name="phi-edge")
-
-
 def sequence_lengths(graph: Graph, *, switches: bool) -> tuple[dict[str, ir.Value], list[ir.Value]]:
     """The lengths that GroupQueryAttention wants, from the attention mask that onnxruntime-genai gives.
 
@@ -416,7 +364,96 @@ def sequence_lengths(graph: Graph, *, switches: bool) -> tuple[dict[str, ir.Valu
     return lengths, [mask]
 
 
-def graph_input(node: fx.Node, config: Phi3Config) -> ir.Value:
+aten = torch.ops.aten
+LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
+    aten.embedding.default: embedding,
+    aten.linear.default: linear,
+    aten.rms_norm.default: rms_norm,
+    aten.add.Tensor: add,
+    aten.mul.Tensor: mul,
+    aten.silu.default: silu,
+    aten.chunk.default: chunk,
+    aten.slice.Tensor: last_token,
+    operator.getitem: get_item,
+    torch.ops.phi_edge.group_query_attention.default: attention,
+    torch.ops.phi_edge.table_rows.default: table_rows,
+}
+
+
+CPU = Form(lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False)
+
+
+def slots_for(config: Phi3Config, scheme: Scheme, context_tokens: int, form: Form) -> dict[str, Slot]:
+    """Where each tensor of this model lies in the external data file, in the order of the forward pass."""
+    tensors: list[tuple[str, str, tuple[int, ...]]] = []
+    zeros: dict[int, int] = {}  # bits -> the bytes of the largest matrix's zero points
+    for name, shape in tensor_shapes(config).items():
+        bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
+        if len(shape) == 1 or bits is None:
+            tensors.append((name, form.activations, shape))
+            continue
+        assert scheme.block_size
+        rows, blocks, block_bytes = shape[0], shape[1] // scheme.block_size, scheme.block_size * bits // 8
+        packed = (rows, blocks * block_bytes) if name == EMBEDDING else (rows, blocks, block_bytes)
+        tensors.append((f"{name}_q", "uint8", packed))
+        tensors.append((f"{name}_scales", form.activations, (rows, blocks)))
+        if form.zero_points and (name != EMBEDDING or config.tie_word_embeddings):
+            zeros[bits] = max(zeros.get(bits, 0), rows * -(-blocks * bits // 8))
+    table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
+    tensors += [("cos_cache", form.activations, table), ("sin_cache", form.activations, table)]
+    tensors += [(f"zero_points_{bits}", "uint8", (count,)) for bits, count in zeros.items()]
+    slots = lay_out(tensors, alignment=ALIGNMENT)
+    return {n: replace(s, rounded=form.scales) if n.endswith("_scales") else s for n, s in slots.items()}
+
+
+def build(
+    config: Phi3Config,
+    scheme: Scheme,
+    slots: Mapping[str, Slot],
+    *,
+    context_tokens: int,
+    accuracy_level: int,
+    form: Form,
+) -> ir.Model:
+    """Trace the model and translate it; the weights stay references into the data file."""
+    program = trace(config, on_meta(config), context_tokens)
+    graph = Graph(config, scheme, form, accuracy_level, slots)
+    lengths, inputs = form.lengths(graph, switches=config.rope.switches(context_tokens))
+    signature = program.graph_signature
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            target = signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(node.name)
+            if target in ("cos", "sin"):
+                graph.values[node] = graph.weight(f"{target}_cache")
+            elif target is not None:
+                name = target.removeprefix("phi3.")
+                # The trace may give a shared table either of its names.
+                graph.parameters[node] = EMBEDDING if config.tie_word_embeddings and name == "lm_head.weight" else name
+            elif node.name in lengths:
+                graph.values[node] = lengths[node.name]
+            else:
+                value = graph_input(node, graph)
+                graph.values[node] = value
+                inputs.append(value)
+        elif node.op == "call_function":
+            if node.target not in form.lowerings:
+                known = ", ".join(str(target) for target in form.lowerings)
+                raise NotImplementedError(f"{node.target}: no lowering to ONNX; known: {known}")
+            form.lowerings[node.target](graph, node)
+    outputs = name_outputs(program, graph, config)
+    inputs.sort(key=lambda value: (value.name != "input_ids", str(value.name).startswith("past")))
+    result = ir.Graph(
+        inputs,
+        outputs,
+        nodes=graph.nodes,
+        initializers=list(graph.initializers.values()),
+        opset_imports=OPSETS,
+        name="phi3",
+    )
+    return ir.Model(result, ir_version=IR_VERSION, producer_name="phi-edge")
+
+
+def graph_input(node: fx.Node, graph: Graph) -> ir.Value:
     """input_ids, or one of the caches past_<2 * layer + (0 key, 1 value)>."""
     if node.name == "input_ids":
         return ir.Value(
@@ -427,8 +464,8 @@ def graph_input(node: fx.Node, config: Phi3Config) -> ir.Value:
     layer, part = divmod(int(node.name.removeprefix("past_")), 2)
     return ir.Value(
         name=f"past_key_values.{layer}.{('key', 'value')[part]}",
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(["batch_size", config.num_key_value_heads, "past_sequence_length", config.head_dim]),
+        type=ir.TensorType(graph.float_type),
+        shape=ir.Shape(["batch_size", graph.config.num_key_value_heads, "past_sequence_length", graph.config.head_dim]),
     )
 
 
@@ -436,16 +473,14 @@ def name_outputs(program: torch.export.ExportedProgram, graph: Graph, config: Ph
     """logits, then present.N.key and present.N.value."""
     (results,) = program.graph.output_node().args
     outputs: list[ir.Value] = []
-    for index, node in enumerate(results):  # type: ignore[arg-type,union-attr]
-        value: ir.Value = graph.values[node]  # type: ignore[index]
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+    for index, node in enumerate(results):
+        value: ir.Value = graph.values[node]
+        value.type = ir.TensorType(graph.float_type)
         if index == 0:
             value.name, value.shape = "logits", ir.Shape(["batch_size", 1, config.vocab_size])
         else:
             layer, part = divmod(index - 1, 2)
             value.name = f"present.{layer}.{('key', 'value')[part]}"
-            value.shape = ir.Shape(
-                ["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim]
-            )
+            value.shape = ir.Shape(["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim])
         outputs.append(value)
     return outputs

@@ -48,6 +48,8 @@ class ExportRequest:
     format: str | None = None
     scheme: str | None = None
     context_tokens: int | None = None
+    activations: str | None = None
+    lengths_as_inputs: bool = False
 
 
 class Progress:
@@ -106,27 +108,36 @@ def resolve(request: ExportRequest) -> Job:
         if reason := scheme.refuse_columns(columns):
             raise OptionError(reason)
     longest = config.max_position_embeddings
-    context = request.context_tokens or min(target.context_tokens, longest)
+    window = longest if target.windows else config.sliding_window or longest
+    context = request.context_tokens or min(target.context_tokens, longest, window)
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
-    original = config.rope.original_context_tokens
-    if config.rope.switches(context) and target.provider:
+    if context > window:
         raise OptionError(
-            f"--context {context}: beyond {original} tokens longrope changes its factors, "
-            f"which {target.name} cannot do; use {original}"
+            f"--context {context}: this model's attention slides after {window} tokens, which {target.name} cannot do; "
+            f"use {window}"
         )
+    activations = request.activations or target.activations[0]
+    if activations not in target.activations:
+        raise OptionError(f"--activations {activations}: target {target.name} has {', '.join(target.activations)}")
+    if activations == "float16" and scheme.bits is None:
+        raise OptionError(f"scheme {scheme.name} keeps 32-bit weights: give --activations float32")
+    if request.lengths_as_inputs and target.provider != "dml":
+        raise OptionError(f"--lengths-as-inputs is for windows-directml; target {target.name} takes an attention mask")
     return Job(
         checkpoint=checkpoint,
         target=target,
         format=format,
         scheme=scheme,
         context_tokens=context,
+        activations=activations,
+        lengths_as_inputs=request.lengths_as_inputs,
         model=describe_model(checkpoint),
     )
 
 
 def describe_model(checkpoint: Checkpoint) -> Model:
-    """The model's facts, read through optimum's table of normalised configs, which knows each family's own key names."""
+    """The model's facts, through optimum's table of normalised configs, which knows each family's own key names."""
     from optimum.utils.normalized_config import NormalizedConfigManager
 
     content = checkpoint.config_content
@@ -213,9 +224,9 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
 
 
 def plan_memory(job: Job, weights_bytes: int) -> Memory:
-    """Weights plus KV cache (float32) for each usual context up to the model's own, and for the one exported."""
+    """Weights plus KV cache for each usual context up to the model's own, and for the one exported."""
     model = job.model
-    per_token = 2 * model.layers * model.kv_heads * model.head_dim * 4
+    per_token = 2 * model.layers * model.kv_heads * model.head_dim * (2 if job.activations == "float16" else 4)
     longest = job.checkpoint.config.max_position_embeddings
     contexts = sorted({job.context_tokens, *(tokens for tokens in PLANNED_CONTEXTS if tokens <= longest)})
     return Memory(
@@ -232,5 +243,3 @@ def installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-

@@ -18,6 +18,7 @@ class Slot:
     shape: tuple[int, ...]
     offset: int
     even_high: bool = False  # of two 4-bit codes in a byte, the even column's is in the high half
+    rounded: str | None = None  # a narrower type that the values are rounded to first
 
     @property
     def length(self) -> int:

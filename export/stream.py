@@ -104,7 +104,7 @@ class Stream:
         Without a slot nothing is written: a tied lm_head reads the embedding's bytes.
         """
         scales = self.sink.slot(f"{slot}_scales")
-        scale_dtype = DTYPES[scales.dtype] if scales else torch.float32
+        scale_dtype = DTYPES[scales.rounded or scales.dtype] if scales else torch.float32
 
         def work(weight: Tensor) -> Chunk:
             if bits is None:
@@ -117,16 +117,21 @@ class Stream:
             codes = self.sink.slot(f"{slot}_q")
             if codes and chunk.quantised and chunk.loss:
                 self.sink.append(f"{slot}_q", as_bytes(chunk.quantised.pack(codes)))
-                self.sink.append(f"{slot}_scales", as_bytes(chunk.quantised.scales))
+                self.sink.append(f"{slot}_scales", as_bytes(chunk.quantised.scales.to(self.dtype(f"{slot}_scales"))))
                 self.meter.add(name, chunk.loss)
             elif slot:
-                self.sink.append(slot, as_bytes(chunk.weight))
+                self.sink.append(slot, as_bytes(chunk.weight.to(self.dtype(slot))))
             yield start, chunk
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a float tensor is stored in."""
+        slot = self.sink.slot(name)
+        return DTYPES[slot.dtype] if slot else torch.float32
+
     def vector(self, name: str) -> Tensor:
-        """Write a norm's weights as they are, in float32, and return them."""
+        """Write a norm's weights, in the slot's type, and return them in float32."""
         weight = self.checkpoint.tensors[name].read()
-        self.sink.append(name, as_bytes(weight))
+        self.sink.append(name, as_bytes(weight.to(self.dtype(name))))
         self.progress(name, self.checkpoint.tensors[name].length)
         return weight
 
@@ -236,4 +241,3 @@ def copy_weights(stream: Stream) -> None:
 def as_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes, without a copy where it is contiguous."""
     return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-

@@ -23,6 +23,8 @@ class Target:
     context_tokens: int
     accuracy_level: int  # of MatMulNBits: 4 computes in int8, three times as fast as 0 on a CPU
     provider: str  # the genai_config's execution provider; "" for the CPU
+    activations: tuple[str, ...] = ("float32",)  # of the ONNX graph and its KV cache; the first is the default
+    windows: bool = True  # whether the provider's attention can slide; if not, the context stays within the window
     memory_budgets: tuple[int, ...] = field(default=(4, 6, 8, 16))  # GB, device classes the plan is held against
 
 
@@ -63,10 +65,13 @@ TARGETS: Mapping[str, Target] = {
             name="windows-directml",
             format="onnx",
             formats=("onnx",),
-            schemes=_SCHEMES,
+            # Its scales are float16, so block 32 costs 4.5 bits too.
+            schemes={"onnx": "int4-b32"},
             context_tokens=4096,
             accuracy_level=0,
             provider="dml",
+            activations=("float16", "float32"),
+            windows=False,
         ),
     )
 }

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: one session, buffers bound once, the KV cache written in place.
 
-The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S], past_key_values.N.key/value
+The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S] (one for DirectML: position_ids int64 [1, S] too,
+and perhaps seqlens_k and total_sequence_length int32 [1] in the mask's place), past_key_values.N.key/value
 [1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
 the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled.
 """
@@ -68,6 +69,13 @@ class OnnxEngine:
         self._mask = np.ones(self.context_tokens, np.int64)
         self._ids = np.zeros(self.context_tokens, np.int64)
         self._bound_length = 0
+        # A graph for DirectML has positions of its own, and may have the lengths as numbers in the mask's place.
+        names = {item.name for item in session.get_inputs()}
+        self._positions = np.zeros(self.context_tokens, np.int64) if "position_ids" in names else None
+        self._lengths = np.zeros(2, np.int32) if "seqlens_k" in names else None
+        if self._lengths is not None:
+            self._bind_input("seqlens_k", self._lengths[:1], (1,))
+            self._bind_input("total_sequence_length", self._lengths[1:], (1,))
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
@@ -79,12 +87,20 @@ class OnnxEngine:
         if length != self._bound_length:
             self._bind_input("input_ids", self._ids, (1, length))
             self._bound_length = length
+        early = self.switch_tokens if long and self.switch_tokens is not None and end <= self.switch_tokens else 0
         width = end
-        if long and self.switch_tokens is not None and end <= self.switch_tokens:
+        if self._positions is not None:
+            # The long factors' rows lie below the short ones'; a call past the switch goes there by itself.
+            self._positions[:length] = np.arange(start + early, end + early)
+            self._bind_input("position_ids", self._positions, (1, length))
+        elif early:
             # The graph takes the long factors where the mask is wider than the switch; its ones are what is in.
-            width = self.switch_tokens + 1
+            width = early + 1
             self._mask[end:width] = 0
-        self._bind_input("attention_mask", self._mask, (1, width))
+        if self._lengths is not None:
+            self._lengths[:] = end - 1, end
+        else:
+            self._bind_input("attention_mask", self._mask, (1, width))
         try:
             self._session.run_with_iobinding(self._binding)
         except (failures.Fail, failures.RuntimeException, failures.InvalidArgument) as error:
@@ -146,10 +162,13 @@ def _session(path: Path, threads: int | None) -> Any:
 def _check_graph(session: Any, layers: int) -> npt.DTypeLike:
     """Refuse a graph with other inputs or outputs than ours; the element type of its KV cache."""
     tails = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    expected_inputs = {"input_ids", "attention_mask", *(f"past_key_values.{tail}" for tail in tails)}
+    seen_inputs = {item.name for item in session.get_inputs()}
+    lengths = {"seqlens_k", "total_sequence_length"} if "seqlens_k" in seen_inputs else {"attention_mask"}
+    expected_inputs = {"input_ids", *lengths, *({"position_ids"} & seen_inputs)}
+    expected_inputs |= {f"past_key_values.{tail}" for tail in tails}
     expected_outputs = {"logits", *(f"present.{tail}" for tail in tails)}
     for kind, seen, expected in (
-        ("inputs", {item.name for item in session.get_inputs()}, expected_inputs),
+        ("inputs", seen_inputs, expected_inputs),
         ("outputs", {item.name for item in session.get_outputs()}, expected_outputs),
     ):
         if seen != expected:
