@@ -19,6 +19,7 @@ from runtimes.errors import ConnectionLostError, TransportError
 from runtimes.host import Finished, LineProcess, last_lines
 
 CONNECT_S = 10
+IDLE_S = 60
 SSH_FAILED = 255  # ssh's own exit code, and of a remote program that a signal ended
 _OPTIONS = {
     "BatchMode": "yes",
@@ -26,7 +27,6 @@ _OPTIONS = {
     # A cut cable is noticed after 15 s.
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
-    "ControlMaster": "no",
     "ForwardAgent": "no",
     "ForwardX11": "no",
     "LogLevel": "ERROR",
@@ -60,7 +60,7 @@ class SshHost:
 
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
         """See Host.push."""
-        there = self.run(["sh", "-c", 'if [ -e "$1" ]; then wc -c <"$1"; else echo 0; fi', "sh", remote], deadline_s=60)
+        there = self.run(["sh", "-c", 'if [ -e "$1" ]; then stat -L -c %s "$1"; else echo 0; fi', "sh", remote], deadline_s=60)
         offset = int(there.checked(f"looking at {remote}"))
         self._connect()
         with local.open("rb") as source:
@@ -91,8 +91,10 @@ class SshHost:
                 return
             self._control.unlink(missing_ok=True)  # of a master that was killed
         self._folder.mkdir(exist_ok=True)
-        master = [*self._arguments, "-o", "ControlMaster=yes", "-N", "-f", "--", self._name]
-        # -f: ssh is back when it is authenticated. A proxy command may need longer than ConnectTimeout.
+        # The master leaves by itself when nothing uses it any more, also if this process dies without a word.
+        keep = ["-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}"]
+        master = [*self._arguments, *keep, "--", self._name, "true"]
+        # A proxy command or a jump host may need longer than ConnectTimeout.
         done = run_child(master, deadline_s=3 * CONNECT_S)
         if done.exit_code != 0:
             raise ConnectionLostError(
@@ -105,7 +107,7 @@ class SshHost:
     def _command(self, command: Sequence[str]) -> list[str]:
         if any("\0" in argument for argument in command):
             raise TransportError(f"an argument holds a NUL, which no program can be given: {command!r:.80}")
-        return [*self._arguments, "--", self._name, shlex.join(command)]
+        return [*self._arguments, "-o", "ControlMaster=no", "--", self._name, shlex.join(command)]
 
     def _told(self, done: Finished, command: Sequence[str]) -> Finished:
         """ssh's own failure is the wire's. A remote program's 255 reads the same; ours never use it."""

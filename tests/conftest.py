@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from ci.emulated_pi import EmulatedPi, build_pi
+from ci.emulated_pi import missing as emulated_pi_lacks
 from devices.fake_adbd import FakeAdbd
 from devices.fake_llama_main import write_program
 from devices.fake_phone import FakePhone
@@ -174,3 +176,12 @@ def llama_main(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder / "llama_main"
     server.kill()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def emulated_pi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedPi]:
+    """A Raspberry Pi 5 behind a real sshd on 127.0.0.1. Tests that use it are marked `emulated`."""
+    if (lacking := emulated_pi_lacks()) is not None:
+        pytest.skip(lacking)
+    with EmulatedPi(tmp_path_factory.mktemp("pi5"), build_pi()) as board:
+        yield board
