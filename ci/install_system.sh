@@ -1,6 +1,28 @@
 #!/usr/bin/env bash
-# Install the Debian packages that marked tests drive: a real browser for the report.
+# Install the Debian packages that marked tests drive. Quick when they are there; needs root when they are not.
 set -euo pipefail
-command -v chromium >/dev/null && exit 0
+
+# package -> the program that shows that it is there
+declare -A programs=(
+  [chromium]=chromium                                  # the report, in a real browser
+  [adb]=adb                                            # Android: the real client
+  [qemu-user-static]=qemu-aarch64-static               # the emulated Raspberry Pi and phone
+  [openssh-client]=ssh [openssh-server]=/usr/sbin/sshd # the Raspberry Pi's wire
+  [gcc-aarch64-linux-gnu]=aarch64-linux-gnu-gcc [libc6-dev-arm64-cross]=/usr/aarch64-linux-gnu/include/stdio.h
+  [cmake]=cmake [gcc]=gcc [libc6-dev]=/usr/include/stdio.h # Android: the native agent
+)
+missing=()
+for package in "${!programs[@]}"; do
+  command -v "${programs[$package]}" >/dev/null || [ -e "${programs[$package]}" ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+# The tests start an sshd of their own on 127.0.0.1; the package shall start none for the world.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+  trap 'rm -f $policy' EXIT
+  printf '#!/bin/sh\nexit 101\n' >$policy
+  chmod +x $policy
+fi
 apt-get update -q >/dev/null
-apt-get install -y -q --no-install-recommends chromium >/dev/null
+apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
