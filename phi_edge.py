@@ -14,12 +14,14 @@ from export.errors import ExportError
 from runtimes.errors import RuntimesError
 
 if TYPE_CHECKING:
+    from export.artifact import Artifact
+    from export.conformance import Subject
     from runtimes.api import Runtime
 
 # verb -> "module:command". One verb, one command; the rooms own them.
 VERBS: dict[str, str] = {
     "export": "export.command:export_command",
-    "check": "export.command:check_command",
+    "check": "export.check:check_command",
     "run": "runtimes.command:run_command",
     "bench": "devices.command:bench_command",
     "report": "devices.command:report_command",
@@ -75,6 +77,15 @@ def main(ctx: click.Context) -> None:
     """Phi-3 on devices: export a checkpoint to int4, run it anywhere, measure it honestly."""
     # runtimes/ must not import devices/, so its verbs get the lab from here.
     ctx.obj = open_device
+    # export/ must not import runtimes/, so its check gets an engine from here.
+    ctx.meta["phi-edge.open_subject"] = open_subject
+
+
+def open_subject(artifact: Artifact) -> Subject:
+    """For export.check: the artifact in its own engine."""
+    from runtimes.subject import open_subject
+
+    return open_subject(artifact)
 
 
 def open_device(artifact: Path, name: str, lab: Path | None, threads: int | None) -> Runtime:

@@ -1,4 +1,4 @@
-"""`phi-edge export` and `phi-edge check`."""
+"""`phi-edge export`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from export.artifact import Artifact, open_artifact, verify
+from export.artifact import Artifact
 from export.errors import ExportError
 
 P = ParamSpec("P")
@@ -109,16 +109,6 @@ def export_command(
         artifact = export_model(request, Shown(bars))
     if not quiet:
         click.echo(summary(artifact))
-
-
-@click.command("check")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@one_line
-def check_command(artifact: Path) -> None:
-    """Verify ARTIFACT: whole, unchanged since its export, and every path inside its folder."""
-    opened = open_artifact(artifact)
-    verify(opened)
-    click.echo(summary(opened))
 
 
 def summary(artifact: Artifact) -> str:

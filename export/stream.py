@@ -236,6 +236,9 @@ def copy_weights(stream: Stream) -> None:
         else:
             for _ in stream.matrix(name, name, None, None):
                 pass
+    if "lm_head.weight" not in stream.checkpoint.tensors and stream.sink.slot("lm_head.weight") is not None:
+        for _ in stream.matrix(EMBEDDING, "lm_head.weight", None, None):  # tied, in a format that cannot share
+            pass
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

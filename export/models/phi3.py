@@ -66,6 +66,11 @@ class Phi3Config:
         return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
 
     @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Lengths at which attention changes: the window fills."""
+        return () if self.sliding_window is None else (self.sliding_window,)
+
+    @property
     def parameters(self) -> int:
         h, i = self.hidden_size, self.intermediate_size
         layer = self.qkv_size * h + h * h + 3 * h * i + 2 * h

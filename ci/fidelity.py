@@ -1,0 +1,114 @@
+"""Export every small variant in every format, hold it against its reference, and write the table in docs/fidelity.md.
+
+    python ci/fidelity.py [--only phi-4-mini] [--write]
+
+About ten minutes on two cores. Exit code 1 where a bound is missed. tests/test_ci_fidelity.py runs a sample of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before anything imports torch: under ExecuTorch's threads, OpenMP's own make a call a hundred times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from ci.variants import VARIANTS, make_checkpoint
+from export.artifact import Format
+from export.conformance import Report, examine
+from export.pipeline import ExportRequest, export_model
+from runtimes.subject import open_subject
+
+PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"
+BEGIN, END = "<!-- table: python ci/fidelity.py --write -->", "<!-- end of table -->"
+# What is exported of each variant: a float artifact in each format, and each format's usual int4.
+KINDS: Sequence[tuple[Format, str]] = (
+    ("onnx", "fp32"),
+    ("executorch", "fp32"),
+    ("onnx", "int4-b64"),
+    ("executorch", "int4-b32"),
+)
+BEYOND_TOKENS = 256  # so far beyond the original length a context goes, where the model goes beyond it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    variant: str
+    format: Format
+    report: Report
+
+    def markdown(self) -> str:
+        report = self.report
+        lengths = ", ".join(str(length) for length in sorted({case.length for case in report.cases}))
+        decodes = "; ".join(
+            f"{decode.boundary}: " + ("the same" if decode.gap is None else f"from token {decode.first_difference} on, "
+            f"gap {decode.gap:.3f}")
+            for decode in report.decodes
+        )  # fmt: skip
+        verdict = "pass" if not report.failures else "**FAIL**"
+        return (
+            f"| {self.variant} | {self.format} | {report.scheme} | {lengths} | {report.max_difference:.1e} | "
+            f"{report.relative:.1e} | {report.mean_kl:.1e} | {report.top1_agreement:.0%} | "
+            f"{decodes or 'none'} | {verdict} |"
+        )
+
+
+HEADER = (
+    "| variant | format | scheme | lengths, each whole, in pieces and token by token "
+    "| max \\|Δlogit\\| | in deviations | KL, nats | top-1 | greedy across | |\n" + "|---" * 10 + "|"
+)
+
+
+def context_for(variant: str) -> int:
+    """Beyond the original length where the model goes beyond it, else all of it."""
+    config = VARIANTS[variant]
+    longest: int = config["max_position_embeddings"]
+    original: int = config.get("original_max_position_embeddings") or longest
+    return min(longest, original + BEYOND_TOKENS)
+
+
+def examine_variant(variant: str, folder: Path, kinds: Sequence[tuple[Format, str]] = KINDS) -> Iterator[Row]:
+    """Make the checkpoint, export it in each kind, and yield each row as it is known."""
+    checkpoint = make_checkpoint(variant, folder / "checkpoint")
+    for format, scheme in kinds:
+        request = ExportRequest(
+            checkpoint=str(checkpoint),
+            out=folder / f"{format}-{scheme}",
+            format=format,
+            scheme=scheme,
+            context_tokens=context_for(variant),
+        )
+        yield Row(variant, format, examine(export_model(request), str(checkpoint), open_subject))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", choices=sorted(VARIANTS), action="append", help="this variant alone")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/fidelity.md")
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    for variant in arguments.only or VARIANTS:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in examine_variant(variant, Path(folder)):
+                print(row.markdown(), flush=True)
+                for failure in row.report.failures:
+                    print(f"  missed: {failure}", flush=True)
+                rows.append(row)
+    if arguments.write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+        table = "\n".join([HEADER, *(row.markdown() for row in rows)])
+        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+    return 1 if any(row.report.failures for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What an artifact is held against: the checkpoint's model in float32, by an implementation that is not the artifact's.
+
+transformers for model_type phi3. It keeps no cache, so that nothing of a shorter sequence is left in a longer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from export.checkpoint import Checkpoint
+
+Rows = npt.NDArray[np.float32]
+
+
+class Reference(Protocol):
+    """logits(ids, lengths) -> [len(lengths), vocab]: after the first n ids, for each n, computed from `ids` at once.
+
+    With long rope all of the lengths are on one side of the switch.
+    """
+
+    name: str
+
+    def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows: ...
+
+
+class Transformers:
+    """Phi3ForCausalLM with given weights."""
+
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+        import transformers
+
+        self.name = f"transformers {transformers.__version__}"
+        config = transformers.Phi3Config.from_pretrained(checkpoint.folder)
+        config.tie_word_embeddings = "lm_head.weight" not in weights
+        with torch.device("meta"):
+            model = transformers.Phi3ForCausalLM(config)
+        # The rotary embedding is computed, not loaded: it must be made on the real device.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config)
+        model.load_state_dict(dict(weights), strict=False, assign=True)
+        model.tie_weights()
+        assert not any(parameter.is_meta for parameter in model.parameters())
+        self.model: Any = model.eval()
+
+    def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
+        """See Reference."""
+        with torch.inference_mode():
+            keep = torch.tensor([length - 1 for length in lengths])
+            result: Rows = self.model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=keep).logits[0].numpy()
+        return result
+
+
+def open_reference(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Reference:
+    """The reference for this checkpoint's model_type, with these weights."""
+    return Transformers(checkpoint, weights)

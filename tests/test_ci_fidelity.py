@@ -1,0 +1,74 @@
+"""A sample of the fidelity table: the window, the long-rope switch and tied embeddings, in one format each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ci.fidelity import context_for, examine_variant
+from ci.variants import VARIANTS, make_checkpoint
+from export.artifact import Format
+from export.checkpoint import open_checkpoint
+from export.pipeline import ExportRequest, export_model
+from phi_edge import main
+
+SAMPLE: list[tuple[str, Format, str]] = [
+    ("phi-3-mini-4k", "onnx", "fp32"),
+    ("phi-4-mini", "onnx", "int4-b64"),
+    ("phi-3.5-mini", "executorch", "fp32"),
+]
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if VARIANTS[name]["model_type"] == "phi3"])
+def test_every_variant_is_read(variant: str, tmp_path: Path) -> None:
+    opened = open_checkpoint(str(make_checkpoint(variant, tmp_path / "checkpoint", vocab_size=768)))
+    published = VARIANTS[variant]
+    ratio = published["num_attention_heads"] // published["num_key_value_heads"]
+    assert opened.config.num_attention_heads == ratio * opened.config.num_key_value_heads
+    assert opened.config.head_dim == published["hidden_size"] // published["num_attention_heads"]
+
+
+@pytest.mark.parametrize(("variant", "format", "scheme"), SAMPLE)
+def test_sample(variant: str, format: Format, scheme: str, tmp_path: Path) -> None:
+    (row,) = examine_variant(variant, tmp_path, [(format, scheme)])
+    assert row.report.failures == []
+    original = VARIANTS[variant]["original_max_position_embeddings"]
+    lengths = {case.length for case in row.report.cases}
+    assert {1, original - 1, original} <= lengths and (context_for(variant) == original or original + 104 in lengths)
+    if scheme == "fp32":
+        assert row.report.max_difference < 1e-4
+        assert all(decode.gap is None for decode in row.report.decodes) and row.report.decodes
+
+
+def test_check_against(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("phi-3-mini-4k", tmp_path / "checkpoint", num_hidden_layers=1)
+    other = make_checkpoint("phi-3-mini-4k", tmp_path / "other", num_hidden_layers=1, seed=1)
+    out = tmp_path / "artifact"
+    export_model(ExportRequest(checkpoint=str(checkpoint), out=out, scheme="int4-b64", context_tokens=64))
+    arguments = ["check", str(out), "--against", str(checkpoint), "--json", str(tmp_path / "report.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "bounds kept" in result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"] and report["reference"].endswith("dequantised")
+    result = CliRunner().invoke(main, ["check", str(out), "--against", str(other)])
+    assert result.exit_code == 2 and "was not made from" in result.stderr
+
+
+def test_a_missed_bound_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.rope import RopeConfig
+
+    checkpoint = make_checkpoint("phi-3-mini-4k", tmp_path / "checkpoint", num_hidden_layers=1)
+    out = tmp_path / "artifact"
+    tables = RopeConfig.tables
+    with monkeypatch.context() as wrong:  # an export that scales its positions
+        wrong.setattr(
+            RopeConfig, "tables", lambda self, length, **kind: tuple(t[::2] for t in tables(self, 2 * length, **kind))
+        )
+        export_model(ExportRequest(checkpoint=str(checkpoint), out=out, scheme="fp32", context_tokens=64))
+    result = CliRunner().invoke(main, ["check", str(out), "--against", str(checkpoint)])
+    assert result.exit_code == 1, result.output
+    assert "missed: length 64" in result.output
