@@ -238,7 +238,9 @@ def _load(kind: type[T], content: object, where: str) -> T:
         raise ArtifactError(f"{where}: expected an object for {kind.__name__}, saw {type(content).__name__}")
     fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(content) - fields):
-        raise ArtifactError(f"{where}: unknown key {unknown[0]!r} in {kind.__name__}; known: {', '.join(sorted(fields))}")
+        raise ArtifactError(
+            f"{where}: unknown key {unknown[0]!r} in {kind.__name__}; known: {', '.join(sorted(fields))}"
+        )
     if missing := sorted(fields - set(content)):
         raise ArtifactError(f"{where}: {kind.__name__} lacks {missing[0]!r}")
     hints = typing.get_type_hints(kind)

@@ -35,8 +35,8 @@ def group_query_attention(
     batch, tokens, _ = qkv.shape
     head_dim = past_key.shape[-1]
     query, key, value = (
-        part.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        for part in qkv.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=-1)
+        part.reshape(batch, tokens, -1, head_dim).transpose(1, 2)
+        for part in torch.split(qkv, [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=-1)
     )
     end = int(last_position[0]) + 1
     start = end - tokens

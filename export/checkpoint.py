@@ -79,12 +79,14 @@ def open_checkpoint(where: str) -> Checkpoint:
         raise CheckpointError(f"{where}: no such folder, and not a hub id like microsoft/Phi-3-mini-4k-instruct")
     content = _read_json(folder / "config.json")
     model_type = content.get("model_type")
-    if model_type not in CONFIG_READERS:
+    if not isinstance(model_type, str) or model_type not in CONFIG_READERS:
         raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")
     config = CONFIG_READERS[model_type](content)
     tokenizer_files = tuple(file for file in TOKENIZER_FILES if (folder / file).is_file())
     if "tokenizer.json" not in tokenizer_files:
-        raise CheckpointError(f"{folder}: has no tokenizer.json; save the tokenizer in its fast form beside config.json")
+        raise CheckpointError(
+            f"{folder}: has no tokenizer.json; save the tokenizer in its fast form beside config.json"
+        )
     return Checkpoint(
         folder=folder,
         name=name,
@@ -111,7 +113,9 @@ def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict
         if name not in found:
             raise CheckpointError(f"{folder}: has no tensor {name}; it has {len(found)} others in {len(files)} shards")
         if found[name].shape != shape:
-            raise CheckpointError(f"{folder}: {name} has shape {list(found[name].shape)}; config.json says {list(shape)}")
+            raise CheckpointError(
+                f"{folder}: {name} has shape {list(found[name].shape)}; config.json says {list(shape)}"
+            )
     if unknown := sorted(set(found) - set(expected) - {"lm_head.weight"}):
         raise CheckpointError(f"{folder}: tensor {unknown[0]} ({len(unknown)} in all) is not part of a Phi-3 model")
     return {name: found[name] for name in expected}

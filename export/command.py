@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import re
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -20,26 +19,11 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from export.artifact import Artifact
-from export.errors import ExportError
+from export.artifact import Artifact, open_artifact, verify
+from export.errors import OptionError
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def one_line(command: Callable[P, R]) -> Callable[P, R]:
-    """The user's fault becomes one line on stderr and exit code 2."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except ExportError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
-
-    return wrapped
+if TYPE_CHECKING:
+    from export.pipeline import ExportRequest
 
 
 @click.command("export")
@@ -51,8 +35,10 @@ def one_line(command: Callable[P, R]) -> Callable[P, R]:
 @click.option("--context", type=int, help="Longest sequence in tokens; the target has a default.")
 @click.option("--activations", help="float16 or float32, in the ONNX graph and its KV cache; the target has a default.")
 @click.option("--lengths-as-inputs", is_flag=True, help="windows-directml: no node needs the CPU; not for genai.")
+@click.option("--max-file-size", help="Split ONNX weights into files no larger than this, such as 500MB or 2GB.")
+@click.option("--dry-run", is_flag=True, help="Only say what the export and its artifact would take.")
+@click.option("--fresh", is_flag=True, help="Forget what an interrupted export has finished; start anew.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@one_line
 def export_command(
     checkpoint: str,
     out: Path,
@@ -62,6 +48,9 @@ def export_command(
     context: int | None,
     activations: str | None,
     lengths_as_inputs: bool,
+    max_file_size: str | None,
+    dry_run: bool,
+    fresh: bool,
     quiet: bool,
 ) -> None:
     """Export CHECKPOINT to the folder OUT.
@@ -95,7 +84,12 @@ def export_command(
         context_tokens=context,
         activations=activations,
         lengths_as_inputs=lengths_as_inputs,
+        max_file_bytes=parse_size(max_file_size) if max_file_size else None,
+        fresh=fresh,
     )
+    if dry_run:
+        click.echo(plan_text(request))
+        return
     columns = (
         BarColumn(),
         DownloadColumn(),
@@ -111,6 +105,50 @@ def export_command(
         click.echo(summary(artifact))
 
 
+def parse_size(text: str) -> int:
+    """500MB, 2GB or a number of bytes -> bytes. Raises OptionError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|MB|KB|)", text.strip().upper())
+    if match is None:
+        raise OptionError(f"--max-file-size {text!r}: give a number with KB, MB or GB, such as 500MB")
+    return int(float(match[1]) * {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}[match[2]])
+
+
+def plan_text(request: ExportRequest) -> str:
+    """What `--dry-run` prints."""
+    from export.pipeline import plan_memory, resolve
+    from export.plan import make_plan, weight_bytes
+
+    job = resolve(request)
+    memory = plan_memory(job, weight_bytes(job))
+    plan = make_plan(job, memory)
+    devices = job.target.memory_budgets
+    lines = [
+        f"{job.checkpoint.name} as {job.format} for {job.target.name}, {job.scheme.name}: nothing was written",
+        f"  artifact      {plan.artifact_bytes / 1e6:.1f} MB",
+        f"  peak memory   {plan.peak_bytes / 1e9:.2f} GB",
+        f"  disk          {plan.disk_bytes / 1e9:.2f} GB",
+        f"  time          about {plan.expected_s:.0f} s on this machine",
+        f"  KV cache      {memory.kv_bytes_per_token / 1024:.1f} KiB a token",
+        "",
+        f"  {'context':>9}  {'on the device':>13}  " + "  ".join(f"{size:>3} GB" for size in devices),
+    ]
+    for tokens, resident in plan.resident_bytes_per_context.items():
+        verdicts = "  ".join(f"{plan.verdict(tokens, size * 1e9):>6}" for size in devices)
+        chosen = "*" if tokens == job.context_tokens else " "
+        lines.append(f"  {tokens:>8}{chosen}  {resident / 1e9:>10.2f} GB  {verdicts}")
+    lines.append("  (* the context of this export; on the device: weights as the engine packs them, and the KV cache)")
+    return "\n".join(lines)
+
+
+@click.command("check")
+@click.argument("artifact", type=click.Path(path_type=Path))
+def check_command(artifact: Path) -> None:
+    """Verify ARTIFACT: whole, unchanged since its export, and every path inside its folder."""
+    opened = open_artifact(artifact)
+    verify(opened)
+    click.echo(summary(opened))
+
+
 def summary(artifact: Artifact) -> str:
     """An artifact in one screen."""
     manifest = artifact.manifest
@@ -118,7 +156,8 @@ def summary(artifact: Artifact) -> str:
     total = manifest.memory.total_bytes_per_context[str(manifest.context_tokens)]
     loss = manifest.loss
     lines = [
-        f"{artifact.folder}: {manifest.format} for {manifest.target}, {size / 1e6:.1f} MB in {len(manifest.files)} files",
+        f"{artifact.folder}: {manifest.format} for {manifest.target}, "
+        f"{size / 1e6:.1f} MB in {len(manifest.files)} files",
         f"  source   {manifest.source.name}, {manifest.model.parameters / 1e6:.1f} M parameters",
         f"  scheme   {manifest.scheme.name}, activations {manifest.scheme.activations}",
         f"  context  {manifest.context_tokens} tokens, {total / 1e6:.0f} MB with its KV cache",

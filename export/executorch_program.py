@@ -288,7 +288,7 @@ class Runner(nn.Module):
 def build(config: Phi3Config, scheme: Scheme, *, context_tokens: int, bos: int | None, stop: list[int]) -> Program:
     """Lower one piece of each kind, compose the program from copies, and lay it out."""
     with quiet(), torch.no_grad():
-        import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  (registers embedding operators)
+        import executorch.exir.passes._quant_patterns_and_replacements
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::*)
 
         lowering = Lowering(config, scheme)
@@ -382,7 +382,8 @@ def lay_out_program(program: Any, named_data: Any, config: Phi3Config, scheme: S
         if isinstance(block, Hollow):
             dtype = slot_dtype(block.slot, scheme)
             shape = (block.length * 8 // ITEM_BITS[dtype],)
-            slots[block.slot] = Slot(block.slot, dtype, shape, offset, even_high=block.slot.startswith(EMBEDDING))
+            even_high = block.slot.startswith(EMBEDDING)
+            slots[block.slot] = Slot(block.slot, dtype, shape, offset, PROGRAM_FILE, even_high)
         else:
             fixed[offset] = bytes(block)
         offset += len(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,14 @@ class Job:
     context_tokens: int
     activations: str
     lengths_as_inputs: bool
+    max_file_bytes: int | None
     model: Model
 
 
 class Layout(Protocol):
     """A format's plan for one job."""
 
-    weight_file: str  # the file whose slots are streamed
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, Slot]  # of the files whose bytes are streamed
     spread: Mapping[str, Sequence[tuple[str, int]]]  # see WeightFile
     files: tuple[str, ...]  # every file this format writes, in the order of the manifest
     options: Mapping[str, Any]  # for the manifest: what the engine is given, as applied
@@ -50,10 +51,8 @@ class Layout(Protocol):
 
 
 class OnnxLayout:
-    """model.onnx, model.onnx.data and genai_config.json."""
+    """model.onnx, model.onnx.data (and more, if a file may not grow so large) and genai_config.json."""
 
-    weight_file = "model.onnx.data"
-    files: tuple[str, ...] = ("model.onnx", "model.onnx.data", "genai_config.json")
     spread: Mapping[str, Sequence[tuple[str, int]]] = {}
 
     def __init__(self, job: Job) -> None:
@@ -66,9 +65,12 @@ class OnnxLayout:
             from export.onnx_directml import directml_form
 
             form = directml_form(job.activations, lengths_as_inputs=job.lengths_as_inputs)
-        if job.lengths_as_inputs:
-            self.files = self.files[:2]  # onnxruntime-genai gives a mask, not lengths
-        self.slots: Mapping[str, Slot] = onnx_graph.slots_for(config, job.scheme, job.context_tokens, form)
+        self.slots: Mapping[str, Slot] = onnx_graph.slots_for(
+            config, job.scheme, job.context_tokens, form, job.max_file_bytes
+        )
+        # onnxruntime-genai gives a mask, not lengths.
+        genai = () if job.lengths_as_inputs else ("genai_config.json",)
+        self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *genai)
         self.graph = onnx_graph.build(
             config,
             job.scheme,
@@ -93,7 +95,7 @@ class OnnxLayout:
         tables = self.job.checkpoint.config.rope.stacked_tables(self.job.context_tokens)
         for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
             table = np.ascontiguousarray(table.astype(self.slots[name].dtype))
-            sink.append(name, memoryview(table.view(np.uint8)).cast("B"))
+            sink.append(name, table.view(np.uint8).data.cast("B"))
         for name, middle in (("zero_points_4", b"\x88"), ("zero_points_8", b"\x80")):
             if name in self.slots:
                 sink.append(name, memoryview(middle * self.slots[name].length))
@@ -116,8 +118,7 @@ class OnnxLayout:
 class ExecuTorchLayout:
     """model.pte, with its weights inside."""
 
-    weight_file = "model.pte"
-    files = ("model.pte",)
+    files: tuple[str, ...] = ("model.pte",)
 
     def __init__(self, job: Job) -> None:
         from export import executorch_program
@@ -145,7 +146,17 @@ class ExecuTorchLayout:
         """Nothing: the rotary tables are constants of the program."""
 
     def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
-        self.program.finish(folder / self.weight_file, digests)
+        self.program.finish(folder / "model.pte", digests)
 
 
 LAYOUTS: Mapping[Format, Callable[[Job], Layout]] = {"onnx": OnnxLayout, "executorch": ExecuTorchLayout}
+
+
+def weight_files(slots: Mapping[str, Slot]) -> list[str]:
+    """The files that slots lie in, in order."""
+    return list(dict.fromkeys(slot.file for slot in slots.values()))
+
+
+def workers() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

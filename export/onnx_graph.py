@@ -138,7 +138,7 @@ class Graph:
             shape = shape or place.shape
             dtype = FLOATS.get(place.dtype) or ir.DataType[place.dtype.upper()]
             length = math.prod(shape) * ITEM_BITS[place.dtype] // 8
-            tensor = ir.ExternalTensor(DATA_FILE, place.offset, length, dtype, shape=ir.Shape(shape), name=name)
+            tensor = ir.ExternalTensor(place.file, place.offset, length, dtype, shape=ir.Shape(shape), name=name)
             self.initializers[name] = ir.Value(
                 name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape)
             )
@@ -383,8 +383,10 @@ LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
 CPU = Form(lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False)
 
 
-def slots_for(config: Phi3Config, scheme: Scheme, context_tokens: int, form: Form) -> dict[str, Slot]:
-    """Where each tensor of this model lies in the external data file, in the order of the forward pass."""
+def slots_for(
+    config: Phi3Config, scheme: Scheme, context_tokens: int, form: Form, max_file_bytes: int | None = None
+) -> dict[str, Slot]:
+    """Where each tensor of this model lies in the external data, in the order of the forward pass."""
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     zeros: dict[int, int] = {}  # bits -> the bytes of the largest matrix's zero points
     for name, shape in tensor_shapes(config).items():
@@ -402,7 +404,7 @@ def slots_for(config: Phi3Config, scheme: Scheme, context_tokens: int, form: For
     table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
     tensors += [("cos_cache", form.activations, table), ("sin_cache", form.activations, table)]
     tensors += [(f"zero_points_{bits}", "uint8", (count,)) for bits, count in zeros.items()]
-    slots = lay_out(tensors, alignment=ALIGNMENT)
+    slots = lay_out(tensors, file=DATA_FILE, alignment=ALIGNMENT, max_file_bytes=max_file_bytes)
     return {n: replace(s, rounded=form.scales) if n.endswith("_scales") else s for n, s in slots.items()}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 from export.artifact import (
+    MANIFEST,
     SCHEMA,
     AppliedScheme,
     Artifact,
@@ -27,8 +30,10 @@ from export.artifact import (
 )
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.errors import OptionError, SpaceError
-from export.formats import LAYOUTS, Job, Layout
+from export.formats import LAYOUTS, Job, Layout, weight_files
+from export.journal import Journal, discard
 from export.loss import text_ids
+from export.plan import available_memory_bytes, make_plan
 from export.scheme import scheme_named
 from export.stream import stream_weights
 from export.target import target_named
@@ -50,6 +55,8 @@ class ExportRequest:
     context_tokens: int | None = None
     activations: str | None = None
     lengths_as_inputs: bool = False
+    max_file_bytes: int | None = None
+    fresh: bool = False  # forget what an interrupted export has finished
 
 
 class Progress:
@@ -66,30 +73,67 @@ class Progress:
 
 
 def export_model(request: ExportRequest, progress: Progress | None = None) -> Artifact:
-    """Run one export. Raises ExportError for the user's fault, before anything is written where that is possible."""
+    """Run one export. Raises ExportError for the user's fault, before anything is written where that is possible.
+
+    The work is done in OUT.part, beside a journal; an export that was interrupted goes on there. Then the finished
+    folder is renamed to OUT, and its manifest written last.
+    """
     progress = progress or Progress()
     progress.step("reading the checkpoint")
     job = resolve(request)
+    work = request.out.with_name(request.out.name + ".part")
+    if request.fresh:
+        discard(work)
+    recover(request.out, work)
     check_out(request.out)
+    check_memory(job)
     progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
     layout = LAYOUTS[job.format](job)
-    check_disk(request.out, layout)
-    work = request.out.with_name(request.out.name + ".part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        source, loss = fill_weights(job, layout, work, progress)
-        progress.step("writing the rest")
-        for name in job.checkpoint.tokenizer_files:
-            shutil.copyfile(job.checkpoint.folder / name, work / name)
-        manifest = describe(job, layout, work, source, loss)
-    except BaseException:
-        shutil.rmtree(work)
-        raise
-    if request.out.exists():
-        request.out.rmdir()  # empty: check_out has seen to that
-    work.rename(request.out)
-    return seal(request.out, manifest)
+    folder = work / "artifact"
+    with Journal(work, describe_job(job)) as journal:
+        try:
+            folder.mkdir(exist_ok=True)
+            check_disk(request.out, folder, layout)
+            source, loss = fill_weights(job, layout, folder, journal, progress)
+            progress.step("writing the rest")
+            layout.finish(folder, {name: digest for stage in journal.stages for name, digest in stage.slots.items()})
+            for name in job.checkpoint.tokenizer_files:
+                shutil.copyfile(job.checkpoint.folder / name, folder / name)
+            manifest = describe(job, layout, folder, source, loss)
+        except BaseException as error:
+            if not journal.stages:
+                discard(work)
+            elif isinstance(error, SpaceError):
+                raise SpaceError(
+                    f"{error}; {work} keeps what is finished, and the same command goes on there"
+                ) from error
+            raise
+        if request.out.exists():
+            request.out.rmdir()  # empty: check_out has seen to that
+        folder.rename(request.out)
+        artifact = seal(request.out, manifest)
+    discard(work)
+    return artifact
+
+
+def recover(out: Path, work: Path) -> None:
+    """Undo the last rename of an export that was killed before it could seal, so that it goes on from its journal."""
+    folder = work / "artifact"
+    if (work / "journal.jsonl").is_file() and out.is_dir() and not folder.exists() and not (out / MANIFEST).exists():
+        out.rename(folder)
+
+
+def describe_job(job: Job) -> str:
+    """A digest of everything that decides the bytes: options, versions, and the source's files by size and time."""
+    source = job.checkpoint
+    files = [source.folder / name for name in ("config.json", *source.weight_files, *source.tokenizer_files)]
+    content = {
+        "options": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
+        "more": [job.lengths_as_inputs, job.max_file_bytes],
+        "tools": tool_versions(),
+        "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def resolve(request: ExportRequest) -> Job:
@@ -132,6 +176,7 @@ def resolve(request: ExportRequest) -> Job:
         context_tokens=context,
         activations=activations,
         lengths_as_inputs=request.lengths_as_inputs,
+        max_file_bytes=request.max_file_bytes,
         model=describe_model(checkpoint),
     )
 
@@ -159,30 +204,39 @@ def check_out(out: Path) -> None:
         raise SpaceError(f"{out}: is not empty; give a new folder, or remove this one first")
 
 
-def check_disk(out: Path, layout: Layout) -> None:
-    """The disk must hold the weight file and some megabytes beside it."""
-    needed = max(slot.end for slot in layout.slots.values()) + (64 << 20)
-    parent = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.is_dir())
-    free = shutil.disk_usage(parent).free
+def check_memory(job: Job) -> None:
+    """The export must not be killed half-way for want of memory."""
+    peak, free = make_plan(job, plan_memory(job, 0)).peak_bytes, available_memory_bytes()
+    if free is not None and free < peak:
+        raise SpaceError(
+            f"this export needs {peak / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available; free some"
+        )
+
+
+def check_disk(out: Path, folder: Path, layout: Layout) -> None:
+    """The disk must hold the weight files, less what an interrupted export has written, and some megabytes."""
+    ends: dict[str, int] = {}
+    for slot in layout.slots.values():
+        ends[slot.file] = max(ends.get(slot.file, 0), slot.end)
+    written = sum((folder / name).stat().st_blocks * 512 for name in ends if (folder / name).is_file())
+    needed = max(0, sum(ends.values()) - written) + (64 << 20)
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
 
 
-def fill_weights(job: Job, layout: Layout, work: Path, progress: Progress) -> tuple[Source, Loss]:
-    """Stream the checkpoint into the weight file and finish the format's files, hashing the source meanwhile."""
+def fill_weights(job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress) -> tuple[Source, Loss]:
+    """Stream the checkpoint into the weight files, hashing the source meanwhile."""
     ids = text_ids(job.checkpoint.folder / "tokenizer.json")
-    weights = work / layout.weight_file
     progress.step("quantising" if job.scheme.bits else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
-    with ThreadPoolExecutor(1) as hasher, WeightFile(weights, layout.slots, layout.spread) as sink:
+    with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.spread) as sink:
         source = hasher.submit(job.checkpoint.describe)
         layout.fill(sink)
-        loss = stream_weights(job.checkpoint, job.scheme, sink, ids, progress.read)
-        digests = sink.digests()
+        loss = stream_weights(job.checkpoint, job.scheme, sink, ids, progress.read, journal)
+        sink.digests()
         progress.step("hashing the source")
-        described = source.result()
-    layout.finish(work, digests)
-    return described, loss
+        return source.result(), loss
 
 
 def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -> Manifest:
@@ -216,9 +270,9 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
             attention_factor=rope.attention_factor,
         ),
         tokens=job.checkpoint.tokens,
-        memory=plan_memory(job, files[layout.weight_file].bytes),
+        memory=plan_memory(job, sum(files[name].bytes for name in weight_files(layout.slots))),
         loss=loss,
-        tools={name: importlib.metadata.version(name) for name in TOOLS if installed(name)},
+        tools=tool_versions(),
         files=files,
     )
 
@@ -234,6 +288,11 @@ def plan_memory(job: Job, weights_bytes: int) -> Memory:
         kv_bytes_per_token=per_token,
         total_bytes_per_context={str(tokens): weights_bytes + tokens * per_token for tokens in contexts},
     )
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of what makes the artifact."""
+    return {name: importlib.metadata.version(name) for name in TOOLS if installed(name)}
 
 
 def installed(name: str) -> bool:

@@ -60,7 +60,7 @@ class RopeConfig:
         return self.type == "longrope" and context_tokens > self.original_context_tokens
 
     def stacked_tables(self, context_tokens: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """cos and sin for a context: the short factors' rows; below them the long ones', where a sequence may need them.
+        """cos and sin for a context: the short factors' rows; below them the long ones', where one may need them.
 
         Then position p is row p while the sequence is short, and row original_context_tokens + p when it is long.
         """
@@ -84,7 +84,7 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
         raise CheckpointError(
             f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(KNOWN_KEYS))}"
         )
-    name = scaling.get("rope_type", scaling.get("type", "default"))
+    name = str(scaling.get("rope_type", scaling.get("type", "default")))
     if name not in ROPE_TYPES:
         raise CheckpointError(f"config.json: rope type {name!r} is not known; known: {', '.join(ROPE_TYPES)}")
     fraction = float(scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))

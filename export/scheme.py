@@ -25,7 +25,9 @@ class Scheme:
     def refuse_columns(self, columns: int) -> str | None:
         """Why a matrix with so many columns cannot be quantised by this scheme; None if it can."""
         if self.block_size and columns % self.block_size:
-            return f"scheme {self.name} needs matrices whose columns divide by {self.block_size}, this model has {columns}"
+            return (
+                f"scheme {self.name} needs matrices whose columns divide by {self.block_size}, this model has {columns}"
+            )
         return None
 
 

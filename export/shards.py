@@ -63,7 +63,9 @@ def read_shard_header(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
-            raise CheckpointError(f"{path}: is truncated (its header alone needs {length + 8} bytes, the file has {size})")
+            raise CheckpointError(
+                f"{path}: is truncated (its header alone needs {length + 8} bytes, the file has {size})"
+            )
         try:
             header = json.loads(file.read(length))
         except ValueError as error:

@@ -6,13 +6,11 @@ loss figures come with it: the batch holds two rows, one computed with the float
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +18,14 @@ from torch import Tensor, nn
 from export.artifact import Loss
 from export.attention import group_query_attention
 from export.checkpoint import Checkpoint
+from export.formats import workers
+from export.journal import Journal
 from export.loss import ChunkLoss, LossMeter, chunk_loss, no_loss
 from export.models.phi3 import EMBEDDING, Phi3, on_meta
 from export.quantize import QuantisedRows, quantise_rows
 from export.scheme import Scheme
 from export.shards import StoredTensor
-from export.slots import Slot
+from export.weight_file import WeightFile
 
 # Weights per chunk: its float32 copies stay in the second-level cache (200 million weights a second and core; four
 # times as many at once: 110).
@@ -33,15 +33,8 @@ CHUNK_WEIGHTS = 1 << 18
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 
-class WeightSink(Protocol):
-    """Where a tensor's bytes go, piece by piece and in order. export.weight_file is the one that writes."""
-
-    def slot(self, name: str) -> Slot | None: ...
-
-    def append(self, name: str, data: memoryview) -> None: ...
-
-
 Use = Callable[[Tensor, Tensor], Tensor]  # (weight, dequantised) -> product
+Stage = Callable[[Tensor], Tensor]
 Progress = Callable[[str, int], None]  # a tensor's name, and bytes of the checkpoint just read
 
 
@@ -61,7 +54,7 @@ class Stream:
 
     checkpoint: Checkpoint
     scheme: Scheme
-    sink: WeightSink
+    sink: WeightFile
     progress: Progress
     threads: int
     meter: LossMeter = field(default_factory=LossMeter)
@@ -204,43 +197,71 @@ def streamed(model: Phi3, stream: Stream) -> Phi3:
 
 @torch.inference_mode()
 def stream_weights(
-    checkpoint: Checkpoint, scheme: Scheme, sink: WeightSink, ids: list[int], progress: Progress
+    checkpoint: Checkpoint, scheme: Scheme, sink: WeightFile, ids: list[int], progress: Progress, journal: Journal
 ) -> Loss:
-    """Fill every slot of the sink, in the order of the forward pass, and say what the scheme costs on the text."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with Stream(checkpoint, scheme, sink, progress, threads) as stream:
-        if scheme.bits is None:
-            copy_weights(stream)
-            return no_loss(ids)
-        config = checkpoint.config
-        length = torch.tensor([len(ids)], dtype=torch.int32)
-        cos, sin = (torch.from_numpy(table) for table in config.rope.tables(len(ids)))
-        empty = torch.empty(2, config.num_key_value_heads, len(ids), config.head_dim)
+    """Fill every slot that the checkpoint fills, stage by stage, and say what the scheme costs on the text.
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            attended: Tensor = group_query_attention(
-                qkv, empty, empty, length - 1, length, cos, sin, None,
-                config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
-            )[0]  # fmt: skip
-            return attended
+    Stages that the journal says are finished are not done again.
+    """
+    with Stream(checkpoint, scheme, sink, progress, workers()) as stream:
+        stages = forward_stages(stream, ids) if scheme.bits else copy_stages(stream)
+        values: Tensor = torch.tensor([ids, ids])
+        before = set(sink.done)
+        finished = journal.resume(sink)
+        if finished:
+            values, stream.meter = journal.last()
+            for name in {stage_tensor(name) for name in set(sink.done) - before}:
+                if name in checkpoint.tensors:
+                    progress(name, checkpoint.tensors[name].length)
+        for stage in stages[finished:]:
+            before = set(sink.done)
+            values = stage(values)
+            journal.record(values, stream.meter, {name: sink.done[name] for name in sink.done if name not in before})
+        return stream.meter.result(ids, values) if scheme.bits else no_loss(ids)
 
-        logits = streamed(on_meta(config), stream)(torch.tensor([ids, ids]), attend)
-        return stream.meter.result(ids, logits)
+
+def stage_tensor(slot: str) -> str:
+    """The checkpoint's name of the tensor that a slot holds a part of; scales and further parts have none."""
+    name, _, part = slot.partition("#")
+    name = name.removesuffix("_q")
+    return "" if slot.endswith("_scales") or part not in ("", "query0", "query0_q", "gate", "gate_q") else name
 
 
-def copy_weights(stream: Stream) -> None:
-    """Write every tensor as it is: nothing to compare, so nothing is computed."""
-    for name, tensor in stream.checkpoint.tensors.items():
-        if len(tensor.shape) == 1:
-            stream.vector(name)
-        else:
-            for _ in stream.matrix(name, name, None, None):
-                pass
-    if "lm_head.weight" not in stream.checkpoint.tensors and stream.sink.slot("lm_head.weight") is not None:
-        for _ in stream.matrix(EMBEDDING, "lm_head.weight", None, None):  # tied, in a format that cannot share
-            pass
+def forward_stages(stream: Stream, ids: list[int]) -> list[Stage]:
+    """The forward pass on the text, with streamed layers."""
+    config = stream.checkpoint.config
+    length = torch.tensor([len(ids)], dtype=torch.int32)
+    cos, sin = (torch.from_numpy(table) for table in config.rope.tables(len(ids)))
+    empty = torch.empty(2, config.num_key_value_heads, len(ids), config.head_dim)
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        attended: Tensor = group_query_attention(
+            qkv, empty, empty, length - 1, length, cos, sin, None,
+            config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
+        )[0]  # fmt: skip
+        return attended
+
+    return streamed(on_meta(config), stream).stages(attend)
+
+
+def copy_stages(stream: Stream) -> list[Stage]:
+    """Every tensor written as it is, a stage for each: nothing to compare, so nothing is computed."""
+
+    def copy(tensor: StoredTensor) -> Stage:
+        def stage(values: Tensor) -> Tensor:
+            if len(tensor.shape) == 1:
+                stream.vector(tensor.name)
+            else:
+                for _ in stream.matrix(tensor.name, tensor.name, None, None):
+                    pass
+            return torch.empty(0)
+
+        return stage
+
+    return [copy(tensor) for tensor in stream.checkpoint.tensors.values()]
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes, without a copy where it is contiguous."""
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    view: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
+    return view.cast("B")

@@ -36,8 +36,23 @@ FIXED: Mapping[str, Any] = {
 }
 # Keys that say nothing about inference.
 IGNORED = frozenset(
-    """_attn_implementation _name_or_path architectures attention_dropout auto_map bos_token_id dtype embd_pdrop
-    eos_token_id initializer_range pad_token_id resid_pdrop torch_dtype transformers_version use_cache""".split()
+    [
+        "_attn_implementation",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "initializer_range",
+        "pad_token_id",
+        "resid_pdrop",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    ]
 )
 
 
@@ -77,8 +92,15 @@ class Phi3Config:
         return self.num_hidden_layers * layer + h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
 
 
-SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-    max_position_embeddings""".split()
+SIZES = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+]
 ROPE_KEYS = frozenset(
     ["original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"]
 )
@@ -96,7 +118,7 @@ def read_config(content: Mapping[str, Any]) -> Phi3Config:
     for key, allowed in FIXED.items():
         if content.get(key, allowed) != allowed:
             raise CheckpointError(f"config.json: {key} is {content[key]!r}; only {allowed!r} is supported")
-    content = {"num_key_value_heads": content.get("num_attention_heads")} | dict(content)
+    content = dict[str, Any]({"num_key_value_heads": content.get("num_attention_heads")}) | dict(content)
     for key in SIZES:
         value = content.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -207,14 +229,24 @@ class Phi3(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, input_ids: Tensor, attend: Attend, *, last_token_only: bool = False) -> Tensor:
-        hidden = self.model.embed_tokens(input_ids)
-        for index, layer in enumerate(self.model.layers):
-            assert isinstance(layer, DecoderLayer)
-            hidden = layer.finish(hidden, attend(index, layer.project(hidden)))
-        if last_token_only:
-            hidden = hidden[:, -1:]
-        logits: Tensor = self.lm_head(self.model.norm(hidden))
-        return logits
+        values = input_ids
+        for stage in self.stages(attend, last_token_only=last_token_only):
+            values = stage(values)
+        return values
+
+    def stages(self, attend: Attend, *, last_token_only: bool = False) -> list[Callable[[Tensor], Tensor]]:
+        """The forward pass in steps: ids -> hidden, a step for each layer, hidden -> logits. An export that streams
+        the weights stops and resumes between two of them."""
+
+        def through(index: int, layer: DecoderLayer) -> Callable[[Tensor], Tensor]:
+            return lambda hidden: layer.finish(hidden, attend(index, layer.project(hidden)))
+
+        def head(hidden: Tensor) -> Tensor:
+            logits: Tensor = self.lm_head(self.model.norm(hidden[:, -1:] if last_token_only else hidden))
+            return logits
+
+        layers = [through(i, layer) for i, layer in enumerate(self.model.layers) if isinstance(layer, DecoderLayer)]
+        return [self.model.embed_tokens, *layers, head]
 
 
 def on_meta(config: Phi3Config) -> Phi3:

@@ -1,0 +1,192 @@
+"""An interrupted export goes on where it stopped, and gives the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export.artifact import Artifact, Format, open_artifact, verify
+from export.errors import SpaceError
+from export.journal import Journal
+from export.pipeline import ExportRequest, Progress, export_model
+from export.shards import StoredTensor
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
+    return random_checkpoint(num_hidden_layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Format, Artifact]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    formats: tuple[Format, ...] = ("onnx", "executorch")
+    return {format: export_model(request(checkpoint, out / format, format)) for format in formats}
+
+
+def request(checkpoint: Path, out: Path, format: Format = "onnx", fresh: bool = False) -> ExportRequest:
+    return ExportRequest(checkpoint=str(checkpoint), out=out, format=format, scheme="int4-b32", fresh=fresh)
+
+
+class InterruptedAt(Progress):
+    """Ctrl-C at the nth piece of a tensor."""
+
+    def __init__(self, piece: int) -> None:
+        self.left = piece
+
+    def read(self, name: str, count: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(checkpoint: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """An export interrupted at a piece; -> its OUT, which has OUT.part beside it."""
+
+    def make(piece: int) -> Path:
+        with pytest.raises(KeyboardInterrupt):
+            export_model(request(checkpoint, tmp_path / "out"), InterruptedAt(piece))
+        assert not (tmp_path / "out").exists()
+        return tmp_path / "out"
+
+    return make
+
+
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors whose rows are read from now on."""
+    names: list[str] = []
+    read_rows = StoredTensor.read_rows
+
+    def counted(self: StoredTensor, start: int, stop: int) -> object:
+        names.append(self.name)
+        return read_rows(self, start, stop)
+
+    monkeypatch.setattr(StoredTensor, "read_rows", counted)
+    return names
+
+
+def same(artifact: Artifact, other: Artifact) -> bool:
+    verify(artifact)
+    return artifact.manifest.digest() == other.manifest.digest()
+
+
+def test_goes_on_without_reading_finished_layers_again(
+    checkpoint: Path,
+    undisturbed: dict[Format, Artifact],
+    interrupted: Callable[[int], Path],
+    rows_read: list[str],
+) -> None:
+    out = interrupted(20)  # in the third layer
+    rows_read.clear()
+    assert same(export_model(request(checkpoint, out)), undisturbed["onnx"])
+    assert not any(name.startswith(("model.layers.0.", "model.embed")) for name in rows_read)
+    assert any(name.startswith(f"model.layers.{LAYERS - 1}.") for name in rows_read)
+    assert not out.with_name("out.part").exists()
+
+
+def test_a_flipped_bit_is_found_and_redone(
+    checkpoint: Path,
+    undisturbed: dict[Format, Artifact],
+    interrupted: Callable[[int], Path],
+    rows_read: list[str],
+) -> None:
+    out = interrupted(20)
+    weights = out.with_name("out.part") / "artifact" / "model.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    weights.write_bytes(data)
+    rows_read.clear()
+    assert same(export_model(request(checkpoint, out)), undisturbed["onnx"])
+
+
+def test_a_line_cut_off_in_the_journal(
+    checkpoint: Path, undisturbed: dict[Format, Artifact], interrupted: Callable[[int], Path]
+) -> None:
+    out = interrupted(20)
+    journal = out.with_name("out.part") / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-40])
+    assert same(export_model(request(checkpoint, out)), undisturbed["onnx"])
+
+
+def test_fresh_starts_anew(
+    checkpoint: Path,
+    undisturbed: dict[Format, Artifact],
+    interrupted: Callable[[int], Path],
+    rows_read: list[str],
+) -> None:
+    out = interrupted(20)
+    rows_read.clear()
+    assert same(export_model(request(checkpoint, out, fresh=True)), undisturbed["onnx"])
+    assert "model.embed_tokens.weight" in rows_read
+
+
+def test_other_options_start_anew(checkpoint: Path, interrupted: Callable[[int], Path], rows_read: list[str]) -> None:
+    out = interrupted(20)
+    rows_read.clear()
+    artifact = export_model(ExportRequest(checkpoint=str(checkpoint), out=out, scheme="int4-b64"))
+    assert artifact.manifest.scheme.name == "int4-b64"
+    assert "model.embed_tokens.weight" in rows_read
+
+
+def test_killed_between_rename_and_seal(
+    checkpoint: Path,
+    undisturbed: dict[Format, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows_read: list[str],
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("export.pipeline.seal", killed)
+        export_model(request(checkpoint, tmp_path / "out"))
+    assert (tmp_path / "out").is_dir()
+    rows_read.clear()
+    assert same(export_model(request(checkpoint, tmp_path / "out")), undisturbed["onnx"])
+    assert not rows_read
+
+
+def test_two_at_once_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with Journal(tmp_path / "out.part", "another"), pytest.raises(SpaceError, match="another export"):
+        export_model(request(checkpoint, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("format", "kills"), [("onnx", 10), ("executorch", 2)])
+def test_killed_at_random_moments(
+    checkpoint: Path, undisturbed: dict[Format, Artifact], tmp_path: Path, format: Format, kills: int
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(out), "--quiet"]
+    command += ["--format", format, "--scheme", "int4-b32"]
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    whole_s = time.monotonic() - start
+    shutil.rmtree(out)
+    moments = random.Random(1)
+    process = subprocess.Popen(command, start_new_session=True)
+    for _ in range(kills):
+        try:  # most of the time goes to imports; the work is in the second half
+            process.wait(whole_s * moments.uniform(0.4, 1.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        else:  # it was done before the moment came: that one begins again
+            assert same(open_artifact(out), undisturbed[format])
+            shutil.rmtree(out)
+        process = subprocess.Popen(command, start_new_session=True)
+    assert process.wait() == 0
+    assert same(open_artifact(out), undisturbed[format])
