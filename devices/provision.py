@@ -57,17 +57,19 @@ def pack_code(target: Path) -> None:
             out.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
-def bring_venv(host: Host, cache: str, engine: Format, wheelhouse: Path | None, say: Say) -> str:
+def bring_venv(
+    host: Host, cache: str, engine: Format, wheelhouse: Path | None, say: Say, *, system_python: str = "python3"
+) -> str:
     """A virtual environment with the engine; returns its Python. `wheelhouse`: wheels are taken from it alone."""
     wanted = requirements(engine)
     venv = f"{cache}/venv/{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()[:16]}"
     python = f"{venv}/bin/python"
     if _is_there(host, f"{venv}/{_READY}"):
         return python
-    check_python(host, "python3")
+    check_python(host, system_python)
     say("making a virtual environment")
     host.run(["rm", "-rf", venv], deadline_s=VENV_S).checked("removing a half made environment")
-    made = host.run(["python3", "-m", "venv", venv], deadline_s=VENV_S)
+    made = host.run([system_python, "-m", "venv", venv], deadline_s=VENV_S)
     if made.exit_code != 0:
         raise TransportError(
             "python3 -m venv failed on the device; on Debian and Raspberry Pi OS: sudo apt-get install python3-venv",

@@ -1,0 +1,221 @@
+"""Bringing things to a device, this machine in its place; the memory plan; the firmware's bits; doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from devices import memory_plan, throttling
+from devices.driver import Finding, worst
+from devices.errors import DeviceError
+from devices.examination import judge_conditions
+from devices.fake import fake_conditions
+from devices.provision import bring_code, bring_venv, check_python, requirements
+from devices.staging import describe, free_bytes, push_file, stage_artifact
+from export.artifact import open_artifact
+from phi_edge import main
+from runtimes.errors import ConnectionLostError, TransportError
+from runtimes.fake import fake_artifact
+from runtimes.local_host import LocalHost
+
+GB = 1_000_000_000
+
+
+class Flaky(LocalHost):
+    """A wire that is cut at the given pushes, after some bytes."""
+
+    def __init__(self, *cut: int) -> None:
+        self.cut = set(cut)
+        self.pushes = 0
+
+    def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
+        self.pushes += 1
+        if self.pushes not in self.cut:
+            return super().push(local, remote, deadline_s=deadline_s)
+        with Path(remote).open("ab") as out:
+            out.write(local.read_bytes()[out.tell() :][:10])
+        raise ConnectionLostError("the wire was cut")
+
+
+class Garbling(LocalHost):
+    """A disk that changes what is written to it."""
+
+    def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
+        Path(remote).write_bytes(b"\0" + local.read_bytes()[1:])
+
+
+def test_an_artifact_is_staged_once(tmp_path: Path) -> None:
+    artifact, host, said = fake_artifact(tmp_path / "a"), Flaky(), list[str]()
+    folder = stage_artifact(host, artifact, str(tmp_path / "cache"), said.append)
+    assert folder == f"{tmp_path}/cache/{artifact.manifest.digest()}"
+    assert open_artifact(Path(folder)).manifest == artifact.manifest
+    assert host.pushes == len(said) == len(artifact.manifest.files) + 1
+    assert "manifest.json" in said[-1]
+    stage_artifact(host, artifact, str(tmp_path / "cache"), said.append)
+    assert host.pushes == len(said)
+
+
+def test_a_cut_push_goes_on(tmp_path: Path) -> None:
+    artifact, host, said = fake_artifact(tmp_path / "a"), Flaky(1, 2), list[str]()
+    folder = stage_artifact(host, artifact, str(tmp_path / "cache"), said.append)
+    assert sum(line.endswith("going on") for line in said) == 2
+    for name in artifact.manifest.files:
+        assert (Path(folder) / name).read_bytes() == (artifact.folder / name).read_bytes()
+
+
+def test_a_wire_that_stays_cut_is_told_and_the_next_staging_goes_on(tmp_path: Path) -> None:
+    artifact, cache = fake_artifact(tmp_path / "a"), tmp_path / "cache"
+    with pytest.raises(ConnectionLostError):
+        stage_artifact(Flaky(1, 2, 3), artifact, str(cache), print)
+    (part,) = cache.rglob("*.part")
+    assert part.stat().st_size == 30 and not list(cache.rglob("manifest.json"))
+    open_artifact(Path(stage_artifact(LocalHost(), artifact, str(cache), print)))
+
+
+def test_what_arrives_damaged_never_gets_its_name(tmp_path: Path) -> None:
+    artifact, cache = fake_artifact(tmp_path / "a"), tmp_path / "cache"
+    with pytest.raises(TransportError, match="arrives damaged: its sha256 on the device is wrong, twice"):
+        stage_artifact(Garbling(), artifact, str(cache), print)
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_a_longer_part_is_thrown_away(tmp_path: Path) -> None:
+    local, remote = tmp_path / "in", tmp_path / "out"
+    local.write_bytes(b"right")
+    remote.with_name("out.part").write_bytes(b"something longer")
+    push_file(LocalHost(), local, str(remote), describe(local), print)
+    assert remote.read_bytes() == b"right"
+
+
+def test_the_free_space_is_a_users(tmp_path: Path) -> None:
+    free = free_bytes(LocalHost(), str(tmp_path))
+    assert free is not None and free > 0
+
+
+def test_our_code_is_brought_once_and_runs(tmp_path: Path) -> None:
+    said: list[str] = []
+    code = bring_code(LocalHost(), str(tmp_path), sys.executable, said.append)
+    assert bring_code(LocalHost(), str(tmp_path), sys.executable, said.append) == code and len(said) == 1
+    command = ["env", f"PYTHONPATH={code}", sys.executable, "-m", "runtimes.agent", "--sample"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
+    assert done.stdout.startswith(b'{"event": "sample"')
+
+
+def test_the_light_extra_alone_is_required() -> None:
+    names = " ".join(requirements("onnx"))
+    assert "numpy" in names and "onnxruntime" in names
+    assert not {"torch", "transformers", "pytest", "onnxruntime-genai"} & {
+        name.partition(">")[0] for name in requirements("onnx")
+    }
+    assert any(name.startswith("torch") for name in requirements("executorch"))
+
+
+def write_wheel(folder: Path, name: str) -> None:
+    """A wheel that pip takes for the library, with nothing in it but its name."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-999.0.dist-info"
+    with zipfile.ZipFile(folder / f"{module}-999.0-py3-none-any.whl", "w") as out:
+        out.writestr(f"{module}.py", "")
+        out.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 999.0\n")
+        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        out.writestr(f"{info}/RECORD", "")
+
+
+def test_an_environment_is_made_from_a_wheelhouse_without_a_network(tmp_path: Path) -> None:
+    house, said = tmp_path / "wheels", list[str]()
+    house.mkdir()
+    wanted = ["click", "jinja2", "numpy", "rich", "tokenizers"]
+    for name in wanted:
+        write_wheel(house, name)
+    make: Callable[[], str] = lambda: bring_venv(  # noqa: E731
+        LocalHost(), str(tmp_path / "cache"), "onnx", house, said.append, system_python=sys.executable
+    )
+    with pytest.raises(TransportError, match=r"(?s)pip install failed on the device .*onnxruntime"):
+        make()
+    write_wheel(house, "onnxruntime")
+    python = make()
+    done = subprocess.run([python, "-c", "import numpy, onnxruntime"], timeout=60, check=False)
+    assert done.returncode == 0
+    before = len(said)
+    assert make() == python and len(said) == before
+
+
+def test_a_missing_or_old_python_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TransportError, match="no-such-python cannot be started"):
+        check_python(LocalHost(), "no-such-python")
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\necho 3 9 2\n")
+    old.chmod(0o755)
+    with pytest.raises(DeviceError, match=r"is 3\.9\.2; needed is 3\.11 or newer"):
+        check_python(LocalHost(), str(old))
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such library >&2\nexit 127\n")
+    broken.chmod(0o755)
+    with pytest.raises(DeviceError, match=r"no working .*broken \(no such library\)"):
+        check_python(LocalHost(), str(broken))
+
+
+@pytest.mark.parametrize(("total", "refused"), [(4 * GB, True), (8 * GB, False), (None, False)])
+def test_a_4_gb_and_an_8_gb_board(tmp_path: Path, total: int | None, refused: bool) -> None:
+    manifest = fake_artifact(tmp_path / "a").manifest
+    memory = dataclasses.replace(manifest.memory, weights_bytes=2_150_000_000, kv_bytes_per_token=786_432)
+    manifest = dataclasses.replace(manifest, memory=memory, context_tokens=4096)  # Phi-3-mini-4k, fp32 cache: 5.4 GB
+    seen = dataclasses.replace(fake_conditions(), memory_total_bytes=total, memory_available_bytes=total)
+    said = memory_plan.refusal(manifest, seen)
+    assert (said is not None) == refused
+    if said is not None:
+        assert "export it with --context 1792 or less" in said
+        fitting = dataclasses.replace(manifest, context_tokens=1792)
+        assert memory_plan.refusal(fitting, seen) is None and memory_plan.warning(fitting, seen) is None
+
+
+def test_a_full_memory_is_a_warning(tmp_path: Path) -> None:
+    manifest = fake_artifact(tmp_path / "a").manifest
+    memory = dataclasses.replace(manifest.memory, weights_bytes=2 * GB)
+    seen = dataclasses.replace(fake_conditions(), memory_total_bytes=8 * GB, memory_available_bytes=GB)
+    said = memory_plan.warning(dataclasses.replace(manifest, memory=memory), seen)
+    assert said is not None and "only 1.0 GB of the device's memory are available" in said
+
+
+def test_the_firmwares_bits() -> None:
+    assert throttling.now(0) == throttling.since_boot(0) == []
+    assert [word.split()[0] for word in throttling.now(0x5)] == ["under-voltage", "throttled"]
+    assert [word.split()[0] for word in throttling.since_boot(0x50000)] == ["under-voltage", "throttled"]
+    assert throttling.during(0x50000, 0x50000) == []  # long ago
+    assert [word.split()[0] for word in throttling.during(0, 0x40000)] == ["throttled"]  # came and went
+
+
+def test_conditions_that_hurt_are_found() -> None:
+    hot = dataclasses.replace(
+        fake_conditions(), throttled=0x10001, governor="powersave", temperature_c={"cpu": 81.0},
+        memory_total_bytes=8 * GB, memory_available_bytes=GB, swap_devices={"/dev/zram0": GB}, swap_total_bytes=GB,
+    )  # fmt: skip
+    found = {finding.what: finding for finding in judge_conditions(hot)}
+    assert {what: finding.state for what, finding in found.items()} == {
+        "memory": "warning", "swap": "ok", "throttling": "wrong", "temperature": "warning", "governor": "warning",
+    }  # fmt: skip
+    assert all(finding.mend for finding in found.values() if finding.state != "ok")
+    assert worst(list(found.values())) == "wrong"
+    assert worst([Finding(what="a", state="ok", seen="")]) == worst([]) == "ok"
+
+
+def test_doctor_looks_at_this_machine() -> None:
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("this machine:") and "onnxruntime" in result.output
+
+
+def test_doctor_finds_a_missing_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lab = tmp_path / "lab.toml"
+    lab.write_text('[device.pi]\ntransport = "ssh"\nhost = "pi.invalid"\n')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(main, ["doctor", "pi", "--lab", str(lab)])
+    assert result.exit_code == 1
+    assert "WRONG    ssh: missing; needed for devices behind ssh" in result.output
+    assert "-> sudo apt-get install openssh-client" in result.output
