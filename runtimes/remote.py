@@ -148,6 +148,7 @@ class RemoteTokens:
         self._closed.set()
         self._outbox.put(None)
         if self._lost is None:
+            self._lost = TransportError("the runtime is closed; open it again")
             self._process.wait(self._patience.end_s)
         self._end_process()
 
@@ -236,8 +237,6 @@ class RemoteTokens:
         while True:
             if self._lost is not None:
                 raise self._lost
-            if self._closed.is_set() and self._heard.empty():
-                raise TransportError("the runtime is closed; open it again")
             silent_until_s = self._heard_s + self._patience.silence_s
             try:
                 event = self._heard.get(timeout=max(0.0, min(until_s, silent_until_s) - self._clock()))

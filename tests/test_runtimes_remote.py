@@ -1,0 +1,197 @@
+"""The host's side of the agent protocol, against agents that misbehave: every wait has an end and a reason."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtimes.child import ChildLines
+from runtimes.errors import EngineError, RequestError, TransportError, UnsupportedError
+from runtimes.fake import fake_artifact
+from runtimes.remote import Patience, RemoteTokens
+from runtimes.tokens import NewToken, Sampling, TokenRequest, TokensDone
+
+START = """
+import json, os, sys, time
+def say(**fields):
+    print(json.dumps(fields), flush=True)
+def ready(**fields):
+    say(**({"event": "ready", "protocol": 1, "agent": "a test's", "context_tokens": 512, "vocab_size": 262} | fields))
+def hear(do="generate"):
+    while True:
+        order = json.loads(sys.stdin.readline())
+        if order["do"] == do:
+            return order
+"""
+REQUEST = TokenRequest(ids=[1, 2], max_new_tokens=3)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., RemoteTokens]]:
+    opened: list[RemoteTokens] = []
+
+    def begin(program: str, **fields: Any) -> RemoteTokens:
+        fields.setdefault("patience", Patience(load_s=20, silence_s=20, progress_s=20, end_s=1))
+        opened.append(RemoteTokens(ChildLines([sys.executable, "-c", START + program]), **fields))
+        return opened[-1]
+
+    yield begin
+    for source in opened:
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("sys.exit(3)", r"the agent ended while loading the artifact \(exit code 3\)"),
+        ("sys.stderr.write('no room\\n'); os.abort()", r"(?s)killed by SIGABRT\)\n  no room"),
+        ("print('Welcome to your Pi!')", "printed b'Welcome to your Pi!', which is no line .* make it silent"),
+        ("say(event='done', request=1)", "is no line of agent protocol 1"),
+        ("ready(protocol=2)", "speaks protocol 2; this version speaks 1; install the same"),
+        ("say(event='pong', request=1); say(event='forgotten', request=1)", "first line is a answer, not its ready"),
+        ('sys.stdout.write(\'{"event": "rea\'); sys.stdout.flush()', 'printed b\'{"event": "rea\''),
+        ("ready(artifact='b' * 64); hear()", "serves artifact bbbbbbbbbbbb…, asked for was aaaaaaaaaaaa…"),
+        (
+            "say(event='error', request=None, code='internal', message='x', fatal=True)",
+            "the agent reported internal: x",
+        ),
+    ],
+)
+def test_an_agent_that_does_not_get_ready_is_told(start: Callable[..., RemoteTokens], program: str, said: str) -> None:
+    with pytest.raises(TransportError, match=said):
+        start(program, digest="a" * 64)
+
+
+def test_what_the_agent_cannot_load_is_the_engines_error(start: Callable[..., RemoteTokens]) -> None:
+    with pytest.raises(EngineError, match="no such library"):
+        start("say(event='error', request=None, code='engine', message='no such library', fatal=True); sys.exit(2)")
+
+
+@pytest.mark.parametrize(
+    ("program", "patience", "said"),
+    [
+        ("time.sleep(60)", Patience(load_s=0.3, end_s=0.1), "ended after 0 s of loading the artifact without a result"),
+        ("time.sleep(60)", Patience(silence_s=0.3, end_s=0.1), "the agent said nothing for 0 s of loading"),
+    ],
+)
+def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, patience: Patience, said: str) -> None:
+    with pytest.raises(TransportError, match=said):
+        start(program, patience=patience)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("hear(); sys.exit(4)", r"the agent ended while generating: nobody knows \(exit code 4\)"),
+        ("say(event='token', request=hear()['request'], id=1, at_s=0.1); os.kill(os.getpid(), 9)", "SIGKILL"),
+        ("hear(); print('ld.so: something'); time.sleep(60)", "printed b'ld.so: something', which is no line"),
+        ("hear(); sys.stdout.write('{\"event\": \"tok'); sys.stdout.flush()", "printed b'{\"event\": \"tok'"),
+        ("hear(); time.sleep(60)", "ended after 1 s of generating without a result"),
+        ("say(event='error', request=hear()['request'], code='engine', message='x', fatal=True)", "x"),
+    ],
+)  # fmt: skip
+def test_an_agent_lost_in_an_answer_is_lost_for_good(
+    start: Callable[..., RemoteTokens], program: str, said: str
+) -> None:
+    patience = Patience(progress_s=1, end_s=0.2)
+    source = start(f"ready()\n{program}", patience=patience, diagnose=lambda boot_id: "nobody knows")
+    begun = time.monotonic()
+    with pytest.raises(TransportError, match=said) as first:
+        list(source.stream(REQUEST))
+    assert "nobody knows" in str(first.value)
+    with pytest.raises(TransportError, match=said):
+        list(source.stream(REQUEST))
+    assert time.monotonic() - begun < 10
+
+
+def test_an_error_line_ends_the_request_alone(start: Callable[..., RemoteTokens]) -> None:
+    source = start("""
+ready()
+say(event="error", request=hear()["request"], code="internal", message="a bug", fatal=False)
+say(event="error", request=hear()["request"], code="request", message="not so", fatal=False)
+number = hear()["request"]
+usage = {"prompt": 2, "reused": 0, "prefilled": 2, "completion": 0}
+say(event="done", request=number, finish="length", usage=usage, more="than version 1 knows")
+""")
+    with pytest.raises(TransportError, match="the agent reported internal: a bug"):
+        list(source.stream(REQUEST))
+    with pytest.raises(RequestError, match="not so"):
+        list(source.stream(REQUEST))
+    (done,) = source.stream(REQUEST)
+    assert isinstance(done, TokensDone) and done.memory is None and done.total_s is None
+
+
+def test_what_an_agent_cannot_honour_is_refused_here(start: Callable[..., RemoteTokens]) -> None:
+    source = start("ready(capabilities=['cancel'])\nhear()")
+    for request in (
+        TokenRequest(ids=[1], max_new_tokens=1, sampling=Sampling(temperature=1.0)),
+        TokenRequest(ids=[1], max_new_tokens=1, session="a"),
+        TokenRequest(ids=[1], max_new_tokens=1, deadline_s=3.0),
+    ):
+        with pytest.raises(UnsupportedError, match=r"cannot honour \w+; it can: cancel; leave \w+ out"):
+            source.stream(request)
+    with pytest.raises(UnsupportedError, match="cannot honour hold"):
+        start("ready()\nhear()", hold=True).stream(REQUEST)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[RemoteTokens]:
+    """A real agent, 20 ms a token."""
+    folder = fake_artifact(tmp_path / "artifact").folder
+    command = [sys.executable, "-m", "runtimes.agent", str(folder), "--fake-forward-s", "0.02"]
+    source = RemoteTokens(ChildLines(command))
+    yield source
+    source.close()
+
+
+def test_cancel_from_another_thread_ends_in_a_done(slow: RemoteTokens) -> None:
+    timer = threading.Timer(0.3, slow.cancel)
+    timer.start()
+    *tokens, done = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+    assert isinstance(done, TokensDone) and done.finish == "cancelled"
+    assert 2 <= len(tokens) <= 40
+    slow.cancel()  # nothing runs
+    assert len(list(slow.stream(REQUEST))) == 4
+
+
+def test_a_stream_that_is_left_is_cancelled(slow: RemoteTokens) -> None:
+    for _ in range(3):
+        stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+        assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
+        begun = time.monotonic()
+        stream.close()
+        assert time.monotonic() - begun < 2
+    assert len(list(slow.stream(REQUEST))) == 4
+
+
+def test_sessions_of_any_name_and_forgetting(slow: RemoteTokens) -> None:
+    request = TokenRequest(ids=[1, 2, 3], max_new_tokens=1, session="a b\n\0 日本 \ud83d")
+    reused = []
+    for _ in range(2):
+        *_, done = slow.stream(request)
+        assert isinstance(done, TokensDone)
+        reused.append(done.usage.reused)
+    slow.forget()
+    *_, done = slow.stream(request)
+    assert isinstance(done, TokensDone)
+    assert [*reused, done.usage.reused] == [0, 2, 0]
+
+
+def test_a_sample_of_the_agent(slow: RemoteTokens) -> None:
+    sample = slow.sample()
+    assert sample.memory is not None and sample.memory.resident_bytes > 1_000_000
+    assert sample.conditions["boot_id"] == slow.ready.boot_id
+
+
+def test_a_closed_source_says_so(slow: RemoteTokens) -> None:
+    slow.close()
+    slow.close()
+    with pytest.raises(TransportError, match="the runtime is closed"):
+        list(slow.stream(REQUEST))
