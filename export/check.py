@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from export.artifact import open_artifact, verify
-from export.command import one_line, summary
+from export.command import summary
 from export.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ OPEN_SUBJECT = "phi-edge.open_subject"
     "--against", help="The checkpoint it was exported from: compare logits and greedy tokens at every boundary."
 )
 @click.option("--json", "out", type=click.Path(path_type=Path), help="With --against: write the report to this file.")
-@one_line
 def check_command(artifact: Path, against: str | None, out: Path | None) -> None:
     """Verify ARTIFACT: whole, unchanged since its export, and every path inside its folder.
 

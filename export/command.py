@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from export.artifact import Artifact, open_artifact, verify
+from export.artifact import Artifact
 from export.errors import OptionError
 
 if TYPE_CHECKING:
@@ -138,15 +138,6 @@ def plan_text(request: ExportRequest) -> str:
         lines.append(f"  {tokens:>8}{chosen}  {resident / 1e9:>10.2f} GB  {verdicts}")
     lines.append("  (* the context of this export; on the device: weights as the engine packs them, and the KV cache)")
     return "\n".join(lines)
-
-
-@click.command("check")
-@click.argument("artifact", type=click.Path(path_type=Path))
-def check_command(artifact: Path) -> None:
-    """Verify ARTIFACT: whole, unchanged since its export, and every path inside its folder."""
-    opened = open_artifact(artifact)
-    verify(opened)
-    click.echo(summary(opened))
 
 
 def summary(artifact: Artifact) -> str:

@@ -155,7 +155,11 @@ def examine(
     """Run the whole suite. Raises CheckpointError or ArtifactError where the two do not belong together."""
     opened = open_checkpoint(checkpoint)
     check_source(artifact, opened)
-    weights = read_weights(artifact, checkpoint)
+    quantised = artifact.manifest.scheme.bits is not None
+    if quantised:
+        weights = read_weights(artifact, checkpoint)
+    else:
+        weights = {name: tensor.read() for name, tensor in opened.tensors.items()}
     reference = open_reference(opened, weights)
     subject = open_subject(artifact)
     try:
@@ -164,12 +168,12 @@ def examine(
         decodes = [suite.decode(boundary) for boundary in suite.boundaries() if suite.fits(boundary)]
     finally:
         subject.close()
-    quantised = artifact.manifest.scheme.bits is not None
     return Report(
         artifact=artifact.folder.name,
         digest=artifact.manifest.digest(),
         checkpoint=opened.name,
-        reference=f"{reference.name}, float32, the artifact's own weights" + (" dequantised" if quantised else ""),
+        reference=f"{reference.name}, float32, "
+        + ("the artifact's own weights dequantised" if quantised else "the checkpoint's weights"),
         scheme=artifact.manifest.scheme.name,
         context_tokens=artifact.manifest.context_tokens,
         bounds=bounds or (INT8_BOUNDS if quantised else FLOAT_BOUNDS),

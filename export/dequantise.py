@@ -44,14 +44,16 @@ def read_weights(artifact: Artifact, checkpoint: str) -> dict[str, Tensor]:
             scheme=manifest.scheme.name,
             context_tokens=manifest.context_tokens,
             activations=manifest.scheme.activations.split(",")[0] if manifest.format == "onnx" else None,
+            max_file_bytes=manifest.engine.get("max_file_bytes"),
             lengths_as_inputs=manifest.engine.get("lengths") == "inputs",
         )
     )
     layout = LAYOUTS[manifest.format](job)
-    file = WeightReader(artifact.folder / layout.weight_file, layout.slots, layout.spread)
-    end = max(slot.end for slot in layout.slots.values())
-    if file.path.stat().st_size < end:
-        raise ArtifactError(f"{artifact.folder}: is not laid out as this version would; export it again")
+    for slot in layout.slots.values():
+        path = artifact.folder / slot.file
+        if slot.file not in manifest.files or path.stat().st_size < slot.end:
+            raise ArtifactError(f"{artifact.folder}: is not laid out as this version would; export it again")
+    file = WeightReader(artifact.folder, layout.slots, layout.spread)
     tensors = job.checkpoint.tensors
     weights = {
         name: file.tensor(name, tensor.shape, job.scheme.embedding_bits if name == EMBEDDING else job.scheme.bits)
@@ -66,8 +68,10 @@ def read_weights(artifact: Artifact, checkpoint: str) -> dict[str, Tensor]:
 class WeightReader:
     """The inverse of export.weight_file: a tensor's bytes from its slots, in the order of its rows."""
 
-    def __init__(self, path: Path, slots: Mapping[str, Slot], spread: Mapping[str, Sequence[tuple[str, int]]]) -> None:
-        self.path, self.slots, self.spread = path, slots, spread
+    def __init__(
+        self, folder: Path, slots: Mapping[str, Slot], spread: Mapping[str, Sequence[tuple[str, int]]]
+    ) -> None:
+        self.folder, self.slots, self.spread = folder, slots, spread
 
     def tensor(self, name: str, shape: tuple[int, ...], bits: int | None) -> Tensor:
         """One tensor of the checkpoint, dequantised where it was quantised with so many bits."""
@@ -87,11 +91,12 @@ class WeightReader:
         pieces = self.spread.get(name) or [(name, self.slots[name].length)]
         done = {piece: 0 for piece, _ in pieces}
         data = bytearray()
-        with self.path.open("rb") as file:
-            for piece, count in pieces:
-                file.seek(self.slots[piece].offset + done[piece])
+        for piece, count in pieces:
+            slot = self.slots[piece]
+            with (self.folder / slot.file).open("rb") as file:
+                file.seek(slot.offset + done[piece])
                 data += file.read(count)
-                done[piece] += count
+            done[piece] += count
         return torch.frombuffer(data, dtype=DTYPES[self.slot(name).dtype])
 
 

@@ -87,6 +87,7 @@ class OnnxLayout:
             "accuracy_level": job.target.accuracy_level if quantised else None,
             "kv_cache": f"{job.activations}, one buffer for past and present",
             "logits": "last token only",
+            "max_file_bytes": job.max_file_bytes,
             "lengths": "inputs" if job.lengths_as_inputs else "attention mask",
             "provider": job.target.provider or "cpu",
         }

@@ -247,18 +247,22 @@ def forward_stages(stream: Stream, ids: list[int]) -> list[Stage]:
 def copy_stages(stream: Stream) -> list[Stage]:
     """Every tensor written as it is, a stage for each: nothing to compare, so nothing is computed."""
 
-    def copy(tensor: StoredTensor) -> Stage:
+    def copy(tensor: StoredTensor, slot: str) -> Stage:
         def stage(values: Tensor) -> Tensor:
             if len(tensor.shape) == 1:
                 stream.vector(tensor.name)
             else:
-                for _ in stream.matrix(tensor.name, tensor.name, None, None):
+                for _ in stream.matrix(tensor.name, slot, None, None):
                     pass
             return torch.empty(0)
 
         return stage
 
-    return [copy(tensor) for tensor in stream.checkpoint.tensors.values()]
+    stages = [copy(tensor, tensor.name) for tensor in stream.checkpoint.tensors.values()]
+    if "lm_head.weight" not in stream.checkpoint.tensors and stream.sink.slot("lm_head.weight") is not None:
+        # Tied, in a format that cannot share one table.
+        stages.append(copy(stream.checkpoint.tensors[EMBEDDING], "lm_head.weight"))
+    return stages
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
