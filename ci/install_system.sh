@@ -10,6 +10,9 @@ declare -A programs=(
   [openssh-client]=ssh [openssh-server]=/usr/sbin/sshd # the Raspberry Pi's wire
   [gcc-aarch64-linux-gnu]=aarch64-linux-gnu-gcc [libc6-dev-arm64-cross]=/usr/aarch64-linux-gnu/include/stdio.h
   [cmake]=cmake [gcc]=gcc [libc6-dev]=/usr/include/stdio.h # Android: the native agent
+  [wine]=wine [xvfb]=Xvfb [xauth]=xauth [npm]=npm      # the Windows libraries, from the npm registry
+  [mesa-vulkan-drivers]=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json # and the software device they see
+  [libvulkan1]=/usr/lib/x86_64-linux-gnu/libvulkan.so.1 [libgl1]=/usr/lib/x86_64-linux-gnu/libGL.so.1
 )
 missing=()
 for package in "${!programs[@]}"; do
