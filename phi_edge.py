@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "report": "devices.command:report_command",
     "gate": "devices.command:gate_command",
     "demo": "devices.demo:demo_command",
+    "bundle": "runtimes.bundle:bundle_command",
     "doctor": "devices.doctor:doctor_command",
 }
 
@@ -47,12 +48,7 @@ class Door(click.Group):
         if cmd_name not in VERBS:
             return None
         module, _, name = VERBS[cmd_name].partition(":")
-        try:
-            command = getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as missing:
-            if missing.name in {"export", "runtimes", "devices", module}:
-                raise
-            raise UserError(missing_extra(cmd_name, str(missing.name))) from missing
+        command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
 
@@ -62,11 +58,15 @@ class Door(click.Group):
             return super().invoke(ctx)
         except (DeviceError, ExportError, RuntimesError) as error:
             raise UserError(str(error)) from error
+        except ModuleNotFoundError as missing:
+            if str(missing.name).partition(".")[0] in {"export", "runtimes", "devices"}:
+                raise  # a module of ours is our fault
+            raise UserError(missing_extra(str(ctx.invoked_subcommand), str(missing.name))) from missing
 
 
 def missing_extra(verb: str, module: str) -> str:
     """The one line for a verb whose extra was not installed."""
-    extra = {"export": "export", "report": "report"}.get(verb, "onnx")
+    extra = {"export": "export", "check": "export", "report": "report"}.get(verb, "onnx")
     return f"`phi-edge {verb}` needs {module}, which is not installed: pip install 'phi-edge[{extra}]'"
 
 

@@ -1,0 +1,55 @@
+"""Build the wheel, install it alone, and see that it holds exactly the rooms and that its verbs answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+TOP_LEVEL = {"export", "runtimes", "devices", "phi_edge.py", "optimum"}
+# What a device with the onnx extra must be able to do without torch.
+LIGHT = """
+import sys
+import export.artifact, runtimes.registry, devices.measurement, phi_edge
+heavy = {"torch", "transformers", "onnx", "executorch", "optimum"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def main() -> None:
+    """Exit 0, or the assertion that failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", scratch, str(REPOSITORY)], check=True
+        )
+        (wheel,) = Path(scratch).glob("phi_edge-*.whl")
+        names = zipfile.ZipFile(wheel).namelist()
+        seen = {name.split("/")[0] for name in names if ".dist-info" not in name}
+        assert seen == TOP_LEVEL, f"the wheel holds {sorted(seen)}, not {sorted(TOP_LEVEL)}"
+        assert [n for n in names if n.startswith("optimum/")] == ["optimum/commands/register/register_phi_edge.py"]
+        assert "export/tiny/model.safetensors" in names, "the wheel lacks the tiny model"
+        assert any(name.endswith(".html.j2") for name in names), "the wheel lacks the report's template"
+        target = Path(scratch) / "venv"
+        venv.create(target, with_pip=True)
+        pip, python = target / "bin" / "pip", target / "bin" / "python"
+        constraints = ["-c", str(REPOSITORY / "constraints.txt")]
+        subprocess.run([pip, "install", "--quiet", *constraints, f"{wheel}[onnx]"], check=True, cwd=scratch)
+        subprocess.run([python, "-c", LIGHT], check=True, cwd=scratch)
+        for verb in ("--help", "run --help", "bench --help", "check --help", "gate --help"):
+            subprocess.run([target / "bin" / "phi-edge", *verb.split()], check=True, cwd=scratch, capture_output=True)
+        missing = subprocess.run(
+            [target / "bin" / "phi-edge", "export", "tiny", "out"], cwd=scratch, capture_output=True, text=True
+        )
+        assert missing.returncode == 2, missing.stderr
+        assert "phi-edge[export]" in missing.stderr, missing.stderr
+        installed = subprocess.run([pip, "list"], capture_output=True, text=True, check=True).stdout
+        assert "torch" not in installed, "the onnx extra pulls torch"
+    print(f"{wheel.name}: holds {', '.join(sorted(TOP_LEVEL))}; installs and answers without torch")
+
+
+if __name__ == "__main__":
+    main()
