@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ci.emulated_android import AndroidSoftware, build_android
+from ci.emulated_android import missing as emulated_android_lacks
 from ci.emulated_pi import EmulatedPi, build_pi
 from ci.emulated_pi import missing as emulated_pi_lacks
 from devices.fake_adbd import FakeAdbd
@@ -62,6 +63,13 @@ def tiny_executorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained tiny model as an int4 ExecuTorch artifact."""
     out = tmp_path_factory.mktemp("tiny") / "executorch"
     return export_model(ExportRequest(checkpoint="tiny", out=out, target="android")).folder
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a context that an emulated processor fills in a second."""
+    out = tmp_path_factory.mktemp("tiny") / "onnx-short"
+    return export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu", context_tokens=256)).folder
 
 
 @pytest.fixture(scope="session")
@@ -122,33 +130,12 @@ def phone(tmp_path: Path) -> Iterator[FakeAdbd]:
         yield adbd
 
 
-@dataclass(frozen=True)
-class AndroidSoftware:
-    """What ci/emulate_android.sh made: the native agent and what it loads."""
-
-    folder: Path
-
-    @property
-    def prefix(self) -> list[str]:
-        """Before an arm64 program of this phone."""
-        return ["qemu-aarch64-static", "-cpu", "cortex-a76", "-L", str(self.folder / "root")]
-
-    @property
-    def libraries(self) -> list[str]:
-        return [str(self.folder / "libraries" / f"lib{name}.so") for name in ("onnxruntime", "onnxruntime-genai")]
-
-
 @pytest.fixture(scope="session")
 def android() -> AndroidSoftware:
-    """Built once, and kept in PHI_EDGE_CACHE (~/.cache/phi-edge)."""
-    for program in ("cmake", "aarch64-linux-gnu-gcc", "qemu-aarch64-static"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}: run ci/install_system.sh")
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
-    environment = os.environ | {"PYTHON": sys.executable}
-    script = [str(REPOSITORY / "ci" / "emulate_android.sh"), str(cache / "android")]
-    subprocess.run(script, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=400)
-    return AndroidSoftware(cache / "android")
+    """The native agent and its libraries, for this machine and for an emulated phone."""
+    if (lacking := emulated_android_lacks()) is not None:
+        pytest.skip(lacking)
+    return build_android()
 
 
 @pytest.fixture(scope="session")

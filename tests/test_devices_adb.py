@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from conftest import TINY, AndroidSoftware
 
+from ci.emulated_android import AndroidSoftware
 from devices.adb_conditions import parse_conditions
 from devices.adb_driver import AdbDriver
 from devices.bench import Plan, measure
@@ -31,6 +31,7 @@ from runtimes.registry import open_tokens
 from runtimes.tokenizer import Tokenizer
 from runtimes.tokens import NewToken, TokenRequest, TokensDone, TokenSource
 
+TINY = Path(__file__).parent.parent / "export" / "tiny"
 pytestmark = pytest.mark.emulated
 
 

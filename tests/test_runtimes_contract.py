@@ -1,19 +1,25 @@
-"""One contract over every runtime: the fake, ONNX Runtime, ExecuTorch and an emulated Pi, behind one interface."""
+"""One contract over every runtime: the fake, the two engines, an emulated Pi and an emulated phone with both runners."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ci.emulated_android import llama_main_row
 from devices.drivers import open_device_runtime
+from devices.fake_adbd import FakeAdbd
+from devices.fake_phone import FakePhone
 from export.artifact import Artifact, open_artifact
 from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
+from runtimes.adb_devices import Client
+from runtimes.api import Event
 from runtimes.engine import EngineOpener
-from runtimes.errors import RequestError
+from runtimes.errors import RequestError, UnsupportedError
 from runtimes.fake import fake_artifact, fake_opener
 from runtimes.loop import TokenLoop
 from runtimes.registry import ENGINES
@@ -28,6 +34,7 @@ class Subject:
     runtime: Runtime
     artifact: Artifact
     opener: EngineOpener
+    tells: bool = True  # times of tokens, and memory
 
     def run(self, **fields: Any) -> tuple[list[TokenEvent], DoneEvent]:
         """All events of one request, checked for what holds of every stream."""
@@ -50,24 +57,63 @@ class Subject:
         return Tokenizer(self.artifact.folder).encode_prompt(text)
 
 
+@dataclass(frozen=True)
+class Refusing:
+    """A runtime that cannot do all: what it refuses with UnsupportedError, and nothing else, is skipped."""
+
+    runtime: Runtime
+
+    def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
+        try:
+            return self.runtime.generate(request)
+        except UnsupportedError as refusal:
+            pytest.skip(f"refused: {refusal}")
+
+    def close(self) -> None:
+        self.runtime.close()
+
+
+EMULATED = {"pi5": "onnx_short", "android": "onnx_short", "llama_main": "executorch"}
+
+
 @pytest.fixture(
-    scope="module", params=["fake", "onnx", "executorch", pytest.param("pi5", marks=pytest.mark.emulated)]
+    scope="module",
+    params=["fake", "onnx", "executorch", *(pytest.param(name, marks=pytest.mark.emulated) for name in EMULATED)],
 )
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     if request.param == "fake":
         artifact, opener = fake_artifact(tmp_path_factory.mktemp("fake") / "artifact"), fake_opener()
     else:
-        engine = "onnx" if request.param == "pi5" else request.param
-        folder: Path = request.getfixturevalue(f"tiny_{engine}")
+        folder: Path = request.getfixturevalue(f"tiny_{EMULATED.get(request.param, request.param)}")
         artifact = open_artifact(folder)
         opener = ENGINES[artifact.manifest.format]
     if request.param == "pi5":
         lab = request.getfixturevalue("emulated_pi").lab
         runtime = open_device_runtime(artifact.folder, "pi5", lab=lab, threads=None, say=print)
+    elif request.param in EMULATED:
+        with phone_runtime(request, tmp_path_factory.mktemp("phone"), artifact) as runtime:
+            tells = request.param == "android"
+            yield Subject(runtime if tells else Refusing(runtime), artifact, opener, tells)
+        return
     else:
         runtime = open_runtime(artifact, engine=opener)
     yield Subject(runtime, artifact, opener)
     runtime.close()
+
+
+@contextlib.contextmanager
+def phone_runtime(request: pytest.FixtureRequest, folder: Path, artifact: Artifact) -> Iterator[Runtime]:
+    """On a phone behind the real adb client, with one of the two runners."""
+    adb: Client = request.getfixturevalue("adb")
+    lab = folder / "lab.toml"
+    with FakeAdbd(FakePhone(folder / "phone")) as phone:
+        if request.param == "android":
+            lab.write_text(request.getfixturevalue("android").row(phone, adb))
+        else:
+            lab.write_text(llama_main_row(request.getfixturevalue("llama_main"), phone, adb))
+        runtime = open_device_runtime(artifact.folder, "phone", lab=lab, threads=2, say=print)
+        with contextlib.closing(runtime):
+            yield runtime
 
 
 PROMPT = "The light"  # the tiny model goes on for a while
@@ -86,7 +132,9 @@ def test_stream_is_tokens_and_then_done(subject: Subject) -> None:
 def test_times_never_run_backwards(subject: Subject) -> None:
     tokens, done = subject.run(prompt=PROMPT, max_new_tokens=12, ignore_stop_ids=True)
     times = [event.at_s for event in tokens if event.at_s is not None]
-    assert len(times) == len(tokens)
+    assert len(times) == (len(tokens) if subject.tells else 0)
+    if not subject.tells:
+        return
     assert times == sorted(times)
     assert done.timings.prefill_s is not None and done.timings.total_s is not None
     assert 0 < done.timings.prefill_s < times[0]
@@ -95,7 +143,7 @@ def test_times_never_run_backwards(subject: Subject) -> None:
 
 def test_memory_is_of_this_process(subject: Subject) -> None:
     _, done = subject.run(prompt=PROMPT, max_new_tokens=1)
-    if not Path("/proc/self/status").exists():
+    if not Path("/proc/self/status").exists() or not subject.tells:
         assert done.memory is None
         return
     memory = done.memory

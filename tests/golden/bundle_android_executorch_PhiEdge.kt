@@ -1,0 +1,73 @@
+// Written by `phi-edge bundle`. ExecuTorch's LlmModule behind the same interface as the other targets.
+package com.example.phiedge
+
+import java.io.File
+import org.pytorch.executorch.extension.llm.LlmCallback
+import org.pytorch.executorch.extension.llm.LlmModule
+
+/**
+ * An opened artifact; one request at a time, on a thread that may block. [folder] is where the app has unpacked the
+ * files of `model/`. Sampling is greedy: LlmModule knows no top-k, no top-p and no seed.
+ */
+class PhiEdge(folder: File) : AutoCloseable {
+    private val module = LlmModule(
+        LlmModule.MODEL_TYPE_TEXT,
+        File(folder, "model.pte").path,
+        File(folder, "tokenizer.json").path,
+        0.0f
+    )
+    @Volatile private var cancelled = false
+
+    init {
+        val code = module.load()
+        check(code == 0) { "ExecuTorch cannot load the model (error $code): is every file of model/ there, and whole?" }
+    }
+
+    /** Gives the answer's text piece by piece to [onText], and returns how it ended. */
+    fun generate(request: Request, onText: (String) -> Unit): Done {
+        require(request.maxNewTokens >= 1) { "maxNewTokens is ${request.maxNewTokens}; give 1 or more" }
+        val prompt = Chat.prompt(request.messages)
+        // The runner prints a stop id's text, and does not look whether its first token is one: both end here.
+        val scanner = StopScanner(request.stop + Artifact.CONTROL_TOKENS)
+        var tokens = 0
+        var error: String? = null
+        cancelled = false
+        // Nothing of an earlier answer is kept: positions would drift.
+        module.resetContext()
+        val callback = object : LlmCallback {
+            override fun onResult(result: String) {
+                if (scanner.found != null || tokens >= request.maxNewTokens) return
+                tokens++
+                val shown = scanner.add(result)
+                if (shown.isNotEmpty()) onText(shown)
+                if (scanner.found != null || tokens >= request.maxNewTokens || cancelled) module.stop()
+            }
+
+            override fun onStats(stats: String) = Unit
+
+            override fun onError(errorCode: Int, message: String) {
+                error = "ExecuTorch error $errorCode: $message"
+            }
+        }
+        // seqLen counts the prompt too, and the other overload drops its maxNewTokens: so tokens are counted above.
+        val code = module.generate(prompt, Artifact.CONTEXT_TOKENS, callback, false)
+        if (code != 0 && error == null) error = "ExecuTorch error $code"
+        val found = scanner.found
+        if (found == null) scanner.rest().let { if (it.isNotEmpty()) onText(it) }
+        return when {
+            error != null -> Done(Finish.ERROR, tokens, error = error)
+            found in Artifact.CONTROL_TOKENS -> Done(Finish.EOS, tokens - 1)
+            found != null -> Done(Finish.STOP, tokens, stopString = found)
+            cancelled -> Done(Finish.CANCELLED, tokens)
+            else -> Done(Finish.LENGTH, tokens)
+        }
+    }
+
+    /** Ends the answer that runs now, within one token. From any thread. */
+    fun cancel() {
+        cancelled = true
+        module.stop()
+    }
+
+    override fun close() = module.close()
+}

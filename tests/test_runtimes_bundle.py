@@ -1,0 +1,132 @@
+"""`phi-edge bundle`: golden sources, texts escaped for their language, and refusals. docs/android.md says what is not
+compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from export.artifact import Artifact, Format, open_artifact, seal
+from phi_edge import main
+from runtimes.api import Message
+from runtimes.bundle import KINDS, render_sources, write_bundle
+from runtimes.bundle_values import csharp_text, kotlin_text, read_turns, systemd_text
+from runtimes.errors import RequestError
+from runtimes.fake import fake_artifact
+from runtimes.tokenizer import Tokenizer
+
+ODD = 'quote " backslash \\ dollar ${x} percent %n tab\t nl\n nul\0 é 漢 🙂 \u202e \ue000'
+
+
+def of_format(folder: Path, form: Format) -> Artifact:
+    """The fake artifact, said to have this format and its file."""
+    made = fake_artifact(folder)
+    manifest = made.manifest
+    if form == "executorch":
+        (folder / "model.pte").write_bytes(b"program")
+        from export.artifact import describe_files
+
+        files = {**manifest.files, **describe_files(folder, ["model.pte"])}
+        manifest = dataclasses.replace(manifest, format=form, files=files)
+    else:
+        manifest = dataclasses.replace(manifest, format=form)
+    return seal(folder, manifest)
+
+
+def cases() -> list[tuple[str, Format]]:
+    return [(kind, form) for kind, row in KINDS.items() for form in row.sources]
+
+
+@pytest.mark.parametrize(("kind", "form"), cases())
+def test_sources_are_the_golden_ones(
+    kind: str, form: Format, tmp_path: Path, golden: Callable[[str, str], None]
+) -> None:
+    artifact = of_format(tmp_path / "a", form)
+    for path, text in render_sources(artifact, kind).items():
+        digest = artifact.manifest.digest()
+        text = text.replace(digest, "d" * 64).replace(digest[:16], "d" * 16)  # it differs with tools' versions
+        golden(f"bundle_{kind}_{form}_{Path(path).name}", text)
+
+
+def test_a_bundle_holds_the_model_and_its_sources(tmp_path: Path) -> None:
+    artifact = of_format(tmp_path / "a", "executorch")
+    done = CliRunner().invoke(main, ["bundle", str(artifact.folder), str(tmp_path / "app"), "--for", "android"])
+    assert done.exit_code == 0, done.output
+    assert open_artifact(tmp_path / "app/model").manifest == artifact.manifest
+    assert (tmp_path / "app/src/main/java/com/example/phiedge/PhiEdge.kt").is_file()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "app"]
+    with pytest.raises(RequestError, match="is there already"):
+        write_bundle(artifact, tmp_path / "app", "android")
+
+
+def test_what_cannot_be_bundled_is_refused(tmp_path: Path) -> None:
+    artifact = of_format(tmp_path / "a", "executorch")
+    with pytest.raises(RequestError, match="an app for windows ships the format onnx"):
+        write_bundle(artifact, tmp_path / "app", "windows")
+    (artifact.folder / "model.pte").write_bytes(b"PROGRAM")
+    done = CliRunner().invoke(main, ["bundle", str(artifact.folder), str(tmp_path / "app"), "--for", "android"])
+    assert done.exit_code == 2 and "changed since the export" in done.output
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a"]
+
+
+def test_texts_are_written_so_that_they_read_back() -> None:
+    for write, named in ((kotlin_text, {"b": "\b"}), (csharp_text, {"0": "\0", "a": "\a"})):
+        literal = write(ODD + "\b\a")
+        assert literal[0] == literal[-1] == '"' and literal.isascii() and literal.isprintable()
+        read = {"n": "\n", "r": "\r", "t": "\t", **named}
+
+        def back(found: re.Match[str], read: dict[str, str] = read) -> str:
+            return chr(int(found[1], 16)) if found[1] else read.get(found[2], found[2])
+
+        text = re.sub(r"\\(?:u([0-9a-f]{4})|(.))", back, literal[1:-1])
+        assert text.encode("utf-16", "surrogatepass").decode("utf-16") == ODD + "\b\a"
+    assert "$" not in kotlin_text("a$b").replace("\\$", "")
+    assert systemd_text('a b"%i$x\\') == '"a b\\"%%i$$x\\\\"'
+    with pytest.raises(RequestError, match="control character"):
+        systemd_text("a\nb")
+
+
+def test_turns_are_the_templates(tmp_path: Path) -> None:
+    """The pieces that an app puts together give the text that the chat template gives."""
+    artifact = of_format(tmp_path / "a", "onnx")
+    turns = read_turns(artifact)
+    assert turns is not None and turns.open_system is not None and turns.system_to_user is not None
+    said = ["be brief", "first?", "one", "second?"]
+    text = turns.open_system + said[0] + turns.system_to_user + said[1] + turns.to_answer
+    text += said[2] + turns.to_next_user + said[3] + turns.to_answer
+    messages = [Message("system", said[0]), Message("user", said[1]), Message("assistant", said[2])]
+    ids = Tokenizer(artifact.folder).encode_chat([*messages, Message("user", said[3])])
+    from tokenizers import Tokenizer as Raw
+
+    raw = Raw.from_file(str(artifact.folder / "tokenizer.json"))
+    assert raw.encode(text, add_special_tokens=False).ids == ids
+
+
+def test_an_artifact_without_a_template_takes_one_message(tmp_path: Path) -> None:
+    artifact = of_format(tmp_path / "a", "onnx")
+    path = artifact.folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["chat_template"]
+    path.write_text(json.dumps(config))
+    for kind in ("android", "windows"):
+        assert any("give one user message" in text for text in render_sources(artifact, kind).values())
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze (apt-get install systemd)")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    for path, text in render_sources(of_format(tmp_path / "a", "onnx"), "raspberry-pi").items():
+        (tmp_path / path.replace("@.", "@1.")).write_text(text.replace("/opt/phi-edge/venv/bin/python", "/bin/sh"))
+    units = [str(tmp_path / "phi-edge@1.service")]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False, timeout=60
+    )
+    ours = [line for line in done.stderr.splitlines() if "phi-edge" in line]
+    assert (done.returncode, ours) == (0, [])

@@ -1,0 +1,228 @@
+"""The native agent against the Python engine on the same library: equal tokens; and lines that nobody meant."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ci.emulated_android import AndroidSoftware
+from export.artifact import Artifact, open_artifact
+from runtimes.local_host import LocalHost
+from runtimes.registry import open_tokens
+from runtimes.remote import RemoteTokens
+from runtimes.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
+
+pytestmark = pytest.mark.emulated
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_onnx_short: Path) -> Artifact:
+    return open_artifact(tiny_onnx_short)
+
+
+@pytest.fixture(scope="module")
+def command(android: AndroidSoftware, host_libraries: Path, artifact: Artifact) -> list[str]:
+    return [str(android.folder / "agent"), str(artifact.folder), "--libraries", str(host_libraries), "--threads", "2"]
+
+
+@pytest.fixture(scope="module")
+def agent(command: list[str]) -> Iterator[RemoteTokens]:
+    source = RemoteTokens(LocalHost().start(command))
+    yield source
+    source.close()
+
+
+@pytest.fixture(scope="module")
+def here(artifact: Artifact) -> Iterator[TokenSource]:
+    source = open_tokens(artifact, threads=2)
+    yield source
+    source.close()
+
+
+def talk(command: list[str], lines: bytes, **options: Any) -> tuple[list[dict[str, Any]], int]:
+    """Everything that the agent says to these lines, and its exit code."""
+    done = subprocess.run(command, input=lines, capture_output=True, timeout=120, check=False, **options)
+    assert done.stdout.endswith(b"\n") or not done.stdout
+    assert b"runtime error" not in done.stderr and b"AddressSanitizer" not in done.stderr, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()], done.returncode
+
+
+def test_tokens_are_those_of_the_python_engine(agent: RemoteTokens, here: TokenSource, artifact: Artifact) -> None:
+    generator = random.Random(0)
+    for number in range(40):
+        sampling = Sampling(
+            temperature=generator.choice([0.0, 0.7, 1.5]),
+            top_k=generator.choice([None, 1, 5, 60, 700]),
+            top_p=generator.choice([None, 0.3, 0.9, 0.999]),
+            seed=generator.getrandbits(64),
+        )
+        ids = [generator.randrange(3, 755) for _ in range(generator.randrange(1, 30))]
+        request = TokenRequest(
+            ids=ids,
+            max_new_tokens=12,
+            sampling=sampling,
+            stop_ids=generator.choice([(), artifact.manifest.tokens.stop]),
+        )
+        (*ours, done), (*theirs, told) = here.stream(request), agent.stream(request)
+        assert isinstance(done, TokensDone) and isinstance(told, TokensDone)
+        assert [each.id for each in theirs if isinstance(each, NewToken)] == [
+            each.id for each in ours if isinstance(each, NewToken)
+        ], (number, sampling)
+        assert (told.finish, told.stop_id, told.usage) == (done.finish, done.stop_id, done.usage)
+
+
+def test_a_session_gives_what_a_fresh_start_gives(agent: RemoteTokens, here: TokenSource) -> None:
+    generator = random.Random(1)
+    ids = [generator.randrange(3, 755) for _ in range(40)]
+    for cut in (40, 39, 20, 1, 40):
+        request = TokenRequest(ids=[*ids[:cut], 7, 8], max_new_tokens=6, session="s")
+        (*ours, done), (*theirs, told) = here.stream(request), agent.stream(request)
+        assert [each.id for each in theirs if isinstance(each, NewToken)] == [
+            each.id for each in ours if isinstance(each, NewToken)
+        ]
+        assert isinstance(done, TokensDone) and isinstance(told, TokensDone) and told.usage == done.usage
+
+
+def test_its_first_lines(agent: RemoteTokens, artifact: Artifact) -> None:
+    ready = agent.ready
+    assert ready.agent == "phi-edge 0.1.0 native"
+    assert (ready.context_tokens, ready.vocab_size) == (256, artifact.manifest.model.vocab_size)
+    assert ready.versions["onnxruntime"].count(".") == 2
+    assert ready.load_s is not None and ready.open_s is not None and ready.load_mode == "mmap"
+    sample = agent.sample()
+    assert sample.memory is not None and sample.memory.high_water_bytes > 10_000_000
+    assert str(sample.conditions["system"]).startswith("Linux")
+
+
+def test_no_line_crashes_it(android: AndroidSoftware, command: list[str]) -> None:
+    """Mutations of good lines, random bytes and JSON, under the address and undefined behaviour sanitizers."""
+    generator = random.Random(2)
+    good = [
+        {"do": "generate", "request": 1, "ids": [5, 6, 7], "max_new_tokens": 2, "stop_ids": [9], "session": "a"},
+        {"do": "generate", "request": 2, "ids": [5], "max_new_tokens": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.5},
+        {"do": "cancel", "request": 3},
+        {"do": "forget", "request": 4},
+        {"do": "ping", "request": 5},
+        {"do": "sample", "request": 6},
+    ]
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1.5,
+        1e999,
+        2**53,
+        2**64,
+        2**70,
+        "",
+        "x" * 300,
+        "\0",
+        "\ud83d",
+        [],
+        [[[[]]]],
+        {},
+        {"a": 1},
+    ]
+    lines = [
+        b"",
+        b"\0",
+        b"{",
+        b"[" * 5000,
+        b"{" * 5000,
+        b'"\\u12"',
+        b'"\xff"',
+        b"1" * 400,
+        b"-",
+        b"1.",
+        b'{"a":1,"a":2}',
+    ]
+    for _ in range(1500):
+        line = dict(generator.choice(good))
+        for _ in range(generator.randrange(3)):
+            line[generator.choice([*line, "ids", "hold", "seed", "deadline_s", "nobody"])] = generator.choice(odd)
+        text = bytearray(json.dumps(line).encode())
+        for _ in range(generator.choice([0, 0, 1, 4])):
+            text[generator.randrange(len(text))] = generator.randrange(256)
+        lines.append(bytes(text).replace(b"\n", b" "))
+    lines.append(b'{"do": "ping", "request": 77}')
+    sanitized = [str(android.folder / "agent-sanitized"), *command[1:]]
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    said, code = talk(sanitized, b"\n".join(lines) + b"\nhalf a line", env=environment)
+    assert code == 0
+    assert {"event": "pong", "request": 77} in [{k: each.get(k) for k in ("event", "request")} for each in said]
+    codes = {each.get("code") for each in said if each["event"] == "error"}
+    assert codes <= {"malformed", "request", "busy"} and not any(each.get("fatal") for each in said)
+
+
+def test_a_line_that_is_too_long_is_answered_once(command: list[str]) -> None:
+    ids = b"1," * (3 << 20)
+    said, code = talk(command, b'{"do": "generate", "ids": [' + ids + b']}\n{"do": "ping", "request": 1}\n')
+    assert code == 0
+    assert [each.get("code") for each in said if each["event"] == "error"] == ["malformed"]
+    assert "pong" in [each["event"] for each in said]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"--libraries": "/nowhere"}, "engine", "libonnxruntime.so cannot be loaded"),
+        ({"--threads": "0"}, "request", "--threads is not an integer"),
+        ({"--nobody": "1"}, "request", "--nobody; usage"),
+        ({"artifact": "/nowhere"}, "artifact", "/nowhere/manifest.json cannot be read"),
+    ],
+)
+def test_what_it_cannot_start_with(command: list[str], change: dict[str, str], code: str, message: str) -> None:
+    words = [change.get("artifact", command[1]) if word == command[1] else word for word in command]
+    for name, value in change.items():
+        if name.startswith("--"):
+            words += [name, value]
+    (said,), exit_code = talk(words, b"")
+    assert (said["event"], said["code"], said["fatal"], exit_code) == ("error", code, True, 2)
+    assert message in said["message"]
+
+
+def test_a_damaged_artifact_is_told(command: list[str], artifact: Artifact, tmp_path: Path) -> None:
+    for name in (*artifact.manifest.files, "manifest.json"):
+        (tmp_path / name).write_bytes((artifact.folder / name).read_bytes())
+    with (tmp_path / "model.onnx.data").open("r+b") as file:
+        file.truncate(1000)
+    (said,), _ = talk([command[0], str(tmp_path), *command[2:]], b"")
+    assert said["code"] == "artifact" and "another size" in said["message"]
+    (tmp_path / "manifest.json").write_text("{")
+    (said,), _ = talk([command[0], str(tmp_path), *command[2:]], b"")
+    assert said["code"] == "artifact" and "is not JSON" in said["message"]
+
+
+def test_sample_needs_no_artifact(command: list[str]) -> None:
+    (said,), code = talk([command[0], "--sample"], b"")
+    assert (said["event"], said["memory"], said["request"], code) == ("sample", None, None, 0)
+    assert said["conditions"]["memory_available_bytes"] > 0
+
+
+def test_the_lock_and_the_silence(command: list[str], tmp_path: Path) -> None:
+    lock = str(tmp_path / "lock")
+    first = subprocess.Popen([*command, "--lock", lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout is not None and first.stdin is not None
+    assert json.loads(first.stdout.readline())["event"] == "ready"
+    (said,), code = talk([*command, "--lock", lock], b"")
+    assert (said["code"], said["fatal"], code) == ("busy", True, 2)
+    assert f'"pid": {first.pid}' in said["message"]
+    first.kill()
+    first.wait()
+    first.stdin.close()
+    first.stdout.close()
+    quiet = subprocess.Popen(
+        [*command, "--lock", lock, "--silence-s", "0.3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert quiet.stdin is not None and quiet.stdout is not None
+    assert quiet.wait(20) == 3
+    quiet.stdin.close()
+    quiet.stdout.close()
