@@ -20,7 +20,9 @@ from runtimes.host import Finished, LineProcess, last_lines
 
 CONNECT_S = 10
 IDLE_S = 60
+LOOK_S = 60.0
 SSH_FAILED = 255  # ssh's own exit code, and of a remote program that a signal ended
+_SIZE = 'if [ -e "$1" ]; then stat -L -c %s "$1"; else echo 0; fi'
 _OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": str(CONNECT_S),
@@ -60,7 +62,7 @@ class SshHost:
 
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
         """See Host.push."""
-        there = self.run(["sh", "-c", 'if [ -e "$1" ]; then stat -L -c %s "$1"; else echo 0; fi', "sh", remote], deadline_s=60)
+        there = self.run(["sh", "-c", _SIZE, "sh", remote], deadline_s=LOOK_S)
         offset = int(there.checked(f"looking at {remote}"))
         self._connect()
         with local.open("rb") as source:
