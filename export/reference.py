@@ -36,7 +36,7 @@ class Transformers:
         import transformers
 
         self.name = f"transformers {transformers.__version__}"
-        config = transformers.Phi3Config.from_pretrained(checkpoint.folder)
+        config = transformers.Phi3Config(**todays_spelling(checkpoint.config_content))
         config.tie_word_embeddings = "lm_head.weight" not in weights
         with torch.device("meta"):
             model = transformers.Phi3ForCausalLM(config)
@@ -53,6 +53,17 @@ class Transformers:
             keep = torch.tensor([length - 1 for length in lengths])
             result: Rows = self.model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=keep).logits[0].numpy()
         return result
+
+
+def todays_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json as transformers 5 reads it: no "su", and the original length beside the factors."""
+    scaling = dict(content.get("rope_parameters") or content.get("rope_scaling") or {})
+    if scaling.get("rope_type", scaling.get("type")) not in ("su", "longrope"):
+        return dict(content)
+    original = scaling.get("original_max_position_embeddings", content.get("original_max_position_embeddings"))
+    scaling |= {"rope_type": "longrope", "type": "longrope", "original_max_position_embeddings": original}
+    kept = {key: value for key, value in content.items() if key not in ("rope_scaling", "rope_parameters")}
+    return kept | {"rope_scaling": scaling}
 
 
 def open_reference(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Reference:
