@@ -1,4 +1,4 @@
-"""One contract over every runtime: the fake, the two engines, an emulated Pi and an emulated phone with both runners."""
+"""One contract over every runtime: the fake, the engines, an emulated Pi, an emulated phone with both runners."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_no_line_crashes_it(android: AndroidSoftware, command: list[str]) -> Non
         {"do": "ping", "request": 5},
         {"do": "sample", "request": 6},
     ]
-    odd = [
+    odd: list[Any] = [
         None,
         True,
         -1,
