@@ -1,0 +1,160 @@
+"""Time our exports and onnxruntime-genai's builder on the same checkpoints: time, peak memory, artifact bytes.
+
+    python ci/bench/export.py --config ../phi-3-mini/config.json --scratch /scratch [--layers 4,8,16,32] [--no-genai]
+
+Makes synthetic checkpoints of the real shapes (random weights), one for each number of layers, then runs every export
+in a fresh process, in turn, and prints one JSON line for each and ratios at the end. Peak memory is the process's own
+(ru_maxrss). A 32-layer checkpoint of Phi-3-mini takes 7.6 GB of disk, and the builder 24 GB of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import save_file
+
+from export.models.phi3 import read_config, tensor_shapes
+
+TINY = Path(__file__).parent.parent.parent / "export" / "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One export in a process of its own."""
+
+    tool: str
+    layers: int
+    wall_s: float
+    cpu_s: float
+    peak_memory_bytes: int
+    artifact_bytes: int
+
+
+@click.command()
+@click.option("--config", type=click.Path(exists=True, path_type=Path), required=True, help="A Phi-3's config.json.")
+@click.option("--scratch", type=click.Path(path_type=Path), required=True, help="A folder on a disk with room.")
+@click.option("--layers", default="4,8,16,32", show_default=True)
+@click.option("--genai/--no-genai", default=True, help="Also run onnxruntime-genai's builder (needs onnxscript).")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the runs as JSON, and a plot beside it.")
+def main(config: Path, scratch: Path, layers: str, genai: bool, out: Path | None) -> None:
+    """Run all tools for all depths and print what they took."""
+    runs: list[Run] = []
+    for depth in map(int, layers.split(",")):
+        checkpoint = make_checkpoint(config, scratch / f"checkpoint-{depth}", depth)
+        tools = {"phi-edge onnx": ["--target", "cpu"], "phi-edge executorch": ["--target", "android"]}
+        for tool, options in tools.items():
+            command = [
+                sys.executable,
+                "-m",
+                "phi_edge",
+                "export",
+                checkpoint,
+                scratch / "artifact",
+                *options,
+                "--quiet",
+            ]
+            runs.append(measure(tool, depth, [str(word) for word in command], scratch / "artifact"))
+        if genai:
+            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint]
+            command += ["-o", scratch / "artifact", "-p", "int4", "-e", "cpu", "-c", scratch / "cache"]
+            runs.append(measure("genai builder", depth, [str(word) for word in command], scratch / "artifact"))
+        shutil.rmtree(checkpoint)
+    click.echo(table(runs))
+    if out is not None:
+        out.write_text(json.dumps([asdict(run) for run in runs], indent=2) + "\n", encoding="utf-8")
+        plot(runs, out.with_suffix(".svg"))
+
+
+def make_checkpoint(config: Path, folder: Path, layers: int) -> Path:
+    """A checkpoint of this config with random bf16 weights, a shard a layer, and the tiny model's tokenizer."""
+    content = json.loads(config.read_text()) | {"num_hidden_layers": layers}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(content))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        # The published tokenizer beside the config, where there is one: genai's builder reads it too.
+        shutil.copy((config.parent if (config.parent / name).is_file() else TINY) / name, folder / name)
+    generator = torch.Generator().manual_seed(0)
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for name, shape in tensor_shapes(read_config(content)).items():
+        weight = torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)
+        shard = ".".join(name.split(".")[:3]) + ".safetensors"
+        shards.setdefault(shard, {})[name] = weight.bfloat16()
+        if name.endswith(("norm.weight", "down_proj.weight", "embed_tokens.weight", "lm_head.weight")):
+            save_file(shards[shard], folder / shard, metadata={"format": "pt"})
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def measure(tool: str, layers: int, command: list[str], artifact: Path) -> Run:
+    """Run one command; its artifact is weighed and removed."""
+    shutil.rmtree(artifact, ignore_errors=True)
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start
+    if status:
+        raise click.ClickException(f"{tool} ended with status {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
+    size = sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
+    shutil.rmtree(artifact)
+    run = Run(
+        tool=tool,
+        layers=layers,
+        wall_s=round(wall_s, 1),
+        cpu_s=round(usage.ru_utime + usage.ru_stime, 1),
+        peak_memory_bytes=usage.ru_maxrss * 1024,
+        artifact_bytes=size,
+    )
+    click.echo(json.dumps(asdict(run)))
+    return run
+
+
+def table(runs: list[Run]) -> str:
+    """Markdown: every run, and its ratio to the builder's at the same depth where that ran."""
+    peers = {run.layers: run for run in runs if run.tool == "genai builder"}
+    lines = [
+        "| layers | tool | time | peak memory | artifact | time ratio | memory ratio |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for run in runs:
+        peer = peers.get(run.layers)
+        time_ratio = f"{run.wall_s / peer.wall_s:.2f}" if peer else ""
+        memory_ratio = f"{run.peak_memory_bytes / peer.peak_memory_bytes:.2f}" if peer else ""
+        lines.append(
+            f"| {run.layers} | {run.tool} | {run.wall_s:.0f} s | {run.peak_memory_bytes / 1e9:.2f} GB "
+            f"| {run.artifact_bytes / 1e9:.2f} GB | {time_ratio} | {memory_ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(runs: list[Run], path: Path) -> None:
+    """Cost against layers: time on the left, peak memory on the right."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for tool in dict.fromkeys(run.tool for run in runs):
+        mine = [run for run in runs if run.tool == tool]
+        axes[0].plot([run.layers for run in mine], [run.wall_s for run in mine], marker="o", label=tool)
+        axes[1].plot([run.layers for run in mine], [run.peak_memory_bytes / 1e9 for run in mine], marker="o")
+    for axis, title in zip(axes, ("seconds", "peak memory, GB"), strict=True):
+        axis.set(title=title, xlabel="layers", ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
