@@ -128,12 +128,19 @@ def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> To
     stop: list[int] = []
     for eos in (config.get("eos_token_id"), generation.get("eos_token_id"), *(ids.get(text) for text in STOP_TEXTS)):
         stop += [i for i in (eos if isinstance(eos, list) else [eos]) if i is not None and i not in stop]
+    bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
+    named = {"eos_token_id": stop, "bos_token_id": [bos], "pad_token_id": [pad]}
+    for key, values in named.items():
+        for value in values:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise CheckpointError(f"{folder}: {key} is {value!r}; it must be a token id, a whole number from 0 on")
     if not stop:
         raise CheckpointError(f"{folder}: no token ends an answer; give config.json an eos_token_id")
-    largest = max([*stop, *ids.values(), *tokenizer.get("model", {}).get("vocab", {}).values()], default=0)
+    vocabulary = tokenizer.get("model", {}).get("vocab", {}).values()
+    largest = max([*stop, *(id for id in (bos, pad) if id is not None), *ids.values(), *vocabulary])
     if largest >= vocab_size:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, but config.json's vocab_size is {vocab_size}")
-    return Tokens(bos=config.get("bos_token_id"), pad=config.get("pad_token_id"), stop=stop)
+    return Tokens(bos=bos, pad=pad, stop=stop)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
 
     Raises CheckpointError for a type, key or list that we do not honour.
     """
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json: the rope settings are {scaling!r}; they must be null or an object")
     if unknown := sorted(set(scaling) - KNOWN_KEYS):
         raise CheckpointError(
             f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(KNOWN_KEYS))}"
@@ -87,7 +89,7 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
     name = str(scaling.get("rope_type", scaling.get("type", "default")))
     if name not in ROPE_TYPES:
         raise CheckpointError(f"config.json: rope type {name!r} is not known; known: {', '.join(ROPE_TYPES)}")
-    fraction = float(scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+    fraction = positive("partial_rotary_factor", scaling, config, default=1.0)
     rotary_dim = int(head_dim * fraction)
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise CheckpointError(
@@ -110,10 +112,10 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
                 f"config.json: rope factor is {scaling['factor']}; only {ratio} (max / original) is known"
             )
         attention_factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
-        attention_factor = float(scaling.get("attention_factor") or attention_factor)
+        attention_factor = positive("attention_factor", scaling, default=attention_factor)
     return RopeConfig(
         type=ROPE_TYPES[name],
-        theta=float(scaling.get("rope_theta", config.get("rope_theta", 10000.0))),
+        theta=positive("rope_theta", scaling, config, default=10000.0),
         rotary_dim=rotary_dim,
         original_context_tokens=int(original or longest),
         attention_factor=attention_factor,
@@ -129,4 +131,12 @@ def _factors(scaling: Mapping[str, Any], key: str, expected: int) -> tuple[float
         raise CheckpointError(
             f"config.json: rope {key} has {seen} numbers; this model needs {expected} (rotary_dim / 2)"
         )
-    return tuple(float(value) for value in values)
+    return tuple(positive(f"{key}[{index}]", {f"{key}[{index}]": value}) for index, value in enumerate(values))
+
+
+def positive(key: str, *places: Mapping[str, Any], default: float | None = None) -> float:
+    """A number above 0 from the first place that has it; null takes the default. Raises CheckpointError."""
+    value = next((place[key] for place in places if place.get(key) is not None), default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a number above 0")
+    return float(value)

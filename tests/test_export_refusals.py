@@ -83,6 +83,22 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("original_max_position_embeddings", "4096"),
     ),
+    "rope number": (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": ["a"] * 16, "long_factor": [1.0] * 16}},
+        ("short_factor[0]", "'a'", "above 0"),
+    ),
+    "rope factor of 0": (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [1.0] * 15 + [0]}},
+        ("long_factor[15]", "above 0"),
+    ),
+    "rope settings": ({"rope_parameters": [1]}, ("rope settings", "object")),
+    "rope theta": ({"rope_parameters": {"rope_type": "default", "rope_theta": "ten"}}, ("rope_theta", "'ten'")),
+    "rotary part": ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 2.0}}, ("partial_rotary",)),
+    "epsilon": ({"rms_norm_eps": -1}, ("rms_norm_eps", "-1")),
+    "window": ({"sliding_window": "2047"}, ("sliding_window", "null or a positive whole number")),
+    "tied": ({"tie_word_embeddings": "no"}, ("tie_word_embeddings", "true or false")),
+    "stop id": ({"eos_token_id": "2"}, ("eos_token_id", "'2'")),
+    "id beyond the vocabulary": ({"bos_token_id": 99999}, ("99999", "vocab_size")),
     "shape": ({"intermediate_size": 384}, ("gate_up_proj", "config.json says")),
     "vocabulary": ({"vocab_size": 64}, ("shape",)),
 }
@@ -93,6 +109,15 @@ def test_config_faults(broken: Path, tmp_path: Path, fault: str) -> None:
     changes, parts = CONFIG_FAULTS[fault]
     edit_config(broken, **changes)
     refused(export(broken, tmp_path / "out"), *parts)
+    nothing_left(tmp_path / "out")
+
+
+def test_a_tokenizer_that_does_not_fit_the_vocabulary(broken: Path, tmp_path: Path) -> None:
+    path = broken / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 5000, "content": "<|far|>"})
+    path.write_text(json.dumps(content))
+    refused(export(broken, tmp_path / "out"), "id 5000", "vocab_size")
     nothing_left(tmp_path / "out")
 
 

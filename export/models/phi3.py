@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.errors import CheckpointError
-from export.rope import RopeConfig, read_rope
+from export.rope import RopeConfig, positive, read_rope
 
 # attend(layer, qkv): qkv is [batch, tokens, (heads + 2 * kv_heads) * head_dim], before rotation;
 # the result is [batch, tokens, heads * head_dim].
@@ -132,14 +132,17 @@ def read_config(content: Mapping[str, Any]) -> Phi3Config:
     if content.get("head_dim") not in (None, hidden // heads):
         raise CheckpointError(f"config.json: head_dim is {content['head_dim']}; only hidden_size / heads is supported")
     window, longest = content.get("sliding_window"), content["max_position_embeddings"]
-    if window is not None and (not isinstance(window, int) or window < 1):
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
         raise CheckpointError(f"config.json: sliding_window is {window!r}; it must be null or a positive whole number")
+    tied = content.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise CheckpointError(f"config.json: tie_word_embeddings is {tied!r}; it must be true or false")
     return Phi3Config(
         **{key: content[key] for key in SIZES},
-        rms_norm_eps=float(content.get("rms_norm_eps", 1e-5)),
-        # A window as long as the longest sequence is no window (Phi-4-mini says 262144).
+        rms_norm_eps=positive("rms_norm_eps", content, default=1e-5),
+        # As in transformers: a window as long as the longest sequence is no window (Phi-4-mini says 262144).
         sliding_window=window if window is not None and window < longest else None,
-        tie_word_embeddings=bool(content.get("tie_word_embeddings", False)),
+        tie_word_embeddings=tied,
         rope=read_rope(content, head_dim=hidden // heads),
     )
 
