@@ -34,6 +34,11 @@ class Engine(Protocol):
         """The most ids that one forward takes."""
         ...
 
+    @property
+    def continues(self) -> bool:
+        """Whether several ids may follow what is cached. If not, they are taken at position 0 only, all at once."""
+        ...
+
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """Write the keys and values of `ids` at positions start.. and return the last one's logits, float32 [vocab].
 

@@ -48,12 +48,14 @@ class FakeEngine:
         max_forward_tokens: int | None = None,
         forward_s: float = 0.0,
         fail_at: int | None = None,
+        continues: bool = True,
     ) -> None:
         """`forward_s` is how long each forward takes; `fail_at` the position at which one raises EngineError."""
         self.context_tokens = context_tokens
         self.vocab_size = vocab_size
         self.switch_tokens = switch_tokens
         self.max_forward_tokens = max_forward_tokens or context_tokens
+        self.continues = continues
         self.calls: list[tuple[int, int]] = []  # (start, how many ids) of every forward
         self._script = None if script is None else list(script)
         self._forward_s = forward_s
@@ -67,6 +69,7 @@ class FakeEngine:
 
         end = start + len(ids)
         assert 0 < len(ids) <= self.max_forward_tokens and start <= len(self._cache) and end <= self.context_tokens
+        assert self.continues or start == 0 or (len(ids) == 1 and start == len(self._cache))
         if self._fail_at is not None and start <= self._fail_at < end:
             raise EngineError(f"the fake engine fails at position {self._fail_at}, as it was told to")
         time.sleep(self._forward_s)

@@ -35,7 +35,8 @@ class TokenLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._chunk_tokens = min(prefill_chunk_tokens, engine.max_forward_tokens)
+        chunk = prefill_chunk_tokens if engine.continues else engine.context_tokens
+        self._chunk_tokens = min(chunk, engine.max_forward_tokens)
         self._clock = clock
         self._running = threading.Lock()
         self._cancelled = threading.Event()
@@ -129,7 +130,7 @@ class TokenLoop:
     def _reusable(self, request: TokenRequest) -> int:
         """Trim the cache to what this request may keep of it, and return how many tokens that is."""
         same = request.session is not None and request.session == self._session
-        if not same or self._is_long(len(request.ids)) != self._cached_long:
+        if not same or not self._engine.continues or self._is_long(len(request.ids)) != self._cached_long:
             self._cached = []
         self._session = request.session
         keep = 0

@@ -55,6 +55,7 @@ class OnnxEngine:
         self.vocab_size = model.vocab_size
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = self.context_tokens
+        self.continues = True
         self._session = session
         self._kv_type = _check_graph(session, model.layers)
         self._binding = session.io_binding()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from export.artifact import Artifact, Format, open_artifact
@@ -13,6 +14,10 @@ from runtimes.tokens import TokenSource
 
 
 def _onnx(artifact: Artifact, threads: int | None) -> Engine:
+    if sys.platform == "win32" and artifact.manifest.engine.get("provider") == "dml":
+        from runtimes.windows import open_windows
+
+        return open_windows(artifact, threads)
     from runtimes.onnx_engine import open_onnx
 
     return open_onnx(artifact, threads)
