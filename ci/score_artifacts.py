@@ -1,4 +1,4 @@
-"""Score artifacts of the tiny model as they really run: `python ci/score_artifacts.py ARTIFACT... [--out docs/quality.md]`.
+"""Score artifacts of the tiny model as they run: `python ci/score_artifacts.py ARTIFACT... [--out docs/quality.md]`.
 
 Exact match on the held-out questions by greedy decoding, and perplexity of the held-out text fed token by token:
 through the engines, with their 8-bit activations, not through torch.

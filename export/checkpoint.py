@@ -129,7 +129,7 @@ def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> To
     for eos in (config.get("eos_token_id"), generation.get("eos_token_id"), *(ids.get(text) for text in STOP_TEXTS)):
         stop += [i for i in (eos if isinstance(eos, list) else [eos]) if i is not None and i not in stop]
     bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
-    named = {"eos_token_id": stop, "bos_token_id": [bos], "pad_token_id": [pad]}
+    named: dict[str, list[Any]] = {"eos_token_id": stop, "bos_token_id": [bos], "pad_token_id": [pad]}
     for key, values in named.items():
         for value in values:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):

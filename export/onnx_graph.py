@@ -53,6 +53,7 @@ class CachedPhi3(nn.Module):
             rows = torch.ops.phi_edge.table_rows(input_ids, last_position, sequence_tokens, original)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
+            attended: Tensor
             attended, *cache = torch.ops.phi_edge.group_query_attention(
                 qkv, past[2 * layer], past[2 * layer + 1], last_position, total_tokens, self.cos, self.sin, rows,
                 config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
@@ -148,9 +149,8 @@ class Graph:
         """A small constant inside the graph."""
         if name not in self.initializers:
             tensor = ir.tensor(values, dtype=dtype, name=name)
-            self.initializers[name] = ir.Value(
-                name=name, const_value=tensor, type=ir.TensorType(dtype), shape=tensor.shape
-            )
+            shape = ir.Shape([len(values)] if isinstance(values, list) else [])
+            self.initializers[name] = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=shape)
         return self.initializers[name]
 
 
