@@ -22,7 +22,9 @@ import click
 import torch
 from safetensors.torch import save_file
 
-from export.models.phi3 import read_config, tensor_shapes
+# Run as a script, this folder comes first on the path, and this very file would be taken for the package `export`.
+sys.path[0] = str(Path(__file__).parent.parent.parent)
+from export.models.phi3 import read_config, tensor_shapes  # noqa: E402
 
 TINY = Path(__file__).parent.parent.parent / "export" / "tiny"
 
