@@ -22,6 +22,15 @@ from runtimes.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenS
 pytestmark = pytest.mark.emulated
 
 
+def refusal(command: list[str]) -> tuple[dict[str, Any], int]:
+    """Its one line and its exit code, where it cannot start. Its input stays open: its end is an order to stop."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdin is not None and process.stdout is not None
+    with process.stdin, process.stdout:
+        (line,) = process.stdout.read().splitlines()
+        return json.loads(line), process.wait(60)
+
+
 @pytest.fixture(scope="module")
 def artifact(tiny_onnx_short: Path) -> Artifact:
     return open_artifact(tiny_onnx_short)
@@ -184,7 +193,7 @@ def test_what_it_cannot_start_with(command: list[str], change: dict[str, str], c
     for name, value in change.items():
         if name.startswith("--"):
             words += [name, value]
-    (said,), exit_code = talk(words, b"")
+    said, exit_code = refusal(words)
     assert (said["event"], said["code"], said["fatal"], exit_code) == ("error", code, True, 2)
     assert message in said["message"]
 
@@ -194,10 +203,10 @@ def test_a_damaged_artifact_is_told(command: list[str], artifact: Artifact, tmp_
         (tmp_path / name).write_bytes((artifact.folder / name).read_bytes())
     with (tmp_path / "model.onnx.data").open("r+b") as file:
         file.truncate(1000)
-    (said,), _ = talk([command[0], str(tmp_path), *command[2:]], b"")
+    said, _ = refusal([command[0], str(tmp_path), *command[2:]])
     assert said["code"] == "artifact" and "another size" in said["message"]
     (tmp_path / "manifest.json").write_text("{")
-    (said,), _ = talk([command[0], str(tmp_path), *command[2:]], b"")
+    said, _ = refusal([command[0], str(tmp_path), *command[2:]])
     assert said["code"] == "artifact" and "is not JSON" in said["message"]
 
 
@@ -212,7 +221,7 @@ def test_the_lock_and_the_silence(command: list[str], tmp_path: Path) -> None:
     first = subprocess.Popen([*command, "--lock", lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdout is not None and first.stdin is not None
     assert json.loads(first.stdout.readline())["event"] == "ready"
-    (said,), code = talk([*command, "--lock", lock], b"")
+    said, code = refusal([*command, "--lock", lock])
     assert (said["code"], said["fatal"], code) == ("busy", True, 2)
     assert f'"pid": {first.pid}' in said["message"]
     first.kill()
