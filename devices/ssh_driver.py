@@ -30,7 +30,7 @@ class SshDriver:
         config = None if device.config is None else Path(device.config).expanduser()
         self._host = SshHost(device.host, port=device.port, config=config)
         self._cache: str | None = None
-        self._agent: list[str] | None = None  # the command that starts the agent, once it is there
+        self._agents: dict[Format, list[str]] = {}  # the command that starts the agent, where it is there
 
     def conditions(self) -> Conditions:
         """See Driver.conditions."""
@@ -80,15 +80,15 @@ class SshDriver:
 
     def _prepare(self, engine: Format, say: Say) -> list[str]:
         """Our code and an interpreter on the device; returns the command that starts the agent."""
-        if self._agent is None:
+        if engine not in self._agents:
             cache, python = self._cache_folder(), self._device.python
             if python is None:
                 house = self._device.wheelhouse
                 python = bring_venv(self._host, cache, engine, None if house is None else Path(house), say)
             else:
                 check_python(self._host, python)
-            self._agent = self._command(bring_code(self._host, cache, python, say), python)
-        return self._agent
+            self._agents[engine] = self._command(bring_code(self._host, cache, python, say), python)
+        return self._agents[engine]
 
     def _command(self, code: str, python: str) -> list[str]:
         return ["env", f"PYTHONPATH={code}", python, "-m", "runtimes.agent"]
@@ -99,9 +99,9 @@ class SshDriver:
         return self._sample(self._command(code, python), SHORT_S)
 
     def _conditions(self, deadline_s: float) -> Conditions:
-        if self._agent is None:
+        if not self._agents:
             raise DeviceError(f"device {self._name}: stage an artifact first")
-        return self._sample(self._agent, deadline_s)
+        return self._sample(next(iter(self._agents.values())), deadline_s)
 
     def _sample(self, agent: list[str], deadline_s: float) -> Conditions:
         done = self._host.run([*agent, "--sample"], deadline_s=deadline_s)
