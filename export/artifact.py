@@ -128,6 +128,7 @@ class Manifest:
     model: Model
     scheme: AppliedScheme
     engine: Mapping[str, Any]  # the options given to the engine's graph, as applied
+    coverage: Mapping[str, Mapping[str, int]]  # where the graph's nodes run -> operator -> how many
     context_tokens: int
     window_tokens: int | None  # sliding attention window, itself included; None where attention is full
     rope: Rope

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from export.artifact import Artifact
-from export.errors import OptionError
+from export.errors import DelegationError, OptionError
 
 if TYPE_CHECKING:
     from export.pipeline import ExportRequest
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--max-file-size", help="Split ONNX weights into files no larger than this, such as 500MB or 2GB.")
 @click.option("--dry-run", is_flag=True, help="Only say what the export and its artifact would take.")
 @click.option("--fresh", is_flag=True, help="Forget what an interrupted export has finished; start anew.")
+@click.option("--require-full-delegation", is_flag=True, help="Fail (exit 1) where a node leaves the accelerator.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def export_command(
     checkpoint: str,
@@ -48,6 +49,7 @@ def export_command(
     context: int | None,
     activations: str | None,
     lengths_as_inputs: bool,
+    require_full_delegation: bool,
     max_file_size: str | None,
     dry_run: bool,
     fresh: bool,
@@ -84,6 +86,7 @@ def export_command(
         context_tokens=context,
         activations=activations,
         lengths_as_inputs=lengths_as_inputs,
+        require_full_delegation=require_full_delegation,
         max_file_bytes=parse_size(max_file_size) if max_file_size else None,
         fresh=fresh,
     )
@@ -100,7 +103,10 @@ def export_command(
     )
     console = Console(stderr=True, quiet=quiet)
     with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
-        artifact = export_model(request, Shown(bars))
+        try:
+            artifact = export_model(request, Shown(bars))
+        except DelegationError as error:
+            raise click.ClickException(str(error)) from error  # a missed requirement: exit 1
     if not quiet:
         click.echo(summary(artifact))
 

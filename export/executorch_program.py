@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.coverage import Coverage, executorch_coverage
 from export.executorch_layers import (
     DynamicLinear,
     Finish,
@@ -72,6 +73,7 @@ class Program:
     slots: Mapping[str, Slot]
     spread: Mapping[str, Sequence[tuple[str, int]]]
     size: int
+    coverage: Coverage
 
     def finish(self, path: Path, digests: Mapping[str, str]) -> None:
         """Write what is not weights around the streamed slots, with keys made from the slots' digests.
@@ -387,7 +389,7 @@ def lay_out_program(program: Any, named_data: Any, config: Phi3Config, scheme: S
         else:
             fixed[offset] = bytes(block)
         offset += len(block)
-    return Program(fixed, slots, spread_rows(slots, config), offset)
+    return Program(fixed, slots, spread_rows(slots, config), offset, executorch_coverage(program))
 
 
 def spread_rows(slots: Mapping[str, Slot], config: Phi3Config) -> dict[str, list[tuple[str, int]]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from export.artifact import Format, Model
 from export.checkpoint import Checkpoint
+from export.coverage import Coverage, onnx_coverage
 from export.scheme import Scheme
 from export.slots import Slot
 from export.target import Target
@@ -42,6 +43,7 @@ class Layout(Protocol):
     files: tuple[str, ...]  # every file this format writes, in the order of the manifest
     options: Mapping[str, Any]  # for the manifest: what the engine is given, as applied
     activations: str
+    coverage: Coverage
 
     def fill(self, sink: WeightFile) -> None:
         """Fill the slots that do not come from the checkpoint."""
@@ -78,6 +80,9 @@ class OnnxLayout:
             context_tokens=job.context_tokens,
             accuracy_level=job.target.accuracy_level,
             form=form,
+        )
+        self.coverage = onnx_coverage(
+            ((str(node.name), node.op_type) for node in self.graph.graph), job.target.provider
         )
         quantised = job.scheme.bits is not None
         int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
@@ -133,6 +138,7 @@ class ExecuTorchLayout:
             stop=list(tokens.stop),
         )
         self.slots: Mapping[str, Slot] = self.program.slots
+        self.coverage = self.program.coverage
         self.spread: Mapping[str, Sequence[tuple[str, int]]] = self.program.spread
         self.activations = "int8 by row, dynamic, in every linear layer" if job.scheme.bits else "float32"
         self.options: Mapping[str, Any] = {

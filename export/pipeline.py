@@ -29,7 +29,7 @@ from export.artifact import (
     seal,
 )
 from export.checkpoint import Checkpoint, open_checkpoint
-from export.errors import OptionError, SpaceError
+from export.errors import DelegationError, OptionError, SpaceError
 from export.formats import LAYOUTS, Job, Layout, weight_files
 from export.journal import Journal, discard
 from export.loss import text_ids
@@ -55,6 +55,7 @@ class ExportRequest:
     context_tokens: int | None = None
     activations: str | None = None
     lengths_as_inputs: bool = False
+    require_full_delegation: bool = False
     max_file_bytes: int | None = None
     fresh: bool = False  # forget what an interrupted export has finished
 
@@ -89,6 +90,10 @@ def export_model(request: ExportRequest, progress: Progress | None = None) -> Ar
     check_memory(job)
     progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
     layout = LAYOUTS[job.format](job)
+    if request.require_full_delegation and layout.coverage.outside:
+        raise DelegationError(
+            f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
+        )
     folder = work / "artifact"
     with Journal(work, describe_job(job)) as journal:
         try:
@@ -260,6 +265,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
             kept_wider=["*norm.weight"] if scheme.bits else ["*"],
         ),
         engine=layout.options,
+        coverage=layout.coverage.counts,
         context_tokens=job.context_tokens,
         window_tokens=config.sliding_window,
         rope=Rope(

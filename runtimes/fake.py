@@ -162,6 +162,7 @@ def _manifest(folder: Path, context_tokens: int, switch_tokens: int | None) -> a
             kept_wider=[],
         ),
         engine={"name": "fake"},
+        coverage={},
         context_tokens=context_tokens,
         window_tokens=None,
         rope=artifacts.Rope(

@@ -16,6 +16,7 @@ import pytest
 from ci.placements import PlacementError, count, fallen_back, read_placements
 from ci.windows_session import DIRECTML, WindowsSession, build_windows, missing, run_session
 from export.artifact import Artifact, open_artifact
+from export.coverage import DIRECTML_LENGTHS
 from export.pipeline import ExportRequest, export_model
 from runtimes.onnx_engine import open_onnx
 
@@ -84,7 +85,7 @@ def test_directml_takes_every_node_but_the_lengths(windows: Path, tiny: Callable
     session = run_session(windows, tiny().path("model.onnx"), "dml")
     assert astray(session) == []
     elsewhere = {item.node for item in session.placements() if item.provider != DIRECTML}
-    assert elsewhere == {"/lengths/Gather", "/lengths/total/Cast"}
+    assert elsewhere == {"/lengths/Gather", "/lengths/total/Cast"} == DIRECTML_LENGTHS
 
 
 @pytest.mark.wine

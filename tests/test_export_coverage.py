@@ -1,0 +1,50 @@
+"""Where each node runs stands in the manifest, and can be required."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from export.artifact import open_artifact
+from phi_edge import main
+
+
+def export(out: Path, *options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["export", "tiny", str(out), "--quiet", "--context", "64", *options])
+    return result.exit_code, result.output
+
+
+def test_the_cpu_runs_everything(tiny_onnx: Path) -> None:
+    (place,) = open_artifact(tiny_onnx).manifest.coverage.items()
+    assert place[0] == "CPUExecutionProvider"
+    assert (place[1]["GroupQueryAttention"], place[1]["MatMulNBits"]) == (4, 17)
+
+
+def test_executorch_says_what_is_portable(tiny_executorch: Path) -> None:
+    coverage = open_artifact(tiny_executorch).manifest.coverage
+    assert coverage["XnnpackBackend"] == {"delegate": 5}
+    assert coverage["portable"]["llama::custom_sdpa"] == 4
+    assert coverage["portable"]["llama::update_cache"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--target", "windows-directml"], "/lengths/Gather (Gather), /lengths/total/Cast (Cast); nothing was written"),
+        (["--target", "android"], "llama::custom_sdpa (4 times)"),
+    ],
+)
+def test_full_delegation_is_required(tmp_path: Path, options: list[str], named: str) -> None:
+    code, output = export(tmp_path / "out", *options, "--require-full-delegation")
+    assert code == 1
+    assert len(output.strip().splitlines()) == 1 and named in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--target", "windows-directml", "--lengths-as-inputs"], ["--target", "cpu"]])
+def test_full_delegation_is_given(tmp_path: Path, options: list[str]) -> None:
+    assert export(tmp_path / "out", *options, "--require-full-delegation") == (0, "")
+    coverage = open_artifact(tmp_path / "out").manifest.coverage
+    assert len(coverage) == 1
