@@ -21,6 +21,7 @@ from runtimes.api import Event
 from runtimes.engine import EngineOpener
 from runtimes.errors import RequestError, UnsupportedError
 from runtimes.fake import fake_artifact, fake_opener
+from runtimes.genai_engine import open_genai
 from runtimes.loop import TokenLoop
 from runtimes.registry import ENGINES
 from runtimes.tokenizer import Tokenizer
@@ -78,15 +79,22 @@ EMULATED = {"pi5": "onnx_short", "android": "onnx_short", "llama_main": "executo
 
 @pytest.fixture(
     scope="module",
-    params=["fake", "onnx", "executorch", *(pytest.param(name, marks=pytest.mark.emulated) for name in EMULATED)],
+    params=[
+        "fake",
+        "onnx",
+        "executorch",
+        "genai",
+        *(pytest.param(name, marks=pytest.mark.emulated) for name in EMULATED),
+    ],
 )
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     if request.param == "fake":
         artifact, opener = fake_artifact(tmp_path_factory.mktemp("fake") / "artifact"), fake_opener()
     else:
-        folder: Path = request.getfixturevalue(f"tiny_{EMULATED.get(request.param, request.param)}")
+        format = {"genai": "onnx", **EMULATED}.get(request.param, request.param)
+        folder: Path = request.getfixturevalue(f"tiny_{format}")
         artifact = open_artifact(folder)
-        opener = ENGINES[artifact.manifest.format]
+        opener = open_genai if request.param == "genai" else ENGINES[artifact.manifest.format]
     if request.param == "pi5":
         lab = request.getfixturevalue("emulated_pi").lab
         runtime = open_device_runtime(artifact.folder, "pi5", lab=lab, threads=None, say=print)
