@@ -160,4 +160,3 @@ def test_disk_full_while_writing(good: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("export.weight_file.os.pwrite", full)
     refused(export(good, tmp_path / "out"), "No space left on device")
     nothing_left(tmp_path / "out")
-
