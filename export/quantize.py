@@ -22,14 +22,15 @@ DIVISORS = {4: (7.0, 7.5, 8.0), 8: (127.0,)}
 @dataclass(frozen=True)
 class QuantisedRows:
     """`codes` uint8 [rows, columns], zero at 2 ** (bits - 1); `scales` [rows, columns / block] in the stored type;
-    `dequantised` float32 [rows, columns], as the engine sees the weights; `relative_error` float32, per block, is the
-    largest |w - dequantised w| over the block's largest |w|."""
+    `dequantised` float32 [rows, columns], as the engine sees the weights; per block, float32: `relative_error` is the
+    largest |w - dequantised w| over the block's largest |w|, `squared_error` the sum of their squares."""
 
     bits: int
     codes: Tensor
     scales: Tensor
     dequantised: Tensor
     relative_error: Tensor
+    squared_error: Tensor
 
     def pack(self, slot: Slot) -> Tensor:
         """The codes as their slot wants them: two 4-bit codes to a byte, 8-bit codes from 0 or around 0."""
@@ -61,11 +62,12 @@ def quantise_rows(weight: Tensor, *, bits: int, block_size: int, scale_dtype: to
     codes = torch.mul(blocks, scale.reciprocal(), out=work).round_().clamp_(low, high).sub(low).to(torch.uint8)
     work.mul_(scale)
     dequantised = work.t().reshape(rows, columns)
-    blocks.sub_(work).abs_()
+    blocks.sub_(work)
     return QuantisedRows(
         bits=bits,
         codes=codes.t().reshape(rows, columns),
         scales=scale.to(scale_dtype).view(rows, -1),
         dequantised=dequantised,
-        relative_error=blocks.amax(dim=0) / largest,
+        relative_error=torch.maximum(blocks.amax(dim=0), -blocks.amin(dim=0)) / largest,
+        squared_error=least,
     )

@@ -60,7 +60,10 @@ class Stream:
     meter: LossMeter = field(default_factory=LossMeter)
 
     def __enter__(self) -> Stream:
-        # Each worker computes alone: torch's own threads wait for one another at every small operation.
+        # Each worker computes alone: torch's own threads wait for one another at every small operation. So does this
+        # thread: helpers that spin between its operations doubled the processor time of an export.
+        self.torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
@@ -68,6 +71,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self.torch_threads)
 
     def chunks(self, tensor: StoredTensor, work: Callable[[Tensor], Chunk]) -> Iterator[tuple[int, Chunk]]:
         """The tensor's chunks in order, with the workers a few chunks ahead. Yields (first row, chunk)."""
