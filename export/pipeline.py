@@ -158,7 +158,9 @@ def resolve(request: ExportRequest) -> Job:
             raise OptionError(reason)
     longest = config.max_position_embeddings
     window = longest if target.windows else config.sliding_window or longest
-    context = request.context_tokens or min(target.context_tokens, longest, window)
+    # ExecuTorch's attention takes a window as a mask over the whole cache, which halves its speed: by default, none.
+    unmasked = config.sliding_window or longest if format == "executorch" else window
+    context = request.context_tokens or min(target.context_tokens, longest, unmasked)
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     if context > window:
