@@ -33,7 +33,7 @@ from export.errors import DelegationError, OptionError, SpaceError
 from export.formats import LAYOUTS, Job, Layout, weight_files
 from export.journal import Journal, discard
 from export.loss import text_ids
-from export.plan import available_memory_bytes, make_plan
+from export.plan import available_memory_bytes, peak_bytes
 from export.scheme import scheme_named
 from export.stream import stream_weights
 from export.target import target_named
@@ -213,7 +213,7 @@ def check_out(out: Path) -> None:
 
 def check_memory(job: Job) -> None:
     """The export must not be killed half-way for want of memory."""
-    peak, free = make_plan(job, plan_memory(job, 0)).peak_bytes, available_memory_bytes()
+    peak, free = peak_bytes(job, plan_memory(job, 0).kv_bytes_per_token), available_memory_bytes()
     if free is not None and free < peak:
         raise SpaceError(
             f"this export needs {peak / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available; free some"

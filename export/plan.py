@@ -49,15 +49,11 @@ def make_plan(job: Job, memory: Memory) -> Plan:
     """Plan one job. Takes a second: it times the quantiser on this machine."""
     config = job.checkpoint.config
     weights = weight_bytes(job)
-    layer = sum(math.prod(shape) for name, shape in tensor_shapes(config).items() if name.startswith("model.layers.0."))
-    peak = BASE_BYTES[job.format]
-    if job.format == "executorch":
-        peak += STAND_IN_BYTES_PER_WEIGHT * layer + job.context_tokens * memory.kv_bytes_per_token
     source = sum(tensor.length for tensor in job.checkpoint.tensors.values())
     stream_s = config.parameters * seconds_per_weight(job) / workers() + source / READ_BYTES_PER_S / workers()
     return Plan(
         artifact_bytes=weights,
-        peak_bytes=int(peak),
+        peak_bytes=peak_bytes(job, memory.kv_bytes_per_token),
         disk_bytes=weights + (64 << 20),
         expected_s=BASE_S[job.format] + LAYER_S[job.format] * config.num_hidden_layers + stream_s,
         resident_bytes_per_context={
@@ -65,6 +61,16 @@ def make_plan(job: Job, memory: Memory) -> Plan:
             for tokens in memory.total_bytes_per_context
         },
     )
+
+
+def peak_bytes(job: Job, kv_bytes_per_token: int) -> int:
+    """Peak resident memory of the export."""
+    peak = BASE_BYTES[job.format]
+    if job.format == "executorch":
+        shapes = tensor_shapes(job.checkpoint.config)
+        layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
+        peak += STAND_IN_BYTES_PER_WEIGHT * layer + job.context_tokens * kv_bytes_per_token
+    return int(peak)
 
 
 def weight_bytes(job: Job) -> int:
