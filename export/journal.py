@@ -60,6 +60,14 @@ class Journal:
     ) -> None:
         self.lock.close()
 
+    def is_empty(self) -> bool:
+        """Whether no stage, of this job or another, has been noted here."""
+        return not self.path.is_file() or len(self.path.read_bytes().splitlines()) < 2
+
+    def forget(self) -> None:
+        """Start anew."""
+        self.path.unlink(missing_ok=True)
+
     def resume(self, sink: WeightFile) -> int:
         """Take over every stage whose bytes are still what they were; -> how many. Starts anew for another job."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []

@@ -83,10 +83,26 @@ def export_model(request: ExportRequest, progress: Progress | None = None) -> Ar
     progress.step("reading the checkpoint")
     job = resolve(request)
     work = request.out.with_name(request.out.name + ".part")
-    if request.fresh:
-        discard(work)
-    recover(request.out, work)
-    check_out(request.out)
+    with Journal(work, describe_job(job)) as journal:
+        try:
+            artifact = export_beside(journal, job, request, progress)
+        except BaseException as error:
+            if journal.is_empty():
+                discard(work)
+            elif isinstance(error, SpaceError):
+                raise SpaceError(
+                    f"{error}; {work} keeps what is finished, and the same command goes on there"
+                ) from error
+            raise
+    discard(work)
+    return artifact
+
+
+def export_beside(journal: Journal, job: Job, request: ExportRequest, progress: Progress) -> Artifact:
+    """The export itself, in the journal's folder, up to the sealed OUT."""
+    out, folder = request.out, journal.folder / "artifact"
+    recover(out, journal)
+    check_out(out)
     check_memory(job)
     progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
     layout = LAYOUTS[job.format](job)
@@ -94,37 +110,27 @@ def export_model(request: ExportRequest, progress: Progress | None = None) -> Ar
         raise DelegationError(
             f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
         )
-    folder = work / "artifact"
-    with Journal(work, describe_job(job)) as journal:
-        try:
-            folder.mkdir(exist_ok=True)
-            check_disk(request.out, folder, layout)
-            source, loss = fill_weights(job, layout, folder, journal, progress)
-            progress.step("writing the rest")
-            layout.finish(folder, {name: digest for stage in journal.stages for name, digest in stage.slots.items()})
-            for name in job.checkpoint.tokenizer_files:
-                shutil.copyfile(job.checkpoint.folder / name, folder / name)
-            manifest = describe(job, layout, folder, source, loss)
-        except BaseException as error:
-            if not journal.stages:
-                discard(work)
-            elif isinstance(error, SpaceError):
-                raise SpaceError(
-                    f"{error}; {work} keeps what is finished, and the same command goes on there"
-                ) from error
-            raise
-        if request.out.exists():
-            request.out.rmdir()  # empty: check_out has seen to that
-        folder.rename(request.out)
-        artifact = seal(request.out, manifest)
-    discard(work)
-    return artifact
+    if request.fresh:
+        journal.forget()
+        discard(folder)
+    folder.mkdir(exist_ok=True)
+    check_disk(out, folder, layout)
+    source, loss = fill_weights(job, layout, folder, journal, progress)
+    progress.step("writing the rest")
+    layout.finish(folder, {name: digest for stage in journal.stages for name, digest in stage.slots.items()})
+    for name in job.checkpoint.tokenizer_files:
+        shutil.copyfile(job.checkpoint.folder / name, folder / name)
+    manifest = describe(job, layout, folder, source, loss)
+    if out.exists():
+        out.rmdir()  # empty: check_out has seen to that
+    folder.rename(out)
+    return seal(out, manifest)
 
 
-def recover(out: Path, work: Path) -> None:
+def recover(out: Path, journal: Journal) -> None:
     """Undo the last rename of an export that was killed before it could seal, so that it goes on from its journal."""
-    folder = work / "artifact"
-    if (work / "journal.jsonl").is_file() and out.is_dir() and not folder.exists() and not (out / MANIFEST).exists():
+    folder = journal.folder / "artifact"
+    if not journal.is_empty() and out.is_dir() and not folder.exists() and not (out / MANIFEST).exists():
         out.rename(folder)
 
 

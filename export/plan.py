@@ -96,6 +96,7 @@ def seconds_per_weight(job: Job) -> float:
 
     from export.loss import chunk_loss
     from export.quantize import quantise_rows
+    from export.scratch import Scratch
     from export.stream import CHUNK_WEIGHTS
 
     scheme, columns = job.scheme, job.checkpoint.config.hidden_size
@@ -104,12 +105,16 @@ def seconds_per_weight(job: Job) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows = max(1, CHUNK_WEIGHTS // columns)
-    weight, x = torch.randn(rows, columns), torch.randn(64, columns)
+    weight, x, scratch = torch.randn(rows, columns), torch.randn(64, columns), Scratch()
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
         quantised = quantise_rows(
-            weight.bfloat16().float(), bits=scheme.bits, block_size=scheme.block_size, scale_dtype=torch.float32
+            weight.bfloat16().float(),
+            bits=scheme.bits,
+            block_size=scheme.block_size,
+            scale_dtype=torch.float32,
+            scratch=scratch,
         )
         torch.stack((x @ weight.T, x @ quantised.dequantised.T))
         chunk_loss(weight, quantised)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from export.errors import CheckpointError
+from export.scratch import Scratch
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -38,19 +39,19 @@ class StoredTensor:
     def length(self) -> int:
         return self.shape[0] * self.row_bytes
 
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop (or elements, of a vector) in the stored dtype."""
-        buffer = bytearray((stop - start) * self.row_bytes)
+    def read_rows(self, start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
+        """Rows start..stop (or elements, of a vector) in the stored dtype, in `scratch` where it is given."""
+        rows = (scratch or Scratch()).take("stored", (stop - start, *self.shape[1:]), self.dtype)
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset + start * self.row_bytes)
-            view, done = memoryview(buffer), 0
-            while done < len(buffer):  # one read gives at most 2 GiB
+            view, done = rows.view(torch.uint8).numpy().data.cast("B"), 0
+            while done < len(view):  # one read gives at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
                     raise CheckpointError(f"{self.file}: ends inside {self.name}; download the checkpoint again")
                 done += count
             os.posix_fadvise(file.fileno(), self.offset, 0, os.POSIX_FADV_SEQUENTIAL)
-        return torch.frombuffer(buffer, dtype=self.dtype).reshape(stop - start, *self.shape[1:])
+        return rows
 
     def read(self) -> Tensor:
         """The whole tensor in float32."""

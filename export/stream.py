@@ -6,6 +6,7 @@ loss figures come with it: the batch holds two rows, one computed with the float
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,34 +19,36 @@ from torch import Tensor, nn
 from export.artifact import Loss
 from export.attention import group_query_attention
 from export.checkpoint import Checkpoint
+from export.errors import CheckpointError
 from export.formats import workers
 from export.journal import Journal
 from export.loss import ChunkLoss, LossMeter, chunk_loss, no_loss
 from export.models.phi3 import EMBEDDING, Phi3, on_meta
-from export.quantize import QuantisedRows, quantise_rows
+from export.quantize import quantise_rows
 from export.scheme import Scheme
+from export.scratch import Scratch
 from export.shards import StoredTensor
 from export.weight_file import WeightFile
 
-# Weights per chunk: its float32 copies stay in the second-level cache (200 million weights a second and core; four
-# times as many at once: 110).
+# Weights per chunk: its float32 copies stay in the second-level cache.
 CHUNK_WEIGHTS = 1 << 18
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 
-Use = Callable[[Tensor, Tensor], Tensor]  # (weight, dequantised) -> product
+# What a worker does with some rows of a matrix: (first row, weights, dequantised weights), both float32.
+Use = Callable[[int, Tensor, Tensor], None]
 Stage = Callable[[Tensor], Tensor]
 Progress = Callable[[str, int], None]  # a tensor's name, and bytes of the checkpoint just read
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a worker makes of some rows of one tensor."""
+    """What a worker makes of some rows of one matrix, to be written."""
 
-    weight: Tensor  # float32 [rows, columns]
-    quantised: QuantisedRows | None = None
+    rows: int
+    stored: Tensor  # codes, packed, or weights in the type that they are stored in
+    scales: Tensor | None = None
     loss: ChunkLoss | None = None
-    product: Tensor | None = None  # [2, tokens, rows]
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Stream:
     progress: Progress
     threads: int
     meter: LossMeter = field(default_factory=LossMeter)
+    scratch: Scratch = field(default_factory=Scratch)
 
     def __enter__(self) -> Stream:
         # Each worker computes alone: torch's own threads wait for one another at every small operation. So does this
@@ -73,52 +77,63 @@ class Stream:
         self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.torch_threads)
 
-    def chunks(self, tensor: StoredTensor, work: Callable[[Tensor], Chunk]) -> Iterator[tuple[int, Chunk]]:
-        """The tensor's chunks in order, with the workers a few chunks ahead. Yields (first row, chunk)."""
-        columns = tensor.shape[1]
+    def chunks(self, tensor: StoredTensor, work: Callable[[int, Tensor], Chunk]) -> Iterator[Chunk]:
+        """What the workers, a few chunks ahead, make of a matrix, in order; `work` takes (first row, weights)."""
+        rows, columns = tensor.shape
         step = max(1, CHUNK_WEIGHTS // columns)
-        waiting: deque[tuple[int, Future[Chunk]]] = deque()
+        waiting: deque[Future[Chunk]] = deque()
 
+        @torch.inference_mode()
         def load(start: int) -> Chunk:
-            return work(tensor.read_rows(start, min(start + step, tensor.shape[0])).float())
+            stored = tensor.read_rows(start, min(start + step, rows), self.scratch)
+            weight = self.scratch.take("weight", tuple(stored.shape), torch.float32)
+            return work(start, weight.copy_(stored))
 
-        starts = iter(range(0, tensor.shape[0], step))
+        starts = iter(range(0, rows, step))
         for start in starts:
-            waiting.append((start, self.pool.submit(load, start)))
+            waiting.append(self.pool.submit(load, start))
             if len(waiting) > 2 * self.threads:
                 break
         while waiting:
-            start, future = waiting.popleft()
-            chunk = future.result()
+            chunk = waiting.popleft().result()
             if (following := next(starts, None)) is not None:
-                waiting.append((following, self.pool.submit(load, following)))
-            self.progress(tensor.name, chunk.weight.shape[0] * tensor.row_bytes)
-            yield start, chunk
+                waiting.append(self.pool.submit(load, following))
+            self.progress(tensor.name, chunk.rows * tensor.row_bytes)
+            yield chunk
 
-    def matrix(self, name: str, slot: str | None, bits: int | None, use: Use | None) -> Iterator[tuple[int, Chunk]]:
-        """Quantise a matrix, write it into `slot`, and yield its chunks; `use` runs in the workers.
+    def matrix(self, name: str, slot: str | None, bits: int | None, use: Use | None) -> None:
+        """Quantise a matrix and write it into `slot`; `use` runs in the workers.
 
         Without a slot nothing is written: a tied lm_head reads the embedding's bytes.
         """
-        scales = self.sink.slot(f"{slot}_scales")
+        codes, scales = self.sink.slot(f"{slot}_q"), self.sink.slot(f"{slot}_scales")
         scale_dtype = DTYPES[scales.rounded or scales.dtype] if scales else torch.float32
 
-        def work(weight: Tensor) -> Chunk:
-            if bits is None:
-                return Chunk(weight, product=use(weight, weight) if use else None)
-            assert self.scheme.block_size
-            rows = quantise_rows(weight, bits=bits, block_size=self.scheme.block_size, scale_dtype=scale_dtype)
-            return Chunk(weight, rows, chunk_loss(weight, rows), use(weight, rows.dequantised) if use else None)
+        def quantise(start: int, weight: Tensor) -> Chunk:
+            assert bits and self.scheme.block_size
+            rows = quantise_rows(
+                weight, bits=bits, block_size=self.scheme.block_size, scale_dtype=scale_dtype, scratch=self.scratch
+            )
+            loss = chunk_loss(weight, rows)
+            if not math.isfinite(loss.squared_weight):
+                raise CheckpointError(f"{name}: holds weights that are not finite; download the checkpoint again")
+            if use:
+                use(start, weight, rows.dequantised)
+            packed = rows.pack(codes) if codes else weight.new_empty(0)
+            return Chunk(len(weight), packed, rows.scales.to(self.dtype(f"{slot}_scales")), loss)
 
-        for start, chunk in self.chunks(self.checkpoint.tensors[name], work):
-            codes = self.sink.slot(f"{slot}_q")
-            if codes and chunk.quantised and chunk.loss:
-                self.sink.append(f"{slot}_q", as_bytes(chunk.quantised.pack(codes)))
-                self.sink.append(f"{slot}_scales", as_bytes(chunk.quantised.scales.to(self.dtype(f"{slot}_scales"))))
+        def copy(start: int, weight: Tensor) -> Chunk:
+            if use:
+                use(start, weight, weight)
+            return Chunk(len(weight), weight.to(self.dtype(slot or name), copy=True))
+
+        for chunk in self.chunks(self.checkpoint.tensors[name], quantise if bits else copy):
+            if codes and chunk.scales is not None and chunk.loss:
+                self.sink.append(f"{slot}_q", as_bytes(chunk.stored))
+                self.sink.append(f"{slot}_scales", as_bytes(chunk.scales))
                 self.meter.add(name, chunk.loss)
             elif slot:
-                self.sink.append(slot, as_bytes(chunk.weight.to(self.dtype(slot))))
-            yield start, chunk
+                self.sink.append(slot, as_bytes(chunk.stored))
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that a float tensor is stored in."""
@@ -143,12 +158,11 @@ class StreamedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = torch.empty(*x.shape[:2], self.stream.checkpoint.tensors[self.name].shape[0])
 
-        def use(weight: Tensor, dequantised: Tensor) -> Tensor:
-            return torch.stack((x[0] @ weight.T, x[1] @ dequantised.T))
+        def use(start: int, weight: Tensor, dequantised: Tensor) -> None:
+            rows = slice(start, start + len(weight))
+            out[0, :, rows], out[1, :, rows] = x[0] @ weight.T, x[1] @ dequantised.T
 
-        for start, chunk in self.stream.matrix(self.name, self.slot, self.bits, use):
-            assert chunk.product is not None
-            out[:, :, start : start + chunk.product.shape[-1]] = chunk.product
+        self.stream.matrix(self.name, self.slot, self.bits, use)
         return out
 
 
@@ -161,11 +175,13 @@ class StreamedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         out = torch.empty(*ids.shape, self.stream.checkpoint.tensors[self.name].shape[1])
-        for start, chunk in self.stream.matrix(self.name, self.name, self.stream.scheme.embedding_bits, None):
-            here = (ids[0] >= start) & (ids[0] < start + chunk.weight.shape[0])
+
+        def use(start: int, weight: Tensor, dequantised: Tensor) -> None:
+            here = (ids[0] >= start) & (ids[0] < start + len(weight))
             rows = ids[0][here] - start
-            out[0, here] = chunk.weight[rows]
-            out[1, here] = chunk.quantised.dequantised[rows] if chunk.quantised else chunk.weight[rows]
+            out[0, here], out[1, here] = weight[rows], dequantised[rows]
+
+        self.stream.matrix(self.name, self.name, self.stream.scheme.embedding_bits, use)
         return out
 
 
@@ -256,8 +272,7 @@ def copy_stages(stream: Stream) -> list[Stage]:
             if len(tensor.shape) == 1:
                 stream.vector(tensor.name)
             else:
-                for _ in stream.matrix(tensor.name, slot, None, None):
-                    pass
+                stream.matrix(tensor.name, slot, None, None)
             return torch.empty(0)
 
         return stage

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from phi_edge import main
 
@@ -56,6 +57,15 @@ def test_missing_shard(broken: Path, tmp_path: Path) -> None:
     (broken / "model.safetensors").unlink()
     refused(export(broken, tmp_path / "out"), "model.safetensors", "missing")
     nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(broken: Path, tmp_path: Path, value: float) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][5, 7] = value
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    refused(export(broken, tmp_path / "out"), "model.layers.0.mlp.down_proj.weight", "not finite")
+    assert not (tmp_path / "out").exists()
 
 
 def test_truncated_shard(broken: Path, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from export.artifact import Artifact, Format, open_artifact, verify
+from export.artifact import MANIFEST, Artifact, Format, open_artifact, verify
 from export.errors import SpaceError
 from export.journal import Journal
 from export.pipeline import ExportRequest, Progress, export_model
+from export.scratch import Scratch
 from export.shards import StoredTensor
 
 LAYERS = 4
@@ -70,9 +71,9 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read_rows = StoredTensor.read_rows
 
-    def counted(self: StoredTensor, start: int, stop: int) -> object:
+    def counted(self: StoredTensor, start: int, stop: int, scratch: Scratch | None = None) -> object:
         names.append(self.name)
-        return read_rows(self, start, stop)
+        return read_rows(self, start, stop, scratch)
 
     monkeypatch.setattr(StoredTensor, "read_rows", counted)
     return names
@@ -184,9 +185,25 @@ def test_killed_at_random_moments(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        else:  # it was done before the moment came: that one begins again
+        if (out / MANIFEST).exists():  # it was sealed before the moment came: that one begins again
             assert same(open_artifact(out), undisturbed[format])
             shutil.rmtree(out)
         process = subprocess.Popen(command, start_new_session=True)
     assert process.wait() == 0
     assert same(open_artifact(out), undisturbed[format])
+
+
+def test_a_full_disk_loses_nothing(
+    checkpoint: Path,
+    undisturbed: dict[Format, Artifact],
+    interrupted: Callable[[int], Path],
+    rows_read: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = interrupted(20)
+    with monkeypatch.context() as patch, pytest.raises(SpaceError, match=r"disk.*the same command goes on there"):
+        patch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+        export_model(request(checkpoint, out))
+    rows_read.clear()
+    assert same(export_model(request(checkpoint, out)), undisturbed["onnx"])
+    assert not any(name.startswith("model.layers.0.") for name in rows_read)
