@@ -58,6 +58,10 @@ class Door(click.Group):
             return super().invoke(ctx)
         except (DeviceError, ExportError, RuntimesError) as error:
             raise UserError(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
+            raise UserError("the system refused more memory (ulimit -v?); raise the limit, or free some") from error
         except ModuleNotFoundError as missing:
             if str(missing.name).partition(".")[0] in {"export", "runtimes", "devices"}:
                 raise  # a module of ours is our fault

@@ -33,7 +33,8 @@ from export.errors import DelegationError, OptionError, SpaceError
 from export.formats import LAYOUTS, Job, Layout, weight_files
 from export.journal import Journal, discard
 from export.loss import text_ids
-from export.plan import available_memory_bytes, peak_bytes
+from export.memory import memory_room
+from export.plan import peak_bytes
 from export.scheme import scheme_named
 from export.stream import stream_weights
 from export.target import target_named
@@ -219,10 +220,11 @@ def check_out(out: Path) -> None:
 
 def check_memory(job: Job) -> None:
     """The export must not be killed half-way for want of memory."""
-    peak, free = peak_bytes(job, plan_memory(job, 0).kv_bytes_per_token), available_memory_bytes()
-    if free is not None and free < peak:
+    peak, room = peak_bytes(job, plan_memory(job, 0).kv_bytes_per_token), memory_room()
+    if room is not None and room.bytes < peak:
         raise SpaceError(
-            f"this export needs {peak / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available; free some"
+            f"this export needs {peak / 1e9:.1f} GB of memory, {room.bytes / 1e9:.1f} GB are {room.source}; "
+            "free some, or raise the limit"
         )
 
 

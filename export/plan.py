@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from export.artifact import Memory
 from export.formats import Job, workers
@@ -121,12 +120,3 @@ def seconds_per_weight(job: Job) -> float:
         best = min(best, time.perf_counter() - start)
     torch.set_num_threads(threads)
     return best / weight.numel()
-
-
-def available_memory_bytes() -> int | None:
-    """MemAvailable; None where the system does not say."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
