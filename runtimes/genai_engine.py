@@ -117,12 +117,14 @@ class GenaiEngine:
                 "or starts again at 0"
             )
         self._ids[start:] = ids
-        if start and ids[0] != self._stop:
+        # One token beyond long rope's switch, genai would compute the sequence anew and choose the next token itself.
+        rewinds = self.switch_tokens is not None and start == self.switch_tokens + 1
+        if start and ids[0] != self._stop and not rewinds:
             wanted = np.full((1, 1, self.vocab_size), -1e9, np.float32)
             wanted[0, 0, ids[0]] = 1e9
             self._generator.set_logits(wanted)
             self._generator.generate_next_token()
-            if self._generator.token_count() != len(self._ids):
+            if self._generator.token_count() != len(self._ids) or self._generator.get_next_tokens()[0] != ids[0]:
                 raise EngineError(f"onnxruntime-genai did not take token {ids[0]} at position {start}")
             return
         self._generator = None  # its KV cache is freed before the next one takes its own

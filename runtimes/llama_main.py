@@ -2,7 +2,8 @@
 
 It takes and prints text, so ids are checked on the way in (the prompt's text must be these ids) and recovered on the
 way out (the answer's text is tokenised, and must have as many tokens as the runner counted). What it cannot do is
-refused: sampling with our seeds, other stop ids than the program's own, sessions. Its tokens' at_s is None.
+refused: sampling with our seeds, other stop ids than the program's own, sessions, prompts beyond long rope's switch,
+where its context ends. Its tokens' at_s is None.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class LlamaMain:
         self._command += ["--temperature=0", *([] if threads is None else [f"--cpu_threads={threads}"])]
         self._folder = folder
         self._manifest = artifact.manifest
+        # It cannot prefill again with the long factors: the program ends its context at the switch.
+        self._context_tokens = artifact.manifest.rope.switch_tokens or artifact.manifest.context_tokens
         self._tokenizer = tokenizer
         self._deadline_s = deadline_s
         self._running = threading.Lock()
@@ -80,6 +83,11 @@ class LlamaMain:
         self._end("cancelled")
 
     def _refuse(self, request: TokenRequest) -> None:
+        if len(request.ids) >= self._context_tokens:
+            raise UnsupportedError(
+                f"the prompt has {len(request.ids)} tokens; llama_main ends at {self._context_tokens}, where long rope "
+                "switches its factors; shorten the prompt, or use the agent"
+            )
         if request.sampling.temperature > 0 and request.sampling.top_k != 1:
             raise UnsupportedError(
                 "llama_main draws with a seed of its own, without top_k and top_p; use temperature 0"
@@ -123,7 +131,7 @@ class LlamaMain:
 
     def _run(self, request: TokenRequest, text: str) -> tuple[str, Mapping[str, Any]] | None:
         """The answer's text and the runner's figures; None when it was cut short."""
-        room = min(request.max_new_tokens, self._manifest.context_tokens - len(request.ids))
+        room = min(request.max_new_tokens, self._context_tokens - len(request.ids))
         # Through a file: a NUL or 100 kB of text cannot be an argument.
         prompt = f"{self._folder}/prompt.{secrets.token_hex(8)}"
         write = ["sh", "-c", 'cat >"$1"', "sh", prompt]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from ci.emulated_pi import missing as emulated_pi_lacks
 from devices.fake_adbd import FakeAdbd
 from devices.fake_llama_main import write_program
 from devices.fake_phone import FakePhone
+from export.artifact import Artifact
 from export.pipeline import ExportRequest, export_model
 from runtimes.adb_devices import Client
 
@@ -105,6 +107,39 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / name, folder / name)
         return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def longrope_checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
+    """Long rope beyond 64 tokens. Its factors grow along the head, as the published ones do, so that a swapped table
+    is seen at once."""
+    return random_checkpoint(
+        max_position_embeddings=2048,
+        original_max_position_embeddings=64,
+        sliding_window=None,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0 + n / 16 for n in range(16)],
+            "long_factor": [1.0 + n * 4 for n in range(16)],
+            "original_max_position_embeddings": 64,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def longrope(longrope_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
+    """longrope(format): that checkpoint as a float artifact with a context of 160 tokens, exported once."""
+    folder = tmp_path_factory.mktemp("longrope")
+
+    @functools.cache
+    def make(format: str) -> Artifact:
+        request = ExportRequest(
+            checkpoint=str(longrope_checkpoint), out=folder / format, format=format, scheme="fp32", context_tokens=160
+        )
+        return export_model(request)
 
     return make
 

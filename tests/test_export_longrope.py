@@ -9,31 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from export.artifact import Artifact, open_artifact
+from export.artifact import Artifact
 from export.pipeline import ExportRequest, export_model
 from runtimes.api import GenerateRequest, TokenEvent
 from runtimes.registry import ENGINES, open_runtime
 
-ORIGINAL = 64
+ORIGINAL = 64  # of conftest's longrope_checkpoint
 LENGTHS = (1, ORIGINAL - 1, ORIGINAL, ORIGINAL + 1, ORIGINAL + 40)
 IDS = np.random.default_rng(0).integers(3, 500, 128).tolist()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
-    """Factors that grow along the head, as the published ones do, so that a swapped table is seen at once."""
-    return random_checkpoint(
-        max_position_embeddings=2048,
-        original_max_position_embeddings=ORIGINAL,
-        sliding_window=None,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0 + n / 16 for n in range(16)],
-            "long_factor": [1.0 + n * 4 for n in range(16)],
-            "original_max_position_embeddings": ORIGINAL,
-        },
-    )
+def checkpoint(longrope_checkpoint: Path) -> Path:
+    return longrope_checkpoint
 
 
 class Reference:
@@ -58,12 +46,8 @@ def reference(checkpoint: Path) -> Reference:
 
 
 @pytest.fixture(scope="module", params=["onnx", "executorch"])
-def artifact(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    out = tmp_path_factory.mktemp("longrope") / request.param
-    export_model(
-        ExportRequest(checkpoint=str(checkpoint), out=out, format=request.param, scheme="fp32", context_tokens=160)
-    )
-    return open_artifact(out)
+def artifact(request: pytest.FixtureRequest, longrope: Callable[[str], Artifact]) -> Artifact:
+    return longrope(request.param)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
