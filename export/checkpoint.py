@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import Source, Tokens, describe_files
+from export.contradictions import refuse_contradictions
 from export.errors import CheckpointError
 from export.models import phi3
 from export.shards import StoredTensor, read_shard_header
@@ -81,6 +82,7 @@ def open_checkpoint(where: str) -> Checkpoint:
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_READERS:
         raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")
+    refuse_contradictions(content)
     config = CONFIG_READERS[model_type](content)
     tokenizer_files = tuple(file for file in TOKENIZER_FILES if (folder / file).is_file())
     if "tokenizer.json" not in tokenizer_files:
@@ -101,7 +103,13 @@ def open_checkpoint(where: str) -> Checkpoint:
 
 def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
     if (folder / INDEX).is_file():
-        files = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
+            raise CheckpointError(
+                f"{folder / INDEX}: its weight_map must give each tensor the name of a file beside it; "
+                "download it again"
+            )
+        files = sorted(set(weight_map.values()))
     else:
         files = ["model.safetensors"]
     found: dict[str, StoredTensor] = {}
@@ -122,8 +130,7 @@ def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokens:
-    tokenizer = _read_json(folder / "tokenizer.json")
-    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    ids, largest_id = _read_tokenizer(folder / "tokenizer.json")
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     stop: list[int] = []
     for eos in (config.get("eos_token_id"), generation.get("eos_token_id"), *(ids.get(text) for text in STOP_TEXTS)):
@@ -136,11 +143,27 @@ def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> To
                 raise CheckpointError(f"{folder}: {key} is {value!r}; it must be a token id, a whole number from 0 on")
     if not stop:
         raise CheckpointError(f"{folder}: no token ends an answer; give config.json an eos_token_id")
-    vocabulary = tokenizer.get("model", {}).get("vocab", {}).values()
-    largest = max([*stop, *(id for id in (bos, pad) if id is not None), *ids.values(), *vocabulary])
+    largest = max([largest_id, *stop, *(id for id in (bos, pad) if id is not None)])
     if largest >= vocab_size:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, but config.json's vocab_size is {vocab_size}")
     return Tokens(bos=bos, pad=pad, stop=stop)
+
+
+def _read_tokenizer(path: Path) -> tuple[dict[str, int], int]:
+    """The added tokens' ids by their text, and the largest id of all."""
+    content = _read_json(path)
+    try:
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        vocab = content["model"]["vocab"]
+        ids = [*added.values(), *(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))]
+        if any(isinstance(id, bool) or not isinstance(id, int) or id < 0 for id in ids):
+            raise ValueError("an id that is no whole number from 0 on")
+        return added, max(ids)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: has no vocabulary of ids as the tokenizers library writes it "
+            f"({type(error).__name__}: {error}); save the tokenizer again in its fast form"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def test_truncated_shard(broken: Path, tmp_path: Path) -> None:
     nothing_left(tmp_path / "out")
 
 
+LONG: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [1.0] * 16}
 CONFIG_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "model_type": ({"model_type": "llama"}, ("'llama'", "known: phi3")),
     "rope type": ({"rope_parameters": {"rope_type": "yarn"}}, ("'yarn'", "default, longrope, su")),
@@ -82,6 +83,74 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "activation": ({"hidden_act": "gelu"}, ("hidden_act", "'gelu'", "'silu'")),
     "heads": ({"num_key_value_heads": 3}, ("divide",)),
     "bias": ({"attention_bias": True}, ("attention_bias",)),
+    "heads of another size": ({"num_attention_heads": 3}, ("hidden_size 128", "num_attention_heads 3", "divide")),
+    "head size": ({"head_dim": 64}, ("head_dim is 64", "hidden_size / heads")),
+    "quantised": ({"quantization_config": {"bits": 4}}, ("'quantization_config'", "known keys")),
+    "layer types": ({"layer_types": ["full_attention"]}, ("'layer_types'", "known keys")),
+    "layers apart": ({"per_layer_config": {"0": {"sliding_window": 64}}}, ("'per_layer_config'",)),
+    "experts": ({"num_local_experts": 16}, ("'num_local_experts'",)),
+    "soft cap": ({"final_logit_softcapping": 30.0}, ("'final_logit_softcapping'",)),
+    "bias of the feed-forward": ({"mlp_bias": True}, ("mlp_bias is True", "False")),
+    "bias of the head": ({"lm_head_bias": True}, ("lm_head_bias is True", "False")),
+    "full attention now and then": ({"full_attn_mod": 2}, ("full_attn_mod is 2",)),
+    "rope of each layer type": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        ("'full_attention'", "known:"),
+    ),
+    "rope key": ({"rope_parameters": {"rope_type": "longrope", "long_mscale": 1.2}}, ("'long_mscale'", "known:")),
+    "two ropes": (
+        {"rope_scaling": {"type": "longrope"}, "rope_parameters": {"rope_type": "default"}},
+        ("rope_scaling and rope_parameters differ", "leave one"),
+    ),
+    "two rope types": (
+        {"rope_parameters": {"rope_type": "default", "type": "su"}},
+        ("rope_type is 'default' and type 'su'", "leave one"),
+    ),
+    "two thetas": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "rope_theta": 5000.0},
+        ("rope_theta is 5000.0, and 10000.0", "leave one"),
+    ),
+    "two rotary parts": (
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor": 1.0},
+        ("partial_rotary_factor is 1.0, and 0.5",),
+    ),
+    "two original lengths": (
+        {"rope_parameters": LONG | {"original_max_position_embeddings": 64}},
+        ("original_max_position_embeddings is 4096, and 64",),
+    ),
+    "original length among the rope settings alone": (
+        {
+            "rope_parameters": LONG | {"original_max_position_embeddings": 64},
+            "original_max_position_embeddings": None,
+        },
+        ("is 64 in the rope settings alone", "4096"),
+    ),
+    "factors without a type": (
+        {"rope_parameters": {"short_factor": [1.0] * 16, "long_factor": [1.0] * 16}},
+        ("short_factor without type longrope",),
+    ),
+    "factors of the default rope": (
+        {"rope_parameters": {"rope_type": "default", "factor": 2.0}},
+        ("factor without type longrope",),
+    ),
+    "original length that is no number": (
+        {"rope_parameters": LONG, "original_max_position_embeddings": "4k"},
+        ("original_max_position_embeddings is '4k'", "a number"),
+    ),
+    "original length of the default rope": (
+        {"rope_parameters": None, "original_max_position_embeddings": "4k"},
+        ("original_max_position_embeddings is '4k'", "a number"),
+    ),
+    "long rope list": (
+        {"rope_parameters": LONG | {"long_factor": [1.0] * 17}},
+        ("long_factor", "17 numbers", "16"),
+    ),
+    "rope list that is none": ({"rope_parameters": LONG | {"long_factor": 2.0}}, ("long_factor", "2.0", "16")),
+    "window beyond the context": (
+        {"sliding_window": 5000},
+        ("sliding_window 5000 is larger than max_position_embeddings 4096", "null", "262144"),
+    ),
+    "window of 0": ({"sliding_window": 0}, ("sliding_window is 0", "null or a positive whole number")),
     "rope list": (
         {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 16}},
         ("short_factor", "1 numbers", "16"),
@@ -122,13 +191,43 @@ def test_config_faults(broken: Path, tmp_path: Path, fault: str) -> None:
     nothing_left(tmp_path / "out")
 
 
-def test_a_tokenizer_that_does_not_fit_the_vocabulary(broken: Path, tmp_path: Path) -> None:
+FAR = {"id": 5000, "content": "<|far|>", "special": True}
+TOKENIZER_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "added id": ({"added_tokens": [FAR]}, ("id 5000", "vocab_size is 768")),
+    "id": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 768}}}, ("id 768", "vocab_size is 768")),
+    "list": ({"model": {"type": "Unigram", "vocab": [["a", 0.0]] * 769}}, ("id 768", "vocab_size is 768")),
+    "no model": ({"model": None}, ("tokenizer.json", "no vocabulary", "save the tokenizer again")),
+    "no vocabulary": ({"model": {"type": "BPE"}}, ("tokenizer.json", "'vocab'")),
+    "id that is no number": ({"model": {"type": "BPE", "vocab": {"a": "0"}}}, ("no whole number",)),
+    "added token without its id": ({"added_tokens": [{"content": "<|far|>"}]}, ("tokenizer.json", "'id'")),
+}
+
+
+@pytest.mark.parametrize("fault", TOKENIZER_FAULTS)
+def test_tokenizer_faults(broken: Path, tmp_path: Path, fault: str) -> None:
+    changes, parts = TOKENIZER_FAULTS[fault]
     path = broken / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 5000, "content": "<|far|>"})
-    path.write_text(json.dumps(content))
-    refused(export(broken, tmp_path / "out"), "id 5000", "vocab_size")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    refused(export(broken, tmp_path / "out"), *parts)
     nothing_left(tmp_path / "out")
+
+
+def test_a_stop_id_beyond_the_vocabulary(broken: Path, tmp_path: Path) -> None:
+    (broken / "generation_config.json").write_text('{"eos_token_id": [2, 32007]}')
+    refused(export(broken, tmp_path / "out"), "id 32007", "vocab_size is 768")
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {"a": "../model.safetensors"}}])
+def test_an_index_that_names_no_files(broken: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+    (broken / "model.safetensors.index.json").write_text(json.dumps(content))
+    refused(export(broken, tmp_path / "out"), "weight_map", "beside it")
+
+
+def test_no_window_as_it_is_published(broken: Path, tmp_path: Path) -> None:
+    """Phi-4-mini and others say 262144 with a context of 131072."""
+    edit_config(broken, sliding_window=262144)
+    result = export(broken, tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
 
 
 OPTION_FAULTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
