@@ -19,7 +19,7 @@ from runtimes.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared" / "phi3"
-PUBLISHED = ("mini-4k", "medium-4k", "phi-3.5-mini")
+PUBLISHED = ("mini-4k", "mini-128k", "medium-4k", "phi-3.5-mini")
 
 # Ordinary text, however odd: every tokenizer gives the same ids.
 PLAIN = [
@@ -163,6 +163,9 @@ def test_how_to_write_a_chat_for_executorch_s_tokenizer(folder: Path) -> None:
     assert list(theirs.encode(chat, 0, 0)) == ours.encode_chat([Message("user", "Why is the sky blue?")])
 
 
+# Phi-3's Llama-style vocabulary joins a space (which it puts before every text) and what follows into one token;
+# genai 0.18 leaves the two apart where the second is a carriage return or a no-break space.
+GENAI_PARTS = {"\r\n", "\u00a0no-break\u00a0space"}
 GENAI = """
 import json, sys, onnxruntime_genai as og
 tokenizer = og.Tokenizer(og.Model(sys.argv[1]))
@@ -170,17 +173,22 @@ print(json.dumps([[int(id) for id in tokenizer.encode(text)] for text in json.lo
 """
 
 
-def test_genai_s_tokenizer_gives_the_same_ids(tiny_onnx: Path) -> None:
+def test_genai_s_tokenizer_gives_the_same_ids(folder: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    # It opens a tokenizer with a model alone: the tiny one's, with the files of this tokenizer beside it.
+    artifact = Path(shutil.copytree(tiny_onnx, tmp_path / "artifact"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, artifact / name)
     # It takes C strings: a text with a NUL in it ends there.
     texts = [text for text in PLAIN if "\0" not in text]
     result = subprocess.run(
-        [sys.executable, "-c", GENAI, str(tiny_onnx)],
+        [sys.executable, "-c", GENAI, str(artifact)],
         input=json.dumps(texts),
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    ours = Tokenizer(tiny_onnx)
-    for text, ids in zip(texts, json.loads(result.stdout), strict=True):
-        assert ids == ours.encode_prompt(text), repr(text)
+    ours = Tokenizer(folder)
+    theirs = zip(texts, json.loads(result.stdout), strict=True)
+    other = {text for text, ids in theirs if ids != ours.encode_prompt(text)}
+    assert other == (GENAI_PARTS if ours.bytes.leading_space else set())
