@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from ci.placements import PlacementError, count, fallen_back, read_placements
+from ci.variants import make_checkpoint
 from ci.windows_session import DIRECTML, WindowsSession, build_windows, missing, run_session
 from export.artifact import Artifact, open_artifact
 from export.coverage import DIRECTML_LENGTHS
@@ -106,47 +107,29 @@ def test_the_cpus_graph_would_fall_back(windows: Path, tiny: Callable[..., Artif
     assert session.error is not None and "fallback to CPU EP has been explicitly disabled" in session.error
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mini-4k": {"sliding_window": 2047},
-    "medium-4k": {"hidden_size": 320, "num_attention_heads": 10, "num_key_value_heads": 5, "sliding_window": 2047},
-    "3.5-mini": {
-        "sliding_window": None,
-        "original_max_position_embeddings": 64,
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "original_max_position_embeddings": 64,
-            "short_factor": np.linspace(1, 2, 16).tolist(),
-            "long_factor": np.linspace(2, 9, 16).tolist(),
-        },
-    },
-    "4-mini": {"sliding_window": None, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
-}
+# The published factors, windows and head layouts, in two layers; 3.5's context goes beyond its switch.
+VARIANTS = {"phi-3-mini-4k": 1024, "phi-3-medium-4k": 1024, "phi-3.5-mini": 4352, "phi-4-mini": 1024}
 
 
 @pytest.mark.wine
 @pytest.mark.parametrize("lengths_as_inputs", [False, True], ids=["mask", "lengths"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_placements_of_the_family(
-    windows: Path,
-    random_checkpoint: Callable[..., Path],
-    tiny: Callable[..., Artifact],
-    tmp_path: Path,
-    variant: str,
-    lengths_as_inputs: bool,
-) -> None:
+def test_placements_of_the_family(windows: Path, tmp_path: Path, variant: str, lengths_as_inputs: bool) -> None:
     artifact = export_model(
         ExportRequest(
-            checkpoint=str(random_checkpoint(**VARIANTS[variant])),
+            checkpoint=str(make_checkpoint(variant, tmp_path / "checkpoint")),
             out=tmp_path / "out",
             target="windows-directml",
             activations="float32",
-            context_tokens=2 * CONTEXT,
+            context_tokens=VARIANTS[variant],
             lengths_as_inputs=lengths_as_inputs,
         )
     )
-    assert artifact.manifest.rope.switch_tokens == (64 if variant == "3.5-mini" else None)
-    assert astray(run_session(windows, artifact.path("model.onnx"), "dml", strict=lengths_as_inputs)) == []
+    assert artifact.manifest.rope.switch_tokens == (4096 if variant == "phi-3.5-mini" else None)
+    session = run_session(windows, artifact.path("model.onnx"), "dml", strict=lengths_as_inputs)
+    assert astray(session) == []
+    elsewhere = {item.node for item in session.placements() if item.provider != DIRECTML}
+    assert elsewhere == (set() if lengths_as_inputs else DIRECTML_LENGTHS)
 
 
 def beginning(model: Path, out: Path, last: str) -> Path:
