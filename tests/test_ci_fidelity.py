@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ci.fidelity import context_for, examine_variant
+from ci.fidelity import BEGIN, END, HEADER, PAGE, context_for, examine_variant, write_rows
 from ci.variants import VARIANTS, make_checkpoint
 from export.artifact import Format
 from export.checkpoint import open_checkpoint
@@ -41,6 +41,19 @@ def test_sample(variant: str, format: Format, scheme: str, tmp_path: Path) -> No
     if scheme == "fp32":
         assert row.report.max_difference < 1e-4
         assert all(decode.gap is None for decode in row.report.decodes) and row.report.decodes
+
+
+def test_a_variant_s_rows_take_the_place_of_its_old_ones() -> None:
+    page = f"text\n{BEGIN}\n\n{HEADER}\n| phi-3-mini-4k | a |\n| phi-4-mini | b |\n| phi-4-mini | c |\n\n{END}\nmore\n"
+    written = write_rows(page, "phi-4-mini", ["| phi-4-mini | d |"])
+    assert written == page.replace("| phi-4-mini | b |\n| phi-4-mini | c |", "| phi-4-mini | d |")
+    # A new variant comes in the table's order, not at its end.
+    written = write_rows(written, "phi-3-medium-4k", ["| phi-3-medium-4k | e |"])
+    assert "| a |\n| phi-3-medium-4k | e |\n| phi-4-mini | d |\n\n" in written
+    page = PAGE.read_text("utf-8")
+    assert (
+        write_rows(page, "phi-4-mini", [row for row in page.splitlines() if row.startswith("| phi-4-mini |")]) == page
+    )
 
 
 def test_check_against(tmp_path: Path) -> None:
