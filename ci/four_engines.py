@@ -39,7 +39,7 @@ from runtimes.tokens import NewToken, TokenRequest
 
 PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"
 BEGIN, END = "<!-- engines: python ci/four_engines.py --write -->", "<!-- end of engines -->"
-PROMPTS = 200
+PROMPTS, HELD_OUT = 200, 360  # asked, and there are
 ANSWER_TOKENS = 64  # more than any answer of the tiny model's has
 WINDOW_TOKENS = 512
 ONNX, EXECUTORCH = "onnx", "executorch"
@@ -131,6 +131,7 @@ def held_out_prompts(count: int) -> list[str]:
     questions = [json.loads(line)["question"] for line in (TINY / "held_out.jsonl").read_text("utf-8").splitlines()]
     prompts = [tuple(Message(**message) for message in chat) for chat in chats]
     prompts += [(Message("user", question),) for question in questions]
+    assert len(prompts) == HELD_OUT
     return [chat_text(prompts[place * len(prompts) // count], open_turn=True) for place in range(count)]
 
 
@@ -233,9 +234,11 @@ def measure_bound(artifacts: Mapping[str, Artifact], text_tokens: int | None) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="how many of the 360 held-out prompts")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="how many of the held-out prompts")
     parser.add_argument("--write", action="store_true", help="write the table into docs/fidelity.md")
     arguments = parser.parse_args()
+    if not 1 <= arguments.prompts <= HELD_OUT:
+        parser.error(f"--prompts is {arguments.prompts}; allowed: 1 to {HELD_OUT}")
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {
             format: export_model(ExportRequest(checkpoint="tiny", out=Path(folder) / format, format=format))

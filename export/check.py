@@ -32,6 +32,8 @@ def check_command(artifact: Path, against: str | None, out: Path | None) -> None
     """
     if out is not None and against is None:
         raise OptionError("--json is the report of --against; give the checkpoint too")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise OptionError(f"--json {out}: cannot be written; give a file in a folder that is there")
     opened = open_artifact(artifact)
     verify(opened)
     click.echo(summary(opened))
