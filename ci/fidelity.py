@@ -26,18 +26,35 @@ from export.artifact import Format
 from export.checkpoint import CONFIG_READERS
 from export.conformance import Report, examine
 from export.pipeline import ExportRequest, export_model
+from export.target import TARGETS
 from runtimes.subject import open_subject
 
 PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"
 BEGIN, END = "<!-- table: python ci/fidelity.py --write -->", "<!-- end of table -->"
 # Phi-3-small is not exported yet.
 EXPORTED = [name for name, config in VARIANTS.items() if config["model_type"] in CONFIG_READERS]
-# What is exported of each variant: a float artifact in each format, and each format's usual int4.
-KINDS: Sequence[tuple[Format, str]] = (
-    ("onnx", "fp32"),
-    ("executorch", "fp32"),
-    ("onnx", "int4-b64"),
-    ("executorch", "int4-b32"),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to export a variant."""
+
+    format: Format
+    scheme: str
+    target: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return self.format if self.target == "cpu" else f"{self.format}, {self.target}"
+
+
+# A float artifact in each format, each format's usual int4, and DirectML's form of the graph as it ships.
+KINDS: Sequence[Kind] = (
+    Kind("onnx", "fp32"),
+    Kind("executorch", "fp32"),
+    Kind("onnx", "int4-b64"),
+    Kind("executorch", "int4-b32"),
+    Kind("onnx", "int4-b32", "windows-directml"),
 )
 BEYOND_TOKENS = 256  # so far beyond the original length a context goes, where the model goes beyond it
 
@@ -47,7 +64,7 @@ class Row:
     """One line of the table."""
 
     variant: str
-    format: Format
+    kind: Kind
     report: Report
 
     def markdown(self) -> str:
@@ -60,7 +77,7 @@ class Row:
         )  # fmt: skip
         verdict = "pass" if not report.failures else "**FAIL**"
         return (
-            f"| {self.variant} | {self.format} | {report.scheme} | {lengths} | {report.max_difference:.1e} | "
+            f"| {self.variant} | {self.kind.name} | {report.scheme} | {lengths} | {report.max_difference:.1e} | "
             f"{report.relative:.1e} | {report.mean_kl:.1e} | {report.top1_agreement:.0%} | "
             f"{decodes or 'none'} | {verdict} |"
         )
@@ -72,26 +89,34 @@ HEADER = (
 )
 
 
-def context_for(variant: str) -> int:
-    """Beyond the original length where the model goes beyond it, else all of it."""
+def context_for(variant: str, target: str = "cpu") -> int:
+    """Beyond the original length where the model goes beyond it, else all of it; no more than the window where the
+    target's attention cannot slide."""
     config = VARIANTS[variant]
     longest: int = config["max_position_embeddings"]
     original: int = config.get("original_max_position_embeddings") or longest
-    return min(longest, original + BEYOND_TOKENS)
+    window: int = longest if TARGETS[target].windows else config.get("sliding_window") or longest
+    return min(longest, window, original + BEYOND_TOKENS)
 
 
-def examine_variant(variant: str, folder: Path, kinds: Sequence[tuple[Format, str]] = KINDS) -> Iterator[Row]:
+def kinds_for(variant: str) -> list[Kind]:
+    """DirectML's form is Phi-3's alone: it has no block-sparse attention."""
+    return [kind for kind in KINDS if kind.target == "cpu" or VARIANTS[variant]["model_type"] == "phi3"]
+
+
+def examine_variant(variant: str, folder: Path, kinds: Sequence[Kind]) -> Iterator[Row]:
     """Make the checkpoint, export it in each kind, and yield each row as it is known."""
     checkpoint = make_checkpoint(variant, folder / "checkpoint")
-    for format, scheme in kinds:
+    for kind in kinds:
         request = ExportRequest(
             checkpoint=str(checkpoint),
-            out=folder / f"{format}-{scheme}",
-            format=format,
-            scheme=scheme,
-            context_tokens=context_for(variant),
+            out=folder / f"{kind.target}-{kind.format}-{kind.scheme}",
+            target=kind.target,
+            format=kind.format,
+            scheme=kind.scheme,
+            context_tokens=context_for(variant, kind.target),
         )
-        yield Row(variant, format, examine(export_model(request), str(checkpoint), open_subject))
+        yield Row(variant, kind, examine(export_model(request), str(checkpoint), open_subject))
 
 
 def write_rows(page: str, variant: str, rows: Sequence[str]) -> str:
@@ -114,7 +139,7 @@ def main() -> int:
     for variant in arguments.only or EXPORTED[EXPORTED.index(arguments.first) :]:
         rows: list[str] = []
         with tempfile.TemporaryDirectory() as folder:
-            for row in examine_variant(variant, Path(folder)):
+            for row in examine_variant(variant, Path(folder), kinds_for(variant)):
                 rows.append(row.markdown())
                 print(rows[-1], flush=True)
                 for failure in row.report.failures:

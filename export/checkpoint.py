@@ -130,7 +130,8 @@ def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokens:
-    ids, largest_id = _read_tokenizer(folder / "tokenizer.json")
+    tokenizer = _read_json(folder / "tokenizer.json")
+    ids, largest_id = _token_ids(tokenizer, folder)
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     stop: list[int] = []
     for eos in (config.get("eos_token_id"), generation.get("eos_token_id"), *(ids.get(text) for text in STOP_TEXTS)):
@@ -149,19 +150,18 @@ def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> To
     return Tokens(bos=bos, pad=pad, stop=stop)
 
 
-def _read_tokenizer(path: Path) -> tuple[dict[str, int], int]:
+def _token_ids(tokenizer: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], int]:
     """The added tokens' ids by their text, and the largest id of all."""
-    content = _read_json(path)
     try:
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        vocab = content["model"]["vocab"]
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+        vocab = tokenizer["model"]["vocab"]
         ids = [*added.values(), *(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))]
         if any(isinstance(id, bool) or not isinstance(id, int) or id < 0 for id in ids):
             raise ValueError("an id that is no whole number from 0 on")
         return added, max(ids)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: has no vocabulary of ids as the tokenizers library writes it "
+            f"{folder}: tokenizer.json has no vocabulary of ids as the tokenizers library writes it "
             f"({type(error).__name__}: {error}); save the tokenizer again in its fast form"
         ) from error
 

@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ci.fidelity import BEGIN, END, HEADER, PAGE, context_for, examine_variant, write_rows
+from ci.fidelity import BEGIN, END, HEADER, PAGE, Kind, context_for, examine_variant, kinds_for, write_rows
 from ci.variants import VARIANTS, make_checkpoint
-from export.artifact import Format
 from export.checkpoint import open_checkpoint
 from export.pipeline import ExportRequest, export_model
 from phi_edge import main
 
-SAMPLE: list[tuple[str, Format, str]] = [
-    ("phi-3-mini-4k", "onnx", "fp32"),
-    ("phi-4-mini", "onnx", "int4-b64"),
-    ("phi-3.5-mini", "executorch", "fp32"),
+SAMPLE: list[tuple[str, Kind]] = [
+    ("phi-3-mini-4k", Kind("onnx", "fp32")),
+    ("phi-4-mini", Kind("onnx", "int4-b64")),
+    ("phi-3.5-mini", Kind("executorch", "fp32")),
 ]
 
 
@@ -31,16 +30,24 @@ def test_every_variant_is_read(variant: str, tmp_path: Path) -> None:
     assert opened.config.head_dim == published["hidden_size"] // published["num_attention_heads"]
 
 
-@pytest.mark.parametrize(("variant", "format", "scheme"), SAMPLE)
-def test_sample(variant: str, format: Format, scheme: str, tmp_path: Path) -> None:
-    (row,) = examine_variant(variant, tmp_path, [(format, scheme)])
+@pytest.mark.parametrize(("variant", "kind"), SAMPLE)
+def test_sample(variant: str, kind: Kind, tmp_path: Path) -> None:
+    (row,) = examine_variant(variant, tmp_path, [kind])
     assert row.report.failures == []
     original = VARIANTS[variant]["original_max_position_embeddings"]
     lengths = {case.length for case in row.report.cases}
     assert {1, original - 1, original} <= lengths and (context_for(variant) == original or original + 104 in lengths)
-    if scheme == "fp32":
+    if kind.scheme == "fp32":
         assert row.report.max_difference < 1e-4
         assert all(decode.gap is None for decode in row.report.decodes) and row.report.decodes
+
+
+def test_directml_s_form_stays_within_the_window() -> None:
+    assert context_for("phi-3-mini-4k") == 4096
+    assert context_for("phi-3-mini-4k", "windows-directml") == 2047
+    assert context_for("phi-3.5-mini") == context_for("phi-3.5-mini", "windows-directml") == 4096 + 256
+    assert [kind.target for kind in kinds_for("phi-4-mini")].count("windows-directml") == 1
+    assert {kind.target for kind in kinds_for("phi-3-small-8k")} == {"cpu"}
 
 
 def test_a_variant_s_rows_take_the_place_of_its_old_ones() -> None:
