@@ -2,19 +2,22 @@
 # Build the emulated Raspberry Pi 5 that the tests marked `emulated` put behind a real sshd.
 #
 #   ci/emulate_pi5.sh [DIR]      default: pi5 in $PHI_EDGE_CACHE or ~/.cache/phi-edge
-#   DIR/bin/python3              CPython 3.11 for arm64 under qemu-user, as a Cortex-A76
+#   DIR/bin/python3              CPython 3.11 for arm64 under qemu-user, as a Cortex-A76; it makes virtual environments
+#   DIR/bin/python3-onnx         the same with ONNX Runtime
+#   DIR/wheels                   all that `pip install 'phi-edge[onnx]'` brings to a Pi: a wheelhouse
 #
 # It holds Debian's arm64 Python, the very aarch64 wheels that a Pi installs, and a Pi's view of /proc and /sys. It does
 # not emulate speed, a kernel, or the VideoCore: times and temperatures of it mean nothing. Needs qemu-user-static
-# (ci/install_system.sh). Changes nothing on this machine outside DIR; built again only when this file changes.
+# (ci/install_system.sh). Changes nothing on this machine outside DIR; built again when this file or the pins change.
 set -euo pipefail
+constraints=$(cd "$(dirname "$0")/.." && pwd)/constraints.txt
 dir=${1:-${PHI_EDGE_CACHE:-$HOME/.cache/phi-edge}/pi5}
 python=${PYTHON:-python3}
-wheels=(numpy==2.4.6 onnxruntime==1.32.0)
+light=(click jinja2 numpy onnxruntime rich tokenizers)
 packages=(libc6 libpython3.11-minimal python3.11-minimal libpython3.11-stdlib libstdc++6 libgcc-s1 zlib1g libexpat1
-  libssl3 libffi8 libbz2-1.0 liblzma5 libgomp1 libcrypt1 libuuid1)
+  libssl3 libffi8 libbz2-1.0 liblzma5 libgomp1 libcrypt1 libuuid1 python3.11-venv python3-pip-whl python3-setuptools-whl)
 
-version=$(sha256sum "$0" | cut -c1-16)
+version=$(cat "$0" "$constraints" | sha256sum | cut -c1-16)
 [ "$(cat "$dir/version" 2>/dev/null)" != "$version" ] || exit 0
 command -v qemu-aarch64-static >/dev/null || { echo "$0: needs qemu-user-static: ci/install_system.sh" >&2; exit 1; }
 rm -rf "$dir.part"
@@ -31,10 +34,10 @@ root=$dir_part/root
 for deb in "$dir_part"/debs/*.deb; do dpkg -x "$deb" "$root"; done
 
 # A Pi runs no compiler for its packages: binary wheels, for the glibc of Raspberry Pi OS Bookworm.
-"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+"$python" -m pip download -q --disable-pip-version-check --only-binary=:all: --python-version 3.11 \
   --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
-  --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 -d "$dir_part/wheels" "${wheels[@]}"
-for wheel in "$dir_part"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$root/site"; done
+  --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 -c "$constraints" -d "$dir_part/wheels" "${light[@]}"
+for wheel in "$dir_part"/wheels/{numpy,onnxruntime}-*.whl; do "$python" -m zipfile -e "$wheel" "$root/site"; done
 
 # ONNX Runtime counts cores and caches in /sys, and an x86 machine's crash it: four Cortex-A76 with their caches.
 cpus=$root/sys/devices/system/cpu
@@ -81,11 +84,19 @@ printf 'MemTotal:        8255488 kB\nMemFree:         6291456 kB\nMemAvailable: 
 printf 'Filename\tType\t\tSize\tUsed\tPriority\n/dev/zram0 partition\t2097152\t0\t100\n' >"$root/proc/swaps"
 
 # Programs of the Pi: Python, and the firmware's spokesman, which says what the file `throttled` says.
+# Python finds its library and its virtual environment from its own name (-0): a venv's python is a link to this script.
+ln -s root/usr/lib "$dir_part/lib"
 cat >"$dir_part/bin/python3" <<'SCRIPT'
 #!/bin/sh
 here=$(dirname "$(dirname "$(readlink -f "$0")")")
-export PYTHONNOUSERSITE=1 PYTHONPATH="$here/root/site${PYTHONPATH:+:$PYTHONPATH}"
-exec qemu-aarch64-static -cpu cortex-a76 -L "$here/root" "$here/root/usr/bin/python3.11" "$@"
+export PYTHONNOUSERSITE=1
+exec qemu-aarch64-static -cpu cortex-a76 -L "$here/root" -0 "$0" "$here/root/usr/bin/python3.11" "$@"
+SCRIPT
+cat >"$dir_part/bin/python3-onnx" <<'SCRIPT'
+#!/bin/sh
+bin=$(dirname "$(readlink -f "$0")")
+export PYTHONPATH="$bin/../root/site${PYTHONPATH:+:$PYTHONPATH}"
+exec "$bin/python3" "$@"
 SCRIPT
 cat >"$dir_part/bin/vcgencmd" <<'SCRIPT'
 #!/bin/sh
@@ -98,8 +109,8 @@ esac
 SCRIPT
 echo 0x0 >"$dir_part/throttled"
 chmod +x "$dir_part"/bin/*
-rm -rf "$dir_part"/{apt,debs,wheels}
-"$dir_part/bin/python3" -c 'import platform, onnxruntime; assert platform.machine() == "aarch64", platform.machine()'
+rm -rf "$dir_part"/{apt,debs}
+"$dir_part/bin/python3-onnx" -c 'import platform, onnxruntime; assert platform.machine() == "aarch64", platform.machine()'
 echo "$version" >"$dir_part/version"
 rm -rf "$dir"
 mv "$dir_part" "$dir"

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -96,6 +97,19 @@ class EmulatedPi:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The wire is silent: sshd and its connections stand still. Connections die, as those of a pulled cable do."""
+        assert self._sshd is not None
+        halted = [self._sshd.pid, *(pid for pid in _descendants(self._sshd.pid) if _name(pid).startswith("sshd"))]
+        for pid in halted:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.cut()
+            self._sshd.send_signal(signal.SIGCONT)
+
     def agents(self) -> list[int]:
         """The agents that run on the board now."""
         return [pid for pid in _all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
@@ -107,7 +121,7 @@ class EmulatedPi:
             "host": NAME,
             "config": str(self.config),
             "cache": str(self.cache),
-            "python": str(self.pi / "bin/python3"),
+            "python": str(self.pi / "bin/python3-onnx"),
         } | changes
         return f"[device.{NAME}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items() if value)
 

@@ -21,6 +21,10 @@ from runtimes.conditions import Conditions
 from runtimes.errors import TransportError
 
 DIAGNOSIS_S = 5.0  # for a device that was lost to come back
+_ENDED = (
+    "the device is up and was not restarted, so the connection was cut or the agent was ended there (out of memory? "
+    "`adb logcat -b crash,events` tells)"
+)
 
 
 class AdbDriver:
@@ -59,7 +63,10 @@ class AdbDriver:
         if self._device.runner == "llama_main":
             from runtimes.llama_main import open_llama_main
 
-            source = open_llama_main(self._host(), start, artifact, folder, threads, deadline_s)
+            boot_id = self._host().boot_id()
+            source = open_llama_main(
+                self._host(), start, artifact, folder, threads, deadline_s, diagnose=lambda: self._lost(boot_id)
+            )
             return Opened(
                 source=source,
                 load_s=None,
@@ -80,7 +87,7 @@ class AdbDriver:
             cold=cold,
             deadline_s=deadline_s,
             lock=f"{self._device.folder}/agent.lock",
-            diagnose=lambda _: self._diagnose(boot_id),
+            diagnose=lambda _: self._lost(boot_id) or _ENDED,
         )
 
     def examine(self) -> Iterator[Finding]:
@@ -155,18 +162,13 @@ class AdbDriver:
         push_file(host, local, remote, self._described(local), say)
         host.run(["chmod", "755", remote], deadline_s=SHORT_S).checked(f"making {remote} executable")
 
-    def _diagnose(self, boot_id: str) -> str:
-        """Why a running agent was lost, as far as a look at the device tells."""
+    def _lost(self, boot_id: str) -> str | None:
+        """Is the device gone, or was it restarted? None if neither, as far as a look at it tells."""
         try:
-            now = AdbHost(self._device.serial, client=self._client(), wait_s=DIAGNOSIS_S).boot_id()
+            now = AdbHost(self._device.serial, client=self._client(), wait_s=DIAGNOSIS_S).boot_id(DIAGNOSIS_S)
         except TransportError as error:
             return f"the device cannot be reached any more ({str(error).splitlines()[0]})"
-        if now != boot_id:
-            return "the device was restarted in between (its boot id changed)"
-        return (
-            "the device is up and was not restarted, so the connection was cut or the agent was ended there (out of "
-            "memory? `adb logcat -b crash,events` tells)"
-        )
+        return None if now == boot_id else "the device was restarted in between (its boot id changed)"
 
 
 def _plain_name(library: Path) -> str:

@@ -93,6 +93,8 @@ class Connection:
         self.max_data = MAX_DATA
 
     def send(self, command: bytes, first: int, second: int, data: bytes = b"") -> None:
+        if self._adbd.frozen:
+            return
         number = int.from_bytes(command, "little")
         header = HEADER.pack(number, first, second, len(data), sum(data) & 0xFFFFFFFF, number ^ 0xFFFFFFFF)
         try:
@@ -168,11 +170,13 @@ class Connection:
 
 
 class FakeAdbd:
-    """The server. Its faults: `unplug`, `plug`, `reboot`, `state`, and `unplug_after_bytes` received from now on."""
+    """The server. Its faults: `unplug`, `plug`, `reboot`, `state`, `unplug_after_bytes` received from now on, and
+    `frozen`: it hears everything and says nothing any more."""
 
     def __init__(self, phone: FakePhone, *, state: State = "device", port: int = 0) -> None:
         self.phone = phone
         self.state: State = state
+        self.frozen = False
         self.port = port
         self._connections: set[Connection] = set()
         self._listener: socket.socket | None = None

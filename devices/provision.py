@@ -12,7 +12,7 @@ import re
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from devices.driver import Say
@@ -28,6 +28,11 @@ OLDEST = (3, 11)
 VENV_S = 300.0
 PIP_S = 1800.0
 _READY = "phi-edge-ready"  # written last: a venv without it is half made
+# ExecuTorch's wheel also asks for its exporter's libraries. The runtime needs none of them, and one (coremltools) has
+# no wheel for ARM Linux: pip would refuse the whole.
+_ALONE = ("executorch",)
+# On PyPI torch for ARM Linux is CUDA's build, with 2 GB of NVIDIA's libraries. "+cpu" counts as newer, so pip takes it.
+_INDEXES: Mapping[Format, Sequence[str]] = {"executorch": ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]}
 
 
 def bring_code(host: Host, cache: str, python: str, say: Say) -> str:
@@ -76,10 +81,15 @@ def bring_venv(
             exit_code=made.exit_code,
             last_lines=last_lines(made.stdout + made.stderr),
         )
-    offline = [] if wheelhouse is None else ["--no-index", "--find-links", _bring_wheels(host, cache, wheelhouse, say)]
+    where = _INDEXES.get(engine, ())
+    if wheelhouse is not None:
+        where = ["--no-index", "--find-links", _bring_wheels(host, cache, wheelhouse, say)]
     say(f"installing {', '.join(wanted)}")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    host.run([*pip, *offline, *wanted], deadline_s=PIP_S).checked("pip install")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *where]
+    alone = [each for each in wanted if each.startswith(_ALONE)]
+    host.run([*pip, *(each for each in wanted if each not in alone)], deadline_s=PIP_S).checked("pip install")
+    if alone:
+        host.run([*pip, "--no-deps", *alone], deadline_s=PIP_S).checked("pip install")
     host.run(["touch", f"{venv}/{_READY}"], deadline_s=SHORT_S).checked("finishing the environment")
     return python
 

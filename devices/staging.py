@@ -6,6 +6,7 @@ whole. It needs a POSIX shell and sha256sum on the device.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +19,22 @@ from runtimes.host import Host
 SHORT_S = 60.0  # for a command that only looks
 SLOWEST_BYTES_PER_S = 200_000  # of a wire and a card that are still worth waiting for
 ATTEMPTS = 3  # of a push whose connection breaks; each goes on where the last one ended
+WHOLE_ATTEMPTS = 2  # of a push that arrived, but not as it was sent
 SPARE_BYTES = 100_000_000  # that must stay free on the device
+# sh FINISH PART NAME SHA256 RANDOM: takes the part away under a name that nobody else knows, verifies it there, and
+# only then gives it its own. So one of two clients that push the same file cannot put the other's beginning in place.
+_FINISH = """
+command -v sha256sum >/dev/null || { echo "the device has no sha256sum" >&2; exit 1; }
+is_whole() { seen="$(sha256sum <"$1")" && [ "${seen%% *}" = "$2" ]; }
+if mv -f "$1" "$1.$4" 2>/dev/null; then
+  is_whole "$1.$4" "$3" && exec mv -f "$1.$4" "$2"
+  rm -f "$1.$4"
+elif [ -f "$2" ] && is_whole "$2" "$3"; then
+  exit 0
+fi
+exit 3
+"""
+_NOT_WHOLE = 3
 _EXIST = 'cd "$1" && shift && for name; do if [ -f "./$name" ]; then echo y; else echo n; fi; done'
 
 
@@ -33,7 +49,7 @@ def stage_artifact(host: Host, artifact: Artifact, cache: str, say: Say) -> str:
     folder = f"{cache}/{artifact.manifest.digest()}"
     host.run(["mkdir", "-p", folder], deadline_s=SHORT_S).checked(f"making {folder}")
     names = [*artifact.manifest.files, MANIFEST]
-    there = dict(zip(names, _exist(host, folder, names), strict=True))
+    there = dict(zip(names, exist(host, folder, names), strict=True))
     if there[MANIFEST] and all(there.values()):
         return folder
     missing = {name: file for name, file in artifact.manifest.files.items() if not there[name]}
@@ -56,16 +72,19 @@ def push_file(host: Host, local: Path, remote: str, file: File, say: Say) -> Non
     """Push one file: to `.part`, continued where an earlier push broke, verified on the device, renamed."""
     part = remote + ".part"
     host.run(["mkdir", "-p", str(PurePosixPath(remote).parent)], deadline_s=SHORT_S).checked("making a folder")
-    for attempt in ("resumed", "whole"):
+    for _ in range(WHOLE_ATTEMPTS):
         say(f"pushing {PurePosixPath(remote).name} ({file.bytes / 1e6:.1f} MB)")
         _push_on(host, local, part, file, say)
-        if remote_sha256(host, part, file.bytes) == file.sha256:
-            break
-        # What an earlier push left was not the beginning of this file, or two push at once.
-        host.run(["rm", "-f", part], deadline_s=SHORT_S).checked(f"removing {part}")
-        if attempt == "whole":
-            raise TransportError(f"{remote} arrives damaged: its sha256 on the device is wrong, twice; check its disk")
-    host.run(["mv", "-f", part, remote], deadline_s=SHORT_S).checked(f"renaming {part}")
+        finish = ["sh", "-c", _FINISH, "sh", part, remote, file.sha256, secrets.token_hex(4)]
+        done = host.run(finish, deadline_s=deadline_s(file.bytes))
+        if done.exit_code != _NOT_WHOLE:
+            done.checked(f"putting {remote} in its place")
+            return
+        # What an earlier push left was not the beginning of this file, or another client pushes it too.
+    raise TransportError(
+        f"{remote} arrives damaged: its sha256 on the device was wrong {WHOLE_ATTEMPTS} times; check its disk, and "
+        "that nobody else pushes at the same time"
+    )
 
 
 def remote_sha256(host: Host, remote: str, size: int) -> str:
@@ -86,7 +105,8 @@ def _push_on(host: Host, local: Path, part: str, file: File, say: Say) -> None:
             return
 
 
-def _exist(host: Host, folder: str, names: Sequence[str]) -> list[bool]:
+def exist(host: Host, folder: str, names: Sequence[str]) -> list[bool]:
+    """Which of these files are in the device's folder."""
     done = host.run(["sh", "-c", _EXIST, "sh", folder, *names], deadline_s=SHORT_S)
     return [word == b"y" for word in done.checked(f"looking into {folder}").split()]
 

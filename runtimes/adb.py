@@ -6,6 +6,7 @@ adb joins its arguments with spaces and gives them to the device's shell, so eve
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shlex
 import subprocess
@@ -16,10 +17,11 @@ from typing import IO
 from runtimes.adb_devices import LOCAL_CLIENT, Client, adb_command, choose_device
 from runtimes.adb_process import AdbProcess
 from runtimes.errors import ConnectionLostError, TransportError
-from runtimes.host import Finished, last_lines
+from runtimes.host import WRITE_BLOCK_BYTES, Finished, last_lines, write_from
 
 APPEAR_S = 10.0  # how long a device may take to appear after a fresh start of the server
 SHORT_S = 30.0
+KILL_S = 10.0
 # The device's shell takes one argument of at most 128 KiB (MAX_ARG_STRLEN).
 MAX_COMMAND_BYTES = 100_000
 
@@ -58,10 +60,11 @@ class AdbHost:
         there = self.run(["stat", "-c", "%s", remote], deadline_s=SHORT_S)
         begun = int(there.stdout) if there.exit_code == 0 and there.stdout.strip().isdigit() else 0
         doing = ["push", str(local), remote]
-        if 0 < begun < size:
+        blocks = begun // WRITE_BLOCK_BYTES
+        if blocks > 0 and begun < size:
             with local.open("rb") as file:
-                file.seek(begun)
-                text = f"exec cat >> {shlex.quote(remote)}"
+                os.lseek(file.fileno(), blocks * WRITE_BLOCK_BYTES, os.SEEK_SET)
+                text = f"exec {quote(write_from(remote, blocks))}"
                 done = self._call([*self._adb, "shell", text], doing, deadline_s, file)
         else:
             done = self._call([*self._adb, *doing], doing, deadline_s)
@@ -80,9 +83,9 @@ class AdbHost:
         finally:
             part.unlink(missing_ok=True)
 
-    def boot_id(self) -> str:
+    def boot_id(self, deadline_s: float = SHORT_S) -> str:
         """Differs after every start of the device's kernel."""
-        read = self.run(["cat", "/proc/sys/kernel/random/boot_id"], deadline_s=SHORT_S)
+        read = self.run(["cat", "/proc/sys/kernel/random/boot_id"], deadline_s=deadline_s)
         return read.checked("reading the boot id").decode("ascii", "replace").strip()
 
     def close(self) -> None:
@@ -132,7 +135,7 @@ class AdbHost:
             '[ "${22}" = "$2" ] && kill -9 "$1"; true'
         )
         with contextlib.suppress(TransportError):  # a device that is gone has no process
-            self.run(["sh", "-c", script, "sh", str(pid), started], deadline_s=SHORT_S)
+            self.run(["sh", "-c", script, "sh", str(pid), started], deadline_s=KILL_S)
 
 
 def quote(command: Sequence[str]) -> str:

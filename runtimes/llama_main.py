@@ -12,7 +12,7 @@ import contextlib
 import json
 import secrets
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact
@@ -29,14 +29,21 @@ SHORT_S = 60.0
 
 
 def open_llama_main(
-    host: Host, start: Sequence[str], artifact: Artifact, folder: str, threads: int | None, deadline_s: float
+    host: Host,
+    start: Sequence[str],
+    artifact: Artifact,
+    folder: str,
+    threads: int | None,
+    deadline_s: float,
+    diagnose: Callable[[], str | None],
 ) -> TokenSource:
     """`start` is the command that starts the program; `folder` holds the artifact on the device. `deadline_s` ends a
-    request that takes longer. Loads nothing yet: the runner loads for each request."""
+    request that takes longer. `diagnose` says whether the device is gone. Loads nothing yet: the runner loads for each
+    request."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
-    return LlamaMain(host, start, artifact, folder, tokenizer, threads, deadline_s)
+    return LlamaMain(host, start, artifact, folder, tokenizer, threads, deadline_s, diagnose)
 
 
 class LlamaMain:
@@ -51,6 +58,7 @@ class LlamaMain:
         tokenizer: Tokenizer,
         threads: int | None,
         deadline_s: float,
+        diagnose: Callable[[], str | None],
     ) -> None:
         (program,) = (name for name in artifact.manifest.files if name.endswith(".pte"))
         self._host = host
@@ -62,6 +70,7 @@ class LlamaMain:
         self._context_tokens = artifact.manifest.rope.switch_tokens or artifact.manifest.context_tokens
         self._tokenizer = tokenizer
         self._deadline_s = deadline_s
+        self._diagnose = diagnose
         self._running = threading.Lock()
         self._process: LineProcess | None = None
         self._cut: Finish | None = None  # why the process was ended by us
@@ -149,9 +158,9 @@ class LlamaMain:
             if self._cut is not None:
                 return None
             if code != 0 or not lines or not lines[-1].startswith(OBSERVER):
-                raise TransportError(
-                    "llama_main failed on the device", command=command, exit_code=code, last_lines=process.last_lines()
-                )
+                last, reason = process.last_lines(), self._diagnose()
+                told = "llama_main failed on the device" if reason is None else f"llama_main was lost: {reason}"
+                raise TransportError(told, command=command, exit_code=code, last_lines=last)
         finally:
             timer.cancel()
             self._end(None)

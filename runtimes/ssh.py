@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runtimes.child import ChildLines, run_child
 from runtimes.errors import ConnectionLostError, TransportError
-from runtimes.host import Finished, LineProcess, last_lines
+from runtimes.host import WRITE_BLOCK_BYTES, Finished, LineProcess, last_lines, write_from
 
 CONNECT_S = 10
 IDLE_S = 60
@@ -63,14 +63,12 @@ class SshHost:
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
         """See Host.push."""
         there = self.run(["sh", "-c", _SIZE, "sh", remote], deadline_s=LOOK_S)
-        offset = int(there.checked(f"looking at {remote}"))
+        blocks = int(there.checked(f"looking at {remote}")) // WRITE_BLOCK_BYTES
         self._connect()
         with local.open("rb") as source:
-            os.lseek(source.fileno(), offset, os.SEEK_SET)
-            done = run_child(
-                self._command(["sh", "-c", 'cat >>"$1"', "sh", remote]), deadline_s=deadline_s, stdin=source
-            )
-        self._told(done, ["cat"]).checked(f"writing {remote}")
+            os.lseek(source.fileno(), blocks * WRITE_BLOCK_BYTES, os.SEEK_SET)
+            done = run_child(self._command(write_from(remote, blocks)), deadline_s=deadline_s, stdin=source)
+        self._told(done, ["dd"]).checked(f"writing {remote}")
 
     def pull(self, remote: str, local: Path, *, deadline_s: float) -> None:
         """See Host.pull."""

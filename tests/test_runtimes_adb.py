@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from ci.odd_text import odd_names, odd_texts
+from ci.wire_checks import check_half_a_line, check_names, check_prompts
 from devices.fake_adbd import FakeAdbd
 from runtimes.adb import AdbHost
 from runtimes.adb_devices import Client, choose_device, parse_devices
 from runtimes.errors import TransportError
 
 pytestmark = pytest.mark.emulated
-
-PRINT_ARGUMENTS = 'for each in "$@"; do printf "%s\\0" "$each"; done'
 
 
 @pytest.fixture
@@ -46,38 +46,33 @@ def test_a_command_has_a_deadline(host: AdbHost) -> None:
     assert time.monotonic() - before < 5
 
 
-def test_2000_strings_arrive_as_they_are(host: AdbHost, phone: FakeAdbd) -> None:
-    generator = random.Random(3)
-    alphabet = "$`\\\"'!*?[]{}()<>|&;~#=%^ \t\n\r\x01\x7fa-é漢🙂\u202e"
-    strings = ["".join(generator.choices(alphabet, k=generator.randrange(0, 24))) for _ in range(2000)]
-    strings[:4] = ["$(reboot)", "'; rm -rf / #", "-n", "--help"]
+def test_2000_odd_arguments_arrive_as_they_are(host: AdbHost) -> None:
+    texts = odd_texts(2000, seed=3)
     for start in range(0, 2000, 250):
-        batch = strings[start : start + 250]
-        done = host.run(["sh", "-c", PRINT_ARGUMENTS, "sh", *batch], deadline_s=30)
-        assert done.checked("printing").decode().split("\0")[:-1] == batch
+        batch = texts[start : start + 250]
+        # The end mark shows that an empty last argument is one.
+        done = host.run(["printf", "%s\\0", *batch, "end"], deadline_s=30)
+        assert done.checked("printing").decode().split("\0") == [*batch, "end", ""]
 
 
-def test_file_names_arrive_as_they_are(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
-    local = tmp_path / "local $(x) 'é\n;.bin"
-    local.write_bytes(b"abc")
-    for name in (
-        "plain",
-        "a b",
-        "$(reboot)",
-        "'quote'",
-        '"double"',
-        "new\nline",
-        "semi;colon",
-        "漢字 🙂",
-        "-r",
-        "a\\b",
-        "*",
-    ):
-        remote = str(phone.phone.folder / name)
-        host.push(local, remote, deadline_s=10)
-        assert Path(remote).read_bytes() == b"abc"
-        host.pull(remote, tmp_path / "back", deadline_s=10)
-        assert (tmp_path / "back").read_bytes() == b"abc"
+def test_2000_odd_prompts_reach_the_model_as_they_are(host: AdbHost, tmp_path: Path) -> None:
+    check_prompts(host, tmp_path)
+
+
+def test_2000_odd_file_names_are_told_apart(host: AdbHost, tmp_path: Path) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    check_names(host, folder)
+
+
+def test_odd_file_names_go_there_and_back(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+    for number, name in enumerate(odd_names(30, seed=4)):
+        local, remote, back = tmp_path / f"in {number}", phone.phone.folder / name, tmp_path / f"out {number}"
+        local.write_bytes(name.encode())
+        host.push(local, str(remote), deadline_s=10)
+        assert remote.read_bytes() == local.read_bytes()
+        host.pull(str(remote), back, deadline_s=10)
+        assert back.read_bytes() == local.read_bytes()
 
 
 def test_a_nul_is_refused_with_its_reason(host: AdbHost) -> None:
@@ -158,6 +153,24 @@ def test_a_pulled_cable_ends_the_lines(host: AdbHost, phone: FakeAdbd) -> None:
     process.close()
     with pytest.raises(TransportError, match="the connection broke during true"):
         host.run(["true"], deadline_s=20)
+
+
+def test_half_a_line_is_told(host: AdbHost) -> None:
+    check_half_a_line(host)
+
+
+def test_a_phone_that_falls_silent_is_told(host: AdbHost, phone: FakeAdbd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing says that the wire is dead: the deadline of each call does, also of those that end what was started."""
+    process = host.start(["cat"])
+    process.write_line(b"one")
+    assert next(process.lines()) == b"one"
+    phone.frozen = True
+    with pytest.raises(TransportError, match=r"did not finish in 0\.5 s: true"):
+        host.run(["true"], deadline_s=0.5)
+    monkeypatch.setattr("runtimes.adb.KILL_S", 0.5)
+    begun = time.monotonic()
+    process.close()
+    assert time.monotonic() - begun < 10
 
 
 def test_a_reboot_changes_the_boot_id(host: AdbHost, phone: FakeAdbd) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import subprocess
 import threading
 import time
@@ -14,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from ci.emulated_pi import NAME, EmulatedPi
+from ci.odd_text import odd_names, odd_texts
+from ci.wire_checks import check_half_a_line, check_names, check_prompts
+from runtimes import ssh
 from runtimes.errors import ConnectionLostError, TransportError
 from runtimes.ssh import SshHost
 
 pytestmark = pytest.mark.emulated
-ODD = [
-    *("'", '"', "$HOME", "`id`", "$(id)", "\\", "\n", "\r\n", "\t", " ", "*", "?", "[a]", "~", "&", ";", "|", "<", ">"),
-    *("#", "!", "!!", "%s", "{a,b}", "-n", "--", "=", "é", "日本", "😀", "\x01", "\x1b[31m", "\x7f", "a" * 50),
-]
 
 
 @pytest.fixture
@@ -31,17 +29,21 @@ def host(emulated_pi: EmulatedPi) -> Iterator[SshHost]:
     opened.close()
 
 
-def odd_text(chance: random.Random) -> str:
-    return "".join(chance.choice(ODD) for _ in range(chance.randrange(0, 8)))
-
-
 def test_2000_odd_arguments_arrive_as_they_are(host: SshHost) -> None:
-    chance = random.Random(3)
-    for _ in range(20):
-        texts = [odd_text(chance) for _ in range(100)]
+    texts = odd_texts(2000, seed=3)
+    for start in range(0, 2000, 250):
+        batch = texts[start : start + 250]
         # The end mark shows that an empty last argument is one.
-        done = host.run(["printf", "%s\\0", *texts, "end"], deadline_s=60)
-        assert done.stdout.decode().split("\0") == [*texts, "end", ""]
+        done = host.run(["printf", "%s\\0", *batch, "end"], deadline_s=60)
+        assert done.stdout.decode().split("\0") == [*batch, "end", ""]
+
+
+def test_2000_odd_prompts_reach_the_model_as_they_are(host: SshHost, tmp_path: Path) -> None:
+    check_prompts(host, tmp_path)
+
+
+def test_2000_odd_file_names_are_told_apart(host: SshHost, tmp_path: Path) -> None:
+    check_names(host, tmp_path)
 
 
 def test_any_bytes_arrive_over_stdin(host: SshHost) -> None:
@@ -55,11 +57,9 @@ def test_a_nul_in_an_argument_is_refused(host: SshHost) -> None:
 
 
 def test_odd_file_names_go_there_and_back(host: SshHost, tmp_path: Path) -> None:
-    chance = random.Random(4)
-    for number in range(8):
-        name = f"{number}" + odd_text(chance).replace("/", "")[:80]
-        local, remote, back = tmp_path / f"in{number}", tmp_path / name, tmp_path / f"out{number}"
-        local.write_bytes(chance.randbytes(1000))
+    for number, name in enumerate(odd_names(30, seed=4)):
+        local, remote, back = tmp_path / f"in {number}", tmp_path / name, tmp_path / f"out {number}"
+        local.write_bytes(name.encode())
         host.push(local, str(remote), deadline_s=60)
         assert remote.read_bytes() == local.read_bytes()
         host.pull(str(remote), back, deadline_s=60)
@@ -136,6 +136,22 @@ def test_a_full_disk_is_told(host: SshHost, tmp_path: Path) -> None:
     local.write_bytes(os.urandom(100_000))
     with pytest.raises(TransportError, match="No space left on device"):
         host.push(local, "/dev/full", deadline_s=60)
+
+
+def test_half_a_line_is_told(host: SshHost) -> None:
+    check_half_a_line(host)
+
+
+def test_a_wire_that_falls_silent_is_told(emulated_pi: EmulatedPi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cable that is pulled says nothing: ssh asks every 5 s (here 1 s), three times."""
+    assert ssh._OPTIONS["ServerAliveInterval"] == "5" and ssh._OPTIONS["ServerAliveCountMax"] == "3"
+    monkeypatch.setitem(ssh._OPTIONS, "ServerAliveInterval", "1")
+    host = SshHost(NAME, config=emulated_pi.config)
+    host.run(["true"], deadline_s=60)
+    with emulated_pi.frozen(), pytest.raises(ConnectionLostError, match="the connection to pi5 was lost"):
+        host.run(["true"], deadline_s=30)
+    assert host.run(["echo", "again"], deadline_s=60).stdout == b"again\n"
+    host.close()
 
 
 def test_closing_leaves_no_connection_behind(emulated_pi: EmulatedPi) -> None:

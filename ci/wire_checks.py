@@ -1,0 +1,62 @@
+"""What holds of every wire to a device, checked by its tests: prompts, file names and lines arrive as they are or are
+refused. The device's folders must be this machine's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ci.odd_text import odd_names, odd_texts
+from devices.staging import exist
+from runtimes import DoneEvent, GenerateRequest, Runtime, TokenEvent, open_runtime
+from runtimes.errors import TransportError
+from runtimes.fake import fake_artifact, fake_opener
+from runtimes.host import Host
+from runtimes.registry import text_runtime
+from runtimes.remote import RemoteTokens
+
+COUNT = 2000
+BATCH = 250
+ROOT = Path(__file__).parent.parent
+
+
+def check_prompts(host: Host, folder: Path) -> None:
+    """2,000 texts, NULs among them: the agent's model answers each as this process's does. Its answer is a function of
+    all ids of the prompt."""
+    artifact = fake_artifact(folder / "artifact")
+    agent = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "runtimes.agent", str(artifact.folder)]
+    source = RemoteTokens(host.start([*agent, "--fake-forward-s", "0"]))
+    there, here = text_runtime(artifact, source), open_runtime(artifact, engine=fake_opener())
+    try:
+        for text in odd_texts(COUNT, seed=6, nul=True):
+            request = GenerateRequest(prompt=f"> {text}", max_new_tokens=1, ignore_stop_ids=True)
+            assert _answer(there, request) == _answer(here, request), text
+    finally:
+        there.close()
+        here.close()
+
+
+def check_names(host: Host, folder: Path) -> None:
+    """2,000 file names, half of which are there: the device tells which."""
+    names = odd_names(COUNT, seed=7)
+    for name in names[::2]:
+        (folder / name).touch()
+    for start in range(0, COUNT, BATCH):
+        assert exist(host, str(folder), names[start : start + BATCH]) == [True, False] * (BATCH // 2)
+
+
+def check_half_a_line(host: Host) -> None:
+    """An agent whose first line breaks off is an error that shows it."""
+    begun = '{"event": "ready", "proto'
+    try:
+        RemoteTokens(host.start(["printf", "%s", begun]))
+    except TransportError as error:
+        assert "the agent ended while loading" in str(error) or begun in str(error), error
+    else:
+        raise AssertionError("half a line was taken for a ready agent")
+
+
+def _answer(runtime: Runtime, request: GenerateRequest) -> tuple[int, int]:
+    token, done = runtime.generate(request)
+    assert isinstance(token, TokenEvent) and isinstance(done, DoneEvent)
+    return token.id, done.usage.prompt
