@@ -42,6 +42,13 @@ def build_pi() -> Path:
     return pi_folder()
 
 
+def build_executorch(pi: Path) -> Path:
+    """The board's Python with ExecuTorch; 440 MB are downloaded the first time."""
+    script, environment = REPOSITORY / "ci/emulate_pi5_executorch.sh", os.environ | {"PYTHON": sys.executable}
+    subprocess.run([str(script), str(pi)], check=True, timeout=1200, env=environment)
+    return pi / "bin/python3-executorch"
+
+
 class EmulatedPi:
     """`with EmulatedPi(folder, pi) as board: ... --lab board.lab --device pi5`. Its keys are in `folder`."""
 

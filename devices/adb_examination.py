@@ -7,6 +7,7 @@ from pathlib import Path
 
 from devices.adb_conditions import read_adb_conditions
 from devices.driver import Finding
+from devices.examination import judge_memory
 from devices.lab import AdbDevice
 from devices.staging import SHORT_S, free_bytes
 from runtimes.adb import AdbHost
@@ -15,6 +16,7 @@ from runtimes.errors import TransportError
 
 ROOM_BYTES = 4_000_000_000
 ABI = "arm64-v8a"
+ELF_AARCH64 = 183
 HOT_STATUS = 2  # Android's THERMAL_STATUS_MODERATE: it begins to throttle
 
 
@@ -44,16 +46,27 @@ def examine_phone(device: AdbDevice, client: Client, connect: Callable[[], AdbHo
 def _files(device: AdbDevice) -> Iterator[Finding]:
     names = [] if device.program is None else [device.program]
     for name in (*names, *device.libraries):
-        there = Path(name).expanduser().is_file()
+        wrong = _wrong(Path(name).expanduser())
         yield Finding(
             what=Path(name).name,
-            state="ok" if there else "wrong",
-            seen=name if there else f"{name} is no file",
-            mend=None if there else "correct lab.toml, or build it: docs/android.md",
+            state="wrong" if wrong else "ok",
+            seen=f"{name} is {wrong}" if wrong else name,
+            mend="correct lab.toml, or build it: docs/android.md" if wrong else None,
         )
     if device.program is None:
         mend = "build the native agent (runtimes/native/README.md) and name it in lab.toml: program"
         yield Finding(what="program", state="wrong", seen="lab.toml names none", mend=mend)
+
+
+def _wrong(path: Path) -> str | None:
+    """Why a phone cannot run this program or load this library; a script is the phone's affair."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(20)
+    except OSError:
+        return "no file"
+    machine = int.from_bytes(head[18:20], "little")
+    return f"not for {ABI} (ELF machine {machine})" if head[:4] == b"\x7fELF" and machine != ELF_AARCH64 else None
 
 
 def _phone(device: AdbDevice, host: AdbHost) -> Iterator[Finding]:
@@ -83,6 +96,7 @@ def _phone(device: AdbDevice, host: AdbHost) -> Iterator[Finding]:
             mend=None if enough else mend,
         )
     seen = read_adb_conditions(host)
+    yield from judge_memory(seen)
     if seen.thermal_status is not None:
         hot = seen.thermal_status >= HOT_STATUS
         mend = "let it cool; take it out of its case"

@@ -69,6 +69,28 @@ def examine_board(
 
 def judge_conditions(seen: Conditions) -> Iterator[Finding]:
     """Memory, swap, throttling, heat, governor. What the device does not tell is no finding."""
+    yield from judge_memory(seen)
+    if seen.swap_devices:
+        zram = any("zram" in name for name in seen.swap_devices)
+        kind = "compressed memory (zram)" if zram else "a disk"
+        yield Finding(what="swap", state="ok", seen=f"{(seen.swap_total_bytes or 0) / 1e9:.1f} GB on {kind}")
+    if seen.throttled is not None:
+        yield from _throttling(seen.throttled)
+    elif (seen.cpu_model or "").startswith("Raspberry Pi"):
+        mend = "sudo usermod -aG video $USER on the board, then log in anew; or sudo apt-get install raspi-utils"
+        yield Finding(what="throttling", state="warning", seen="vcgencmd does not tell it", mend=mend)
+    if seen.temperature_c and (hottest := max(seen.temperature_c.values())) >= 75:
+        yield Finding(what="temperature", state="warning", seen=f"{hottest:.0f} °C", mend="cool it: a fan, a heat sink")
+    if seen.governor is not None:
+        slow = seen.governor == "powersave"
+        set_it = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        yield Finding(
+            what="governor", state="warning" if slow else "ok", seen=seen.governor, mend=set_it if slow else None
+        )
+
+
+def judge_memory(seen: Conditions) -> Iterator[Finding]:
+    """Is there room for a small Phi-3? No finding where the device does not tell."""
     if seen.memory_total_bytes is not None and seen.memory_available_bytes is not None:
         free, total = seen.memory_available_bytes / 1e9, seen.memory_total_bytes / 1e9
         enough = seen.memory_available_bytes >= 3_000_000_000
@@ -77,20 +99,6 @@ def judge_conditions(seen: Conditions) -> Iterator[Finding]:
             state="ok" if enough else "warning",
             seen=f"{free:.1f} of {total:.1f} GB available",
             mend=None if enough else "close what runs there; Phi-3-mini in int4 takes about 3 GB with a small context",
-        )
-    if seen.swap_devices:
-        zram = any("zram" in name for name in seen.swap_devices)
-        kind = "compressed memory (zram)" if zram else "a disk"
-        yield Finding(what="swap", state="ok", seen=f"{(seen.swap_total_bytes or 0) / 1e9:.1f} GB on {kind}")
-    if seen.throttled is not None:
-        yield from _throttling(seen.throttled)
-    if seen.temperature_c and (hottest := max(seen.temperature_c.values())) >= 75:
-        yield Finding(what="temperature", state="warning", seen=f"{hottest:.0f} °C", mend="cool it: a fan, a heat sink")
-    if seen.governor is not None:
-        slow = seen.governor == "powersave"
-        set_it = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-        yield Finding(
-            what="governor", state="warning" if slow else "ok", seen=seen.governor, mend=set_it if slow else None
         )
 
 

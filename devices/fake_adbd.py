@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -113,6 +114,8 @@ class Connection:
         with contextlib.suppress(Gone, OSError):
             while True:
                 command, first, second, size = HEADER.unpack(self._exactly(HEADER.size))[:4]
+                if self._adbd.slow_s:
+                    time.sleep(self._adbd.slow_s)
                 self._packet(command.to_bytes(4, "little"), first, second, self._exactly(size))
         for stream in list(self._streams.values()):
             stream.end()
@@ -177,6 +180,7 @@ class FakeAdbd:
         self.phone = phone
         self.state: State = state
         self.frozen = False
+        self.slow_s = 0.0  # for each packet
         self.port = port
         self._connections: set[Connection] = set()
         self._listener: socket.socket | None = None

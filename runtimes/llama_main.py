@@ -159,7 +159,9 @@ class LlamaMain:
                 return None
             if code != 0 or not lines or not lines[-1].startswith(OBSERVER):
                 last, reason = process.last_lines(), self._diagnose()
-                told = "llama_main failed on the device" if reason is None else f"llama_main was lost: {reason}"
+                told = f"llama_main was lost: {reason}"
+                if reason is None:
+                    told = "llama_main failed on the device, or the connection was cut"
                 raise TransportError(told, command=command, exit_code=code, last_lines=last)
         finally:
             timer.cancel()

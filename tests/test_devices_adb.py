@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from ci.emulated_android import AndroidSoftware
+from ci.near_ties import CLOSE_LOGITS, partings, questions
+from ci.odd_text import odd_texts
 from devices.adb_conditions import parse_conditions
 from devices.adb_driver import AdbDriver
 from devices.bench import Plan, measure
@@ -23,15 +26,16 @@ from devices.fake_phone import BATTERY, THERMAL, FakePhone
 from devices.lab import AdbDevice
 from devices.measurement import DeviceFacts
 from devices.validity import problems
-from export.artifact import Artifact, open_artifact
+from export.artifact import Artifact, open_artifact, verify
+from runtimes import open_runtime
+from runtimes.adb import AdbHost
 from runtimes.adb_devices import Client
 from runtimes.api import Message
 from runtimes.errors import DeviceBusyError, EngineError, RequestError, TransportError, UnsupportedError
-from runtimes.registry import open_tokens
+from runtimes.registry import open_tokens, text_runtime
 from runtimes.tokenizer import Tokenizer
 from runtimes.tokens import NewToken, TokenRequest, TokensDone, TokenSource
 
-TINY = Path(__file__).parent.parent / "export" / "tiny"
 pytestmark = pytest.mark.emulated
 
 
@@ -63,28 +67,12 @@ def ids_of(source: TokenSource, request: TokenRequest) -> list[int]:
 
 
 def test_greedy_tokens_are_those_of_this_machine(device: AdbDevice, tiny_onnx: Path) -> None:
-    """50 held-out prompts. Where they part, the two best logits must be closer than the kernels' rounding."""
-    artifact = open_artifact(tiny_onnx)
-    tokenizer = Tokenizer(artifact.folder)
-    prompts = [json.loads(line)["question"] for line in (TINY / "held_out.jsonl").read_text().splitlines()[:50]]
-    here = open_tokens(artifact)
-    parted = []
-    with opened(device, artifact) as there:
-        for prompt in prompts:
-            ids = tokenizer.encode_chat([Message("user", prompt)])
-            request = TokenRequest(ids=ids, max_new_tokens=16, stop_ids=artifact.manifest.tokens.stop)
-            ours, theirs = ids_of(here, request), ids_of(there, request)
-            if ours != theirs:
-                same = next(
-                    n for n, pair in enumerate(zip([*ours, -1], [*theirs, -1], strict=False)) if pair[0] != pair[1]
-                )
-                logits = here._engine.forward([*ids, *ours[:same]], 0)
-                best = sorted(logits)[-2:]
-                parted.append(float(best[1] - best[0]))
-                here.forget()
+    artifact, here = open_artifact(tiny_onnx), open_runtime(tiny_onnx)
+    with opened(device, artifact) as source:
+        there = text_runtime(artifact, source)
+        parted = partings(artifact, here, there, questions(50), max_new_tokens=16)
     here.close()
-    assert all(gap < 0.1 for gap in parted), parted
-    assert len(parted) <= 2, parted
+    assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
 
 
 def test_bench_on_the_phone(device: AdbDevice, tiny_onnx: Path) -> None:
@@ -116,19 +104,73 @@ def test_staging_is_done_once_and_resumed(device: AdbDevice, phone: FakeAdbd, ti
         (staged / "manifest.json").unlink()
         (staged / "model.onnx.data").rename(staged / "model.onnx.data.part")
         with (staged / "model.onnx.data.part").open("r+b") as file:
-            file.truncate(10_000)
+            file.truncate(200_000)
         driver.stage(artifact, said.append)
     assert [what.split(" (")[0] for what in said] == ["pushing model.onnx.data", "pushing manifest.json"]
     for name in artifact.manifest.files:
         assert (staged / name).read_bytes() == (artifact.folder / name).read_bytes()
 
 
-def test_a_cable_pulled_in_staging(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:
-    artifact = open_artifact(tiny_onnx)
-    phone.unplug_after_bytes(3_000_000)
-    threading.Timer(3.0, phone.plug).start()
-    with opened(device, artifact) as source:  # pushed on once the cable was back
+@pytest.mark.parametrize("fault", ["cable", "server", "reboot"])
+def test_faults_in_a_push(device: AdbDevice, phone: FakeAdbd, adb: Client, tiny_onnx: Path, fault: str) -> None:
+    """It goes on by itself once the phone is back."""
+
+    def pull_for_a_second() -> None:
+        phone.unplug()
+        threading.Timer(1.0, phone.plug).start()
+
+    acts: dict[str, Callable[[], object]] = {
+        "cable": pull_for_a_second,
+        "server": lambda: kill_server(adb),
+        "reboot": phone.reboot,
+    }
+    artifact, said = open_artifact(tiny_onnx), list[str]()
+    part = Path(device.folder) / "artifacts" / artifact.manifest.digest() / "model.onnx.data.part"
+
+    def wait() -> None:
+        until_s = time.monotonic() + 60
+        while time.monotonic() < until_s and (not part.exists() or part.stat().st_size < 100_000):
+            time.sleep(0.0005)
+        acts[fault]()
+
+    watcher = threading.Thread(target=wait)
+    phone.slow_s = 0.005  # a block: a phone's file system takes longer than this machine's
+    watcher.start()
+    with contextlib.closing(AdbDriver("phone", device)) as driver:
+        driver.stage(artifact, said.append)
+    watcher.join()
+    assert any(what.endswith("going on") for what in said), said
+    verify(open_artifact(part.parent))
+    assert not list(part.parent.glob("*.part*"))
+
+
+def kill_server(adb: Client) -> None:
+    command = ["adb", "-P", (adb.server or "").rpartition(":")[2], "kill-server"]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+
+def test_two_clients_that_push_at_once_leave_a_whole_artifact(
+    device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path
+) -> None:
+    """Each is done, or was told; what has its name is whole either way."""
+    artifact, failed = open_artifact(tiny_onnx), list[str]()
+
+    def push() -> None:
+        with contextlib.closing(AdbDriver("phone", device)) as driver:
+            try:
+                driver.stage(artifact, lambda what: None)
+            except TransportError as error:
+                failed.append(str(error))
+
+    clients = [threading.Thread(target=push) for _ in range(2)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(120)
+    assert all("arrives damaged" in message for message in failed), failed
+    with opened(device, artifact) as source:  # whoever comes next finds it whole, or makes it so
         assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
+    verify(open_artifact(Path(device.folder) / "artifacts" / artifact.manifest.digest()))
 
 
 def test_a_full_disk(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:
@@ -142,15 +184,12 @@ def test_a_full_disk(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> Non
 def test_faults_in_the_middle_of_an_answer(
     device: AdbDevice, phone: FakeAdbd, adb: Client, tiny_onnx: Path, fault: str
 ) -> None:
-    import subprocess
-
     artifact = open_artifact(tiny_onnx)
-    server = ["adb", "-P", (adb.server or "").rpartition(":")[2], "kill-server"]
     acts: dict[str, tuple[Callable[[], object], str]] = {
         "unplug": (phone.unplug, "cannot be reached any more"),
         "reboot": (phone.reboot, "restarted in between"),
         "kill": (phone.phone.kill_all, "the agent was ended there"),
-        "server": (lambda: subprocess.run(server, check=True, capture_output=True), "the connection was cut"),
+        "server": (lambda: kill_server(adb), "the connection was cut"),
     }
     act, reason = acts[fault]
     with opened(device, artifact) as source:
@@ -167,6 +206,24 @@ def test_faults_in_the_middle_of_an_answer(
         phone.plug()
     with opened(device, artifact) as source:
         assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
+
+
+def test_a_phone_that_falls_silent_in_an_answer_is_told(
+    device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wire says so; the deadlines do. They are 10 s and 5 s, and here shorter."""
+    monkeypatch.setattr("runtimes.adb.KILL_S", 0.5)
+    monkeypatch.setattr("devices.adb_driver.DIAGNOSIS_S", 0.5)
+    artifact = open_artifact(tiny_onnx)
+    with contextlib.closing(AdbDriver("phone", device)) as driver:
+        driver.stage(artifact, lambda what: None)
+        source = driver.open(artifact, threads=2, hold=True, cold=False, deadline_s=8).source
+        stream = source.stream(TokenRequest(ids=[5, 6, 7], max_new_tokens=400))
+        phone.frozen = True
+        begun = time.monotonic()
+        with pytest.raises(TransportError, match=r"ended after .* of generating without a result.*cannot be reached"):
+            list(stream)
+        assert time.monotonic() - begun < 30
 
 
 def test_two_clients_at_once(device: AdbDevice, tiny_onnx: Path) -> None:
@@ -217,7 +274,10 @@ def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd) -> None:
         found = {finding.what: finding for finding in driver.examine()}
     assert {name for name, finding in found.items() if finding.state == "wrong"} == set()
     assert found["battery"].seen == "87%, charging"
-    assert found["processor"].seen == "arm64-v8a"
+    assert found["processor"].seen == "arm64-v8a" and "memory" in found
+    with contextlib.closing(AdbDriver("phone", dataclasses.replace(device, program=sys.executable))) as driver:
+        (program,) = (each for each in driver.examine() if each.what == Path(sys.executable).name)
+    assert program.state == "wrong" and "not for arm64-v8a (ELF machine 62)" in program.seen
     phone.unplug()
     gone = dataclasses.replace(device, serial="nobody")
     findings = list(AdbDriver("phone", gone).examine())
@@ -250,14 +310,70 @@ def test_llama_main_says_what_our_engine_says(runner: AdbDevice, tiny_executorch
     tokenizer = Tokenizer(artifact.folder)
     here = open_tokens(artifact)
     with opened(runner, artifact) as there:
-        for line in (TINY / "held_out.jsonl").read_text().splitlines()[:10]:
-            ids = tokenizer.encode_chat([Message("user", json.loads(line)["question"])])
-            request = TokenRequest(ids=ids, max_new_tokens=24, stop_ids=artifact.manifest.tokens.stop)
+        for question in questions(50):
+            ids = tokenizer.encode_chat([Message("user", question)])
+            request = TokenRequest(ids=ids, max_new_tokens=16, stop_ids=artifact.manifest.tokens.stop)
             *tokens, done = there.stream(request)
             assert isinstance(done, TokensDone) and done.error is None
             assert [token.id for token in tokens if isinstance(token, NewToken)] == ids_of(here, request)
             assert {token.at_s for token in tokens if isinstance(token, NewToken)} <= {None}
     here.close()
+
+
+@pytest.mark.parametrize("fault", ["unplug", "reboot", "kill", "server"])
+def test_faults_in_an_answer_of_llama_main(
+    runner: AdbDevice, phone: FakeAdbd, adb: Client, tiny_executorch: Path, fault: str
+) -> None:
+    acts: dict[str, tuple[Callable[[], object], str]] = {
+        "unplug": (phone.unplug, "llama_main was lost: the device cannot be reached any more"),
+        "reboot": (phone.reboot, "llama_main was lost: the device was restarted in between"),
+        "kill": (phone.phone.kill_all, "llama_main failed on the device"),
+        "server": (lambda: kill_server(adb), "llama_main failed on the device"),
+    }
+    act, reason = acts[fault]
+    with opened(runner, open_artifact(tiny_executorch)) as source:
+        threading.Timer(1.0, act).start()
+        begun = time.monotonic()
+        with pytest.raises(TransportError, match=reason):
+            list(source.stream(TokenRequest(ids=[5, 6, 7], max_new_tokens=500)))
+        assert time.monotonic() - begun < 60
+        if fault == "unplug":
+            phone.plug()
+        AdbHost(runner.serial, client=adb)  # there again
+        assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
+    assert not list(phone.phone.folder.glob("data/artifacts/*/prompt.*")) or fault in ("unplug", "reboot")
+
+
+def test_a_library_that_llama_main_lacks_is_told(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path) -> None:
+    program = tmp_path / "llama_main"
+    program.write_text("#!/bin/sh\necho 'CANNOT LINK EXECUTABLE: library \"libc++_shared.so\" not found' >&2\nexit 1\n")
+    with (
+        opened(dataclasses.replace(runner, program=str(program)), open_artifact(tiny_executorch)) as source,
+        pytest.raises(TransportError, match=r'(?s)llama_main failed .*library "libc\+\+_shared.so" not found'),
+    ):
+        list(source.stream(TokenRequest(ids=[5], max_new_tokens=2)))
+
+
+def test_prompts_that_a_shell_would_mangle_reach_llama_main(runner: AdbDevice, tiny_executorch: Path) -> None:
+    """Or are refused, where their text does not read back as their ids; a NUL among them."""
+    artifact = open_artifact(tiny_executorch)
+    tokenizer, here, answered = Tokenizer(artifact.folder), open_tokens(artifact), 0
+    with opened(runner, artifact) as there:
+        for text in ["a\0b", *odd_texts(11, seed=6, nul=True)]:
+            request = TokenRequest(ids=tokenizer.encode_prompt(f"the light {text}"), max_new_tokens=2)
+            try:
+                *tokens, done = there.stream(request)
+            except UnsupportedError as refusal:
+                assert "takes text" in str(refusal)
+                continue
+            assert isinstance(done, TokensDone)
+            if done.error is None:
+                assert [each.id for each in tokens if isinstance(each, NewToken)] == ids_of(here, request), text
+                answered += 1
+            else:
+                assert "its ids cannot be told from its text" in done.error
+    here.close()
+    assert answered >= 6
 
 
 def test_llama_main_refuses_what_it_cannot(runner: AdbDevice, tiny_executorch: Path) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ci.emulated_pi import NAME, EmulatedPi
+from ci.emulated_pi import NAME, EmulatedPi, build_executorch
+from ci.near_ties import CLOSE_LOGITS, first_gap, partings, questions
+from ci.odd_text import odd_texts
 from devices.driver import Driver
 from devices.drivers import find_device, open_device_runtime, open_driver
 from devices.errors import DeviceError
@@ -24,18 +24,15 @@ from devices.measurement import read_measurement
 from devices.ssh_driver import SshDriver
 from devices.validity import doubts, problems
 from export import artifact as artifacts
-from export.artifact import Artifact, open_artifact
+from export.artifact import Artifact, open_artifact, verify
 from phi_edge import main
 from runtimes import DoneEvent, GenerateRequest, Runtime, TokenEvent, open_runtime
-from runtimes.errors import DeviceBusyError, EngineError, TransportError
+from runtimes.errors import ConnectionLostError, DeviceBusyError, EngineError, TransportError
 from runtimes.fake import fake_artifact
-from runtimes.registry import ENGINES
 from runtimes.tokenizer import Tokenizer
+from runtimes.tokens import TokenRequest
 
 pytestmark = pytest.mark.emulated
-HELD_OUT = Path(__file__).parent.parent / "export/tiny/held_out.jsonl"
-PROMPTS = 50
-CLOSE_LOGITS = 0.05  # of two logits whose order may differ between x86 and ARM kernels
 
 
 @pytest.fixture
@@ -63,78 +60,28 @@ def driver(emulated_pi: EmulatedPi) -> Iterator[Driver]:
         yield opened
 
 
-def ids(runtime: Runtime, prompt: str, count: int = 24) -> list[int]:
+def ids(runtime: Runtime, prompt: str, count: int = 4) -> list[int]:
     request = GenerateRequest(prompt=prompt, max_new_tokens=count)
     return [event.id for event in runtime.generate(request) if isinstance(event, TokenEvent)]
 
 
-def prompts() -> list[str]:
-    """Held-out questions."""
-    rows = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
-    every = len(rows) // PROMPTS  # from all its categories
-    return [str(row["question"]) for row in rows[::every]][:PROMPTS]
-
-
 def test_greedy_tokens_are_those_of_this_machine(open_pi: Callable[[], Runtime], tiny_onnx: Path) -> None:
-    pi, here, chosen = open_pi(), open_runtime(tiny_onnx), prompts()
-    assert len(chosen) == PROMPTS
-    differing = {prompt: pair for prompt in chosen if (pair := (ids(pi, prompt), ids(here, prompt)))[0] != pair[1]}
+    artifact, here = open_artifact(tiny_onnx), open_runtime(tiny_onnx)
+    parted = partings(artifact, here, open_pi(), questions(50), max_new_tokens=16)
     here.close()
-    unexplained = {
-        prompt: gap for prompt, pair in differing.items() if (gap := logit_gap(tiny_onnx, prompt, *pair)) > CLOSE_LOGITS
-    }
-    assert not unexplained, f"{len(differing)} of {PROMPTS} prompts differ; by more than a near tie: {unexplained}"
-
-
-def logit_gap(folder: Path, prompt: str, one: list[int], other: list[int]) -> float:
-    """How far apart this machine's logits of the two first differing tokens are."""
-    place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    artifact = open_artifact(folder)
-    engine = ENGINES[artifact.manifest.format](artifact, None)
-    start = Tokenizer(folder).encode_prompt(prompt)
-    logits = np.array(engine.forward([*start, *one[:place]], 0, long=False))
-    engine.close()
-    stops = list(artifact.manifest.tokens.stop)
-    # Where one answer ended, the other's token stands against the likeliest stop id.
-    rivals = [
-        answer[place] if place < len(answer) else max(stops, key=lambda id: logits[id]) for answer in (one, other)
-    ]
-    return float(abs(logits[rivals[0]] - logits[rivals[1]]))
+    assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
 
 
 def test_prompts_that_a_shell_would_mangle_reach_the_model(open_pi: Callable[[], Runtime], tiny_onnx: Path) -> None:
-    pi, here, chance = open_pi(), open_runtime(tiny_onnx), random.Random(6)
-    odd = [
-        "'",
-        '"',
-        "$HOME",
-        "`id`",
-        "$(reboot)",
-        "\\",
-        "\n",
-        "\r",
-        "\0",
-        "\t",
-        ";",
-        "|",
-        "&&",
-        ">x",
-        "é",
-        "😀",
-        "{}",
-        "the light",
-    ]
-    for _ in range(12):
-        text = "".join(chance.choices(odd, k=12))
-        request = GenerateRequest(prompt=text, max_new_tokens=3, ignore_stop_ids=True)
+    pi, here, artifact = open_pi(), open_runtime(tiny_onnx), open_artifact(tiny_onnx)
+    for text in odd_texts(12, seed=6, nul=True):
+        request = GenerateRequest(prompt=f"the light {text}", max_new_tokens=3, ignore_stop_ids=True)
         (*seen, pi_done), (*expected, done) = pi.generate(request), here.generate(request)
         assert isinstance(pi_done, DoneEvent) and isinstance(done, DoneEvent) and pi_done.usage == done.usage
-        pair = (
-            [event.id for event in seen if isinstance(event, TokenEvent)],
-            [event.id for event in expected if isinstance(event, TokenEvent)],
-        )
+        one, other = ([each.id for each in events if isinstance(each, TokenEvent)] for events in (seen, expected))
         # Text that the model was never taught leaves near ties, which the two processors' kernels may break apart.
-        assert pair[0] == pair[1] or logit_gap(tiny_onnx, text, *pair) <= CLOSE_LOGITS, (text, pair)
+        start = Tokenizer(tiny_onnx).encode_prompt(f"the light {text}")
+        assert one == other or first_gap(artifact, start, one, other)[1] <= CLOSE_LOGITS, (text, one, other)
     here.close()
 
 
@@ -210,35 +157,87 @@ def test_doctor_says_what_is_wrong(emulated_pi: EmulatedPi, tmp_path: Path, chan
     assert said in result.output and "-> " in result.output
 
 
-def test_a_cable_pulled_in_a_push_is_resumed(
-    emulated_pi: EmulatedPi, driver: Driver, tmp_path: Path, said: list[str]
-) -> None:
-    folder = tmp_path / "big"
-    fake_artifact(folder)
-    big = folder / "weights.bin"
-    big.write_bytes(os.urandom(1 << 20) * 48)
-    artifact = reseal(folder)
-    remote = emulated_pi.cache / "artifacts" / artifact.manifest.digest() / "weights.bin.part"
-    cut_at: list[int] = []
+@pytest.fixture
+def big(tmp_path: Path) -> Artifact:
+    """An artifact whose push takes long enough to be interrupted."""
+    folder = fake_artifact(tmp_path / "big").folder
+    (folder / "weights.bin").write_bytes(os.urandom(1 << 20) * 32)
+    return reseal(folder)
 
-    def cut(what: str) -> None:
+
+def in_the_push(part: Path, act: Callable[[], None], said: list[str]) -> Callable[[str], None]:
+    """A `say` that acts once, when the first megabyte of this file is there."""
+
+    def wait() -> None:
+        until_s = time.monotonic() + 30
+        while time.monotonic() < until_s and (not part.exists() or part.stat().st_size < 1 << 20):
+            time.sleep(0.001)
+        act()
+
+    def say(what: str) -> None:
+        if what.startswith(f"pushing {part.stem} ") and not any(part.stem in each for each in said):
+            threading.Thread(target=wait).start()
         said.append(what)
-        if "weights.bin" in what and not cut_at:
-            pid = os.fork()
-            if pid == 0:
-                until_s = time.monotonic() + 30
-                while time.monotonic() < until_s and (not remote.exists() or remote.stat().st_size < 1 << 20):
-                    pass
-                emulated_pi.cut()
-                os._exit(0)
-            cut_at.append(pid)
 
-    driver.stage(artifact, cut)
-    os.waitpid(cut_at[0], 0)
+    return say
+
+
+def test_a_cable_pulled_in_a_push_is_resumed(
+    emulated_pi: EmulatedPi, driver: Driver, big: Artifact, said: list[str]
+) -> None:
+    staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
+    driver.stage(big, in_the_push(staged / "weights.bin.part", emulated_pi.cut, said))
     assert any(what.endswith("going on") for what in said), said
-    staged = remote.with_name("weights.bin")
-    assert staged.read_bytes() == big.read_bytes() and not remote.exists()
-    assert (staged.parent / "manifest.json").exists()
+    verify(open_artifact(staged))
+    assert not list(staged.glob("*.part*"))
+
+
+def test_sshd_killed_in_a_push_is_told_and_the_next_one_goes_on(
+    emulated_pi: EmulatedPi, driver: Driver, big: Artifact, said: list[str]
+) -> None:
+    staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
+    part = staged / "weights.bin.part"
+    try:
+        with pytest.raises(ConnectionLostError, match=r"cannot be reached by ssh; try `ssh pi5 true`"):
+            driver.stage(big, in_the_push(part, emulated_pi.stop, said))
+        begun = part.stat().st_size
+        assert begun >= 1 << 20 and not (staged / "manifest.json").exists()
+    finally:
+        emulated_pi.start()
+    same = part.stat().st_ino
+    driver.stage(big, said.append)
+    assert (staged / "weights.bin").stat().st_ino == same  # continued, not begun anew
+    verify(open_artifact(staged))
+
+
+def test_a_disk_that_fills_in_a_push_is_told(emulated_pi: EmulatedPi, driver: Driver, big: Artifact) -> None:
+    staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
+    staged.mkdir(parents=True)
+    (staged / "weights.bin.part").symlink_to("/dev/full")
+    with pytest.raises(TransportError, match="No space left on device"):
+        driver.stage(big, print)
+    assert not (staged / "weights.bin").exists() and not (staged / "manifest.json").exists()
+
+
+def test_two_clients_that_push_at_once_leave_a_whole_artifact(
+    emulated_pi: EmulatedPi, driver: Driver, big: Artifact, said: list[str]
+) -> None:
+    staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
+    failed: list[TransportError] = []
+
+    def push_too() -> None:
+        with contextlib.closing(open_driver(NAME, find_device(NAME, emulated_pi.lab))) as other:
+            try:
+                other.stage(big, lambda what: None)
+            except TransportError as error:
+                failed.append(error)
+
+    second = threading.Thread(target=push_too)
+    driver.stage(big, in_the_push(staged / "weights.bin.part", second.start, said))
+    second.join(60)
+    assert not failed and not second.is_alive()
+    verify(open_artifact(staged))
+    assert not list(staged.glob("*.part*"))
 
 
 def reseal(folder: Path) -> Artifact:
@@ -351,12 +350,7 @@ def test_two_clients_at_once_are_refused(emulated_pi: EmulatedPi, open_pi: Calla
 
 def test_a_missing_library_is_told(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
     lab, cache = tmp_path / "lab.toml", tmp_path / "cache"
-    bare = tmp_path / "bare-python"
-    # The board's Python without its site folder: numpy and onnxruntime are not there.
-    script = (emulated_pi.pi / "bin/python3").read_text().replace("$here/root/site", "/nowhere")
-    bare.write_text(script.replace('here=$(dirname "$(dirname "$(readlink -f "$0")")")', f"here={emulated_pi.pi}"))
-    bare.chmod(0o755)
-    lab.write_text(emulated_pi.row(python=str(bare), cache=str(cache)))
+    lab.write_text(emulated_pi.row(python=str(emulated_pi.pi / "bin/python3"), cache=str(cache)))
     with pytest.raises(EngineError, match="pip install"):
         open_device_runtime(tiny_onnx, NAME, lab=lab, threads=None, say=print)
 
@@ -374,8 +368,27 @@ def test_a_disk_without_room_is_told_before_the_push(
         driver.stage(artifact, print)
 
 
+def test_an_environment_is_made_on_the_board(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
+    """As on a fresh Raspberry Pi OS: its own Python makes a virtual environment, and its own pip installs into it."""
+    lab = tmp_path / "lab.toml"
+    lab.write_text(emulated_pi.row(python="", wheelhouse=str(emulated_pi.pi / "wheels"), cache=str(tmp_path / "cache")))
+    with contextlib.closing(open_driver(NAME, find_device(NAME, lab))) as driver:
+        artifact = open_artifact(tiny_onnx)
+        driver.stage(artifact, print)
+        opened = driver.open(artifact, threads=None, hold=False, cold=False, deadline_s=120)
+        with contextlib.closing(opened.source) as source:
+            assert len(list(source.stream(TokenRequest(ids=[5], max_new_tokens=2)))) == 3
+        assert opened.versions["onnxruntime"] == "1.32.0"
+        said: list[str] = []
+        driver.stage(artifact, said.append)
+        assert said == []  # nothing is made or pushed twice
+    (site,) = tmp_path.glob("cache/venv/*/lib/python3.11/site-packages")
+    installed = {path.name.partition("-")[0] for path in site.glob("*.dist-info")}
+    assert {"onnxruntime", "numpy"} <= installed
+    assert not installed & {"torch", "transformers", "onnx", "executorch", "onnxruntime_genai", "matplotlib"}
+
+
 def test_an_empty_wheelhouse_is_told(emulated_pi: EmulatedPi, tmp_path: Path) -> None:
-    """Making the environment is tested on this machine: an emulated Pi cannot start a venv's interpreter by itself."""
     house = tmp_path / "wheels"
     house.mkdir()
     lab = tmp_path / "lab.toml"
@@ -384,3 +397,27 @@ def test_an_empty_wheelhouse_is_told(emulated_pi: EmulatedPi, tmp_path: Path) ->
         assert isinstance(driver, SshDriver)
         with pytest.raises(DeviceError, match="holds no wheel"):
             driver.stage(fake_artifact(tmp_path / "a"), print)
+
+
+@pytest.mark.skipif(
+    "PHI_EDGE_PI_EXECUTORCH" not in os.environ,
+    reason="downloads 440 MB: PHI_EDGE_PI_EXECUTORCH=1 python -m pytest tests/test_devices_ssh.py -k executorch_on",
+)
+def test_executorch_on_the_board(emulated_pi: EmulatedPi, tiny_executorch: Path, tmp_path: Path) -> None:
+    """The aarch64 wheels of torch and ExecuTorch run our program: greedy tokens as here, and a bench."""
+    python = build_executorch(emulated_pi.pi)
+    lab = tmp_path / "lab.toml"
+    lab.write_text(emulated_pi.row(python=str(python)))
+    artifact, here = open_artifact(tiny_executorch), open_runtime(tiny_executorch)
+    there = open_device_runtime(tiny_executorch, NAME, lab=lab, threads=None, say=print, deadline_s=300)
+    with contextlib.closing(there):
+        parted = partings(artifact, here, there, questions(50), max_new_tokens=16)
+    here.close()
+    assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
+    out = tmp_path / "m.json"
+    words = ["bench", str(tiny_executorch), "--device", NAME, "--lab", str(lab), "--reps", "1", "--out", str(out)]
+    small = ["--prompt-tokens", "8", "--generate-tokens", "6", "--warmup", "0"]
+    benched = CliRunner().invoke(main, [*words, *small])
+    assert benched.exit_code == 0, benched.output
+    measurement = read_measurement(out)
+    assert problems(measurement) == [] and measurement.versions["executorch"] == "1.4.1"

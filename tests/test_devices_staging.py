@@ -261,6 +261,9 @@ def test_conditions_that_hurt_are_found() -> None:
     }  # fmt: skip
     assert all(finding.mend for finding in found.values() if finding.state != "ok")
     assert worst(list(found.values())) == "wrong"
+    silent = dataclasses.replace(fake_conditions(), cpu_model="Raspberry Pi 5 Model B Rev 1.0", throttled=None)
+    (unknown,) = (finding for finding in judge_conditions(silent) if finding.what == "throttling")
+    assert unknown.state == "warning" and unknown.mend is not None and "usermod -aG video" in unknown.mend
     assert worst([Finding(what="a", state="ok", seen="")]) == worst([]) == "ok"
 
 

@@ -2,6 +2,7 @@
 package com.example.phiedge
 
 import java.io.File
+import org.pytorch.executorch.ExecutorchRuntimeException
 import org.pytorch.executorch.extension.llm.LlmCallback
 import org.pytorch.executorch.extension.llm.LlmModule
 
@@ -19,11 +20,18 @@ class PhiEdge(folder: File) : AutoCloseable {
     @Volatile private var cancelled = false
 
     init {
-        val code = module.load()
-        check(code == 0) { "ExecuTorch cannot load the model (error $code): is every file of model/ there, and whole?" }
+        try {
+            module.load()
+        } catch (failure: ExecutorchRuntimeException) {
+            module.close()
+            throw IllegalStateException("ExecuTorch cannot load the model: are all files of model/ there?", failure)
+        }
     }
 
-    /** Gives the answer's text piece by piece to [onText], and returns how it ended. */
+    /**
+     * Gives the answer's text piece by piece to [onText], and returns how it ended. The runner tells pieces, no tokens:
+     * a character that is made of several tokens counts as one.
+     */
     fun generate(request: Request, onText: (String) -> Unit): Done {
         require(request.maxNewTokens >= 1) { "maxNewTokens is ${request.maxNewTokens}; give 1 or more" }
         val prompt = Chat.prompt(request.messages)
@@ -50,8 +58,11 @@ class PhiEdge(folder: File) : AutoCloseable {
             }
         }
         // seqLen counts the prompt too, and the other overload drops its maxNewTokens: so tokens are counted above.
-        val code = module.generate(prompt, Artifact.CONTEXT_TOKENS, callback, false)
-        if (code != 0 && error == null) error = "ExecuTorch error $code"
+        try {
+            module.generate(prompt, Artifact.CONTEXT_TOKENS, callback, false)
+        } catch (failure: ExecutorchRuntimeException) {
+            if (error == null) error = failure.message
+        }
         val found = scanner.found
         if (found == null) scanner.rest().let { if (it.isNotEmpty()) onText(it) }
         return when {
