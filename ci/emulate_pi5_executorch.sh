@@ -4,8 +4,8 @@
 #   ci/emulate_pi5_executorch.sh [DIR]      DIR as for ci/emulate_pi5.sh, which it runs first
 #
 # A Pi takes torch's CPU build from pytorch.org; PyPI, which mirrors hold, has CUDA's for aarch64. Its CPU kernels are
-# used here. Of NVIDIA's libraries the small CUDA runtime is real, and the rest are empty files with the right names:
-# nothing calls them without a GPU. 440 MB to download, 1.2 GB on disk; needs gcc-aarch64-linux-gnu.
+# used here. Of NVIDIA's libraries the small CUDA runtime is real; the functions of the rest end the process, so it is
+# seen that none is called. 440 MB to download, 1.2 GB on disk; needs gcc-aarch64-linux-gnu.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dir=${1:-${PHI_EDGE_CACHE:-$HOME/.cache/phi-edge}/pi5}
@@ -23,10 +23,18 @@ mapfile -t pinned < <(grep -E '^(torch|executorch)==' "$here/../constraints.txt"
   "${pinned[@]}" numpy typing-extensions sympy mpmath networkx filelock fsspec 'nvidia-cuda-runtime==13.0.*'
 for wheel in "$part"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$part/site"; done
 find "$part/site/nvidia" -name 'libcudart.so.*' -exec mv {} "$part/nvidia/" \;
-needed() { find "$part/site" -name '*.so*' -exec aarch64-linux-gnu-readelf -d {} + 2>/dev/null; }
-for name in $(needed | sed -n 's/.*NEEDED.*\[\(lib\(cu\|nccl\|nv\)[^]]*\)\]/\1/p' | sort -u); do
-  [ -e "$part/nvidia/$name" ] || [ -e "$part/site/torch/lib/$name" ] ||
-    aarch64-linux-gnu-gcc -shared -nostdlib -Wl,-soname,"$name" -x c /dev/null -o "$part/nvidia/$name"
+libraries=("$part"/site/torch/lib/*.so)
+aarch64-linux-gnu-nm -D --undefined-only "${libraries[@]}" | sed -n 's/^ *U \(\(cu\|nccl\|nv\)[A-Za-z0-9_]*\).*/\1/p' |
+  sort -u | sed 's/.*/void &(void) { __builtin_trap(); }/' >"$part/nvidia.c"
+aarch64-linux-gnu-gcc -w -fPIC -c "$part/nvidia.c" -o "$part/nvidia.o"
+for name in $(aarch64-linux-gnu-readelf -d "${libraries[@]}" | sed -n 's/.*NEEDED.*\[\(lib\(cu\|nccl\|nv\)[^]]*\)\]/\1/p' |
+  sort -u); do
+  [ ! -e "$part/nvidia/$name" ] && [ ! -e "$part/site/torch/lib/$name" ] || continue
+  version=$(aarch64-linux-gnu-readelf -VW "${libraries[@]}" |
+    awk -v name="$name" '/File:/ { file = $5 } /Name:/ && file == name && !seen++ { print $3 }')
+  echo "${version:-$name} { global: *; };" >"$part/nvidia.version"
+  aarch64-linux-gnu-gcc -shared -nostdlib -Wl,-soname,"$name" -Wl,--version-script,"$part/nvidia.version" \
+    "$part/nvidia.o" -o "$part/nvidia/$name"
 done
 rm -rf "$part/wheels"
 mv "$part" "$dir/executorch"

@@ -105,7 +105,8 @@ def _load_library() -> Any:
         from executorch.extension.pybindings import _portable_lib
     except ModuleNotFoundError as error:
         raise EngineError(
-            f"this artifact needs executorch ({error.name} is not installed): pip install 'phi-edge[executorch]'"
+            f"this artifact needs executorch ({error.name} is not installed): pip install 'phi-edge[executorch]' "
+            "(on ARM Linux as docs/raspberry-pi.md says)"
         ) from error
     for kernel, (package, pattern) in _KERNELS.items():
         if kernel in _portable_lib._get_operator_names():

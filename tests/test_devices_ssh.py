@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from ci.emulated_pi import NAME, EmulatedPi, build_executorch
 from ci.near_ties import CLOSE_LOGITS, first_gap, partings, questions
 from ci.odd_text import odd_texts
+from devices import provision
 from devices.driver import Driver
 from devices.drivers import find_device, open_device_runtime, open_driver
 from devices.errors import DeviceError
@@ -65,10 +67,13 @@ def ids(runtime: Runtime, prompt: str, count: int = 4) -> list[int]:
     return [event.id for event in runtime.generate(request) if isinstance(event, TokenEvent)]
 
 
-def test_greedy_tokens_are_those_of_this_machine(open_pi: Callable[[], Runtime], tiny_onnx: Path) -> None:
+def test_greedy_tokens_are_those_of_this_machine(
+    open_pi: Callable[[], Runtime], tiny_onnx: Path, record_property: Callable[[str, object], None]
+) -> None:
     artifact, here = open_artifact(tiny_onnx), open_runtime(tiny_onnx)
     parted = partings(artifact, here, open_pi(), questions(50), max_new_tokens=16)
     here.close()
+    record_property("parted", parted)
     assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
 
 
@@ -369,9 +374,11 @@ def test_a_disk_without_room_is_told_before_the_push(
 
 
 def test_an_environment_is_made_on_the_board(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
-    """As on a fresh Raspberry Pi OS: its own Python makes a virtual environment, and its own pip installs into it."""
-    lab = tmp_path / "lab.toml"
-    lab.write_text(emulated_pi.row(python="", wheelhouse=str(emulated_pi.pi / "wheels"), cache=str(tmp_path / "cache")))
+    """As on a fresh Raspberry Pi OS: its own Python makes a virtual environment, and its own pip installs into it. That
+    takes the emulator a minute; it is done again when the code that does it, the pins or the board change."""
+    lab, wheels = tmp_path / "lab.toml", emulated_pi.pi / "wheels"
+    cache = emulated_pi.pi / "provisioned" / hashlib.sha256(Path(provision.__file__).read_bytes()).hexdigest()[:16]
+    lab.write_text(emulated_pi.row(python="", wheelhouse=str(wheels), cache=str(cache)))
     with contextlib.closing(open_driver(NAME, find_device(NAME, lab))) as driver:
         artifact = open_artifact(tiny_onnx)
         driver.stage(artifact, print)
@@ -382,7 +389,7 @@ def test_an_environment_is_made_on_the_board(emulated_pi: EmulatedPi, tiny_onnx:
         said: list[str] = []
         driver.stage(artifact, said.append)
         assert said == []  # nothing is made or pushed twice
-    (site,) = tmp_path.glob("cache/venv/*/lib/python3.11/site-packages")
+    (site,) = cache.glob("venv/*/lib/python3.11/site-packages")
     installed = {path.name.partition("-")[0] for path in site.glob("*.dist-info")}
     assert {"onnxruntime", "numpy"} <= installed
     assert not installed & {"torch", "transformers", "onnx", "executorch", "onnxruntime_genai", "matplotlib"}
@@ -403,7 +410,9 @@ def test_an_empty_wheelhouse_is_told(emulated_pi: EmulatedPi, tmp_path: Path) ->
     "PHI_EDGE_PI_EXECUTORCH" not in os.environ,
     reason="downloads 440 MB: PHI_EDGE_PI_EXECUTORCH=1 python -m pytest tests/test_devices_ssh.py -k executorch_on",
 )
-def test_executorch_on_the_board(emulated_pi: EmulatedPi, tiny_executorch: Path, tmp_path: Path) -> None:
+def test_executorch_on_the_board(
+    emulated_pi: EmulatedPi, tiny_executorch: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """The aarch64 wheels of torch and ExecuTorch run our program: greedy tokens as here, and a bench."""
     python = build_executorch(emulated_pi.pi)
     lab = tmp_path / "lab.toml"
@@ -413,6 +422,7 @@ def test_executorch_on_the_board(emulated_pi: EmulatedPi, tiny_executorch: Path,
     with contextlib.closing(there):
         parted = partings(artifact, here, there, questions(50), max_new_tokens=16)
     here.close()
+    record_property("parted", parted)
     assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
     out = tmp_path / "m.json"
     words = ["bench", str(tiny_executorch), "--device", NAME, "--lab", str(lab), "--reps", "1", "--out", str(out)]
