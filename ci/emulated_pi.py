@@ -145,7 +145,8 @@ class EmulatedPi:
             "PidFile": "none",
             "MaxStartups": "100",
             "MaxSessions": "100",
-            "SetEnv": f"PATH={self.pi}/bin:/usr/local/bin:/usr/bin:/bin",
+            # A home of its own: the shell would run this machine's start-up files for every command.
+            "SetEnv": f"PATH={self.pi}/bin:/usr/local/bin:/usr/bin:/bin HOME={folder}",
         }
         (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in sshd.items()))
         key = (folder / "host_key.pub").read_text()

@@ -17,7 +17,10 @@ from runtimes.registry import ENGINES
 from runtimes.tokenizer import Tokenizer
 
 HELD_OUT = Path(__file__).parent.parent / "export/tiny/held_out.jsonl"
-CLOSE_LOGITS = 0.05
+# ONNX Runtime's int4 kernels round activations to int8. Between x86-64 and the emulated Cortex-A76 no logit of 24
+# prompts differed by more than 0.66. For text that the model was never taught, whose best logits are close.
+KERNELS_APART = 0.7
+CLOSE_LOGITS = 0.05  # for questions of its kind, whose answers it knows
 
 
 @dataclass(frozen=True)

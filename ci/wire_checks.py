@@ -21,16 +21,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def check_prompts(host: Host, folder: Path) -> None:
-    """2,000 texts, NULs among them: the agent's model answers each as this process's does. Its answer is a function of
-    all ids of the prompt."""
-    artifact = fake_artifact(folder / "artifact")
+    """2,000 texts, NULs among them, 100 in a prompt: the agent's model answers as this process's does. Its answer is a
+    function of all ids of the prompt."""
+    artifact = fake_artifact(folder / "artifact", context_tokens=16_384)
     agent = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "runtimes.agent", str(artifact.folder)]
     source = RemoteTokens(host.start([*agent, "--fake-forward-s", "0"]))
     there, here = text_runtime(artifact, source), open_runtime(artifact, engine=fake_opener())
     try:
-        for text in odd_texts(COUNT, seed=6, nul=True):
-            request = GenerateRequest(prompt=f"> {text}", max_new_tokens=1, ignore_stop_ids=True)
-            assert _answer(there, request) == _answer(here, request), text
+        texts = odd_texts(COUNT, seed=6, nul=True)
+        for start in range(0, COUNT, 100):
+            prompt = "\n>".join(texts[start : start + 100])
+            request = GenerateRequest(prompt=prompt, max_new_tokens=8, ignore_stop_ids=True)
+            assert _answer(there, request) == _answer(here, request), prompt
     finally:
         there.close()
         here.close()
@@ -56,7 +58,7 @@ def check_half_a_line(host: Host) -> None:
         raise AssertionError("half a line was taken for a ready agent")
 
 
-def _answer(runtime: Runtime, request: GenerateRequest) -> tuple[int, int]:
-    token, done = runtime.generate(request)
-    assert isinstance(token, TokenEvent) and isinstance(done, DoneEvent)
-    return token.id, done.usage.prompt
+def _answer(runtime: Runtime, request: GenerateRequest) -> tuple[list[int], int]:
+    *tokens, done = runtime.generate(request)
+    assert isinstance(done, DoneEvent)
+    return [token.id for token in tokens if isinstance(token, TokenEvent)], done.usage.prompt

@@ -72,6 +72,9 @@ def bring_venv(
     if _is_there(host, f"{venv}/{_READY}"):
         return python
     check_python(host, system_python)
+    where = _INDEXES.get(engine, ())
+    if wheelhouse is not None:
+        where = ["--no-index", "--find-links", _bring_wheels(host, cache, wheelhouse, say)]
     say("making a virtual environment")
     host.run(["rm", "-rf", venv], deadline_s=VENV_S).checked("removing a half made environment")
     made = host.run([system_python, "-m", "venv", venv], deadline_s=VENV_S)
@@ -81,11 +84,10 @@ def bring_venv(
             exit_code=made.exit_code,
             last_lines=last_lines(made.stdout + made.stderr),
         )
-    where = _INDEXES.get(engine, ())
-    if wheelhouse is not None:
-        where = ["--no-index", "--find-links", _bring_wheels(host, cache, wheelhouse, say)]
     say(f"installing {', '.join(wanted)}")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *where]
+    # Not compiled: the agent imports a tenth of it, and Python compiles that at the first start.
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    pip += ["--no-compile", *where]
     alone = [each for each in wanted if each.startswith(_ALONE)]
     host.run([*pip, *(each for each in wanted if each not in alone)], deadline_s=PIP_S).checked("pip install")
     if alone:

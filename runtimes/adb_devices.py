@@ -106,12 +106,16 @@ def parse_devices(text: str) -> list[Listed]:
 def choose_device(serial: str | None, client: Client, wait_s: float = 0.0) -> Listed:
     """The ready device of this serial; with None the only one. Waits up to `wait_s` for it to be there.
 
-    A serial HOST:PORT that the server does not know is connected to. Raises TransportError, which says for each state
-    what to do.
+    A serial HOST:PORT that the server does not know, or has lost, is connected to. Raises TransportError, which says
+    for each state what to do.
     """
     until_s = time.monotonic() + wait_s
-    while True:
+    devices = list_devices(client)
+    if Listed(serial=serial or "", state="offline", model=None) in devices and ":" in (serial or ""):
+        # The server tries again by itself, but only after 10 s.
+        call_adb([*adb_command(client), "disconnect", serial or ""])
         devices = list_devices(client)
+    while True:
         if serial is not None and ":" in serial and serial not in {device.serial for device in devices}:
             call_adb([*adb_command(client), "connect", serial])
             devices = list_devices(client)
@@ -122,6 +126,7 @@ def choose_device(serial: str | None, client: Client, wait_s: float = 0.0) -> Li
             if time.monotonic() >= until_s:
                 raise
             time.sleep(0.25)
+            devices = list_devices(client)
 
 
 def _choose(serial: str | None, devices: Sequence[Listed]) -> Listed:

@@ -67,14 +67,14 @@ def ids_of(source: TokenSource, request: TokenRequest) -> list[int]:
 
 
 def test_greedy_tokens_are_those_of_this_machine(
-    device: AdbDevice, tiny_onnx: Path, record_property: Callable[[str, object], None]
+    device: AdbDevice, tiny_onnx: Path, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     artifact, here = open_artifact(tiny_onnx), open_runtime(tiny_onnx)
     with opened(device, artifact) as source:
         there = text_runtime(artifact, source)
         parted = partings(artifact, here, there, questions(50), max_new_tokens=16)
     here.close()
-    record_property("parted", parted)
+    record_testsuite_property("parted", parted)
     assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
 
 

@@ -168,6 +168,7 @@ def test_a_phone_that_falls_silent_is_told(host: AdbHost, phone: FakeAdbd, monke
     with pytest.raises(TransportError, match=r"did not finish in 0\.5 s: true"):
         host.run(["true"], deadline_s=0.5)
     monkeypatch.setattr("runtimes.adb.KILL_S", 0.5)
+    monkeypatch.setattr("runtimes.adb_process.END_S", 0.2)
     begun = time.monotonic()
     process.close()
     assert time.monotonic() - begun < 10

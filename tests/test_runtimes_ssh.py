@@ -146,6 +146,7 @@ def test_a_wire_that_falls_silent_is_told(emulated_pi: EmulatedPi, monkeypatch: 
     """A cable that is pulled says nothing: ssh asks every 5 s (here 1 s), three times."""
     assert ssh._OPTIONS["ServerAliveInterval"] == "5" and ssh._OPTIONS["ServerAliveCountMax"] == "3"
     monkeypatch.setitem(ssh._OPTIONS, "ServerAliveInterval", "1")
+    monkeypatch.setitem(ssh._OPTIONS, "ConnectTimeout", "1")
     host = SshHost(NAME, config=emulated_pi.config)
     host.run(["true"], deadline_s=60)
     with emulated_pi.frozen(), pytest.raises(ConnectionLostError, match="the connection to pi5 was lost"):
