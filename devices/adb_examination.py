@@ -24,11 +24,12 @@ def examine_phone(device: AdbDevice, client: Client, connect: Callable[[], AdbHo
     """A phone that cannot be reached is a finding, no error."""
     try:
         listed = list_devices(client)
+        lacking = not listed and ":" not in (device.serial or "")  # one on the network is connected to below
         yield Finding(
             what="adb devices",
-            state="ok" if listed else "wrong",
+            state="wrong" if lacking else "ok",
             seen=", ".join(f"{each.serial} {each.state}" for each in listed) or "none",
-            mend=None if listed else "plug a phone in, and allow USB debugging in its developer options",
+            mend="plug a phone in, and allow USB debugging in its developer options" if lacking else None,
         )
         host = connect()
     except TransportError as error:

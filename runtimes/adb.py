@@ -29,11 +29,13 @@ MAX_COMMAND_BYTES = 100_000
 class AdbHost:
     """See Host. `serial` None is the only device that adb sees."""
 
-    def __init__(self, serial: str | None = None, *, client: Client = LOCAL_CLIENT, wait_s: float = APPEAR_S) -> None:
-        """Raises TransportError unless the device is there and ready."""
+    def __init__(
+        self, serial: str | None = None, *, client: Client = LOCAL_CLIENT, wait_s: float | None = None
+    ) -> None:
+        """Waits so long for the device (None: APPEAR_S). Raises TransportError unless it is there and ready."""
         self._client = client
-        self._wait_s = wait_s
-        self.device = choose_device(serial, client, wait_s)
+        self._wait_s = APPEAR_S if wait_s is None else wait_s
+        self.device = choose_device(serial, client, self._wait_s)
         self._adb = [*adb_command(client), "-s", self.device.serial]
         self._started: list[AdbProcess] = []
 

@@ -147,6 +147,7 @@ class LlamaMain:
         self._host.run(write, deadline_s=SHORT_S, stdin=text.encode()).checked("writing the prompt")
         stops = [] if request.stop_ids else ["--ignore_eos"]
         command = [*self._command, f"--prompt_file={prompt}", f"--max_new_tokens={room}", *stops]
+        reason: str | None = None
         timer = threading.Timer(request.deadline_s or self._deadline_s, self._end, ("deadline",))
         try:
             self._process = process = self._host.start(command)
@@ -166,8 +167,9 @@ class LlamaMain:
         finally:
             timer.cancel()
             self._end(None)
-            with contextlib.suppress(TransportError):  # the device is gone: its file will be in nobody's way
-                self._host.run(["rm", "-f", prompt], deadline_s=SHORT_S)
+            if reason is None:  # else the device is gone: its file will be in nobody's way
+                with contextlib.suppress(TransportError):
+                    self._host.run(["rm", "-f", prompt], deadline_s=SHORT_S)
         said = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
         if not said.startswith(text):
             raise TransportError("llama_main did not echo the prompt; is it ExecuTorch's own program?")

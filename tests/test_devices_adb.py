@@ -28,7 +28,6 @@ from devices.measurement import DeviceFacts
 from devices.validity import problems
 from export.artifact import Artifact, open_artifact, verify
 from runtimes import open_runtime
-from runtimes.adb import AdbHost
 from runtimes.adb_devices import Client
 from runtimes.api import Message
 from runtimes.errors import DeviceBusyError, EngineError, RequestError, TransportError, UnsupportedError
@@ -272,7 +271,7 @@ def test_what_lab_toml_lacks_is_told(device: AdbDevice, tiny_onnx: Path, tiny_ex
             driver.stage(artifact, lambda what: None)
 
 
-def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd) -> None:
+def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(AdbDriver("phone", device)) as driver:
         found = {finding.what: finding for finding in driver.examine()}
     assert {name for name, finding in found.items() if finding.state == "wrong"} == set()
@@ -282,6 +281,7 @@ def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd) -> None:
         (program,) = (each for each in driver.examine() if each.what == Path(sys.executable).name)
     assert program.state == "wrong" and "not for arm64-v8a (ELF machine 62)" in program.seen
     phone.unplug()
+    monkeypatch.setattr("runtimes.adb.APPEAR_S", 0.5)
     gone = dataclasses.replace(device, serial="nobody")
     findings = list(AdbDriver("phone", gone).examine())
     assert findings[-1].what == "reachable" and "does not see device nobody" in findings[-1].seen
@@ -323,35 +323,54 @@ def test_llama_main_says_what_our_engine_says(runner: AdbDevice, tiny_executorch
     here.close()
 
 
+def runner_that(device: AdbDevice, folder: Path, does: str) -> AdbDevice:
+    """With a shell script in llama_main's place."""
+    program = folder / "llama_main"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    return dataclasses.replace(device, program=str(program))
+
+
 @pytest.mark.parametrize("fault", ["unplug", "reboot", "kill", "server"])
 def test_faults_in_an_answer_of_llama_main(
-    runner: AdbDevice, phone: FakeAdbd, adb: Client, tiny_executorch: Path, fault: str
+    runner: AdbDevice, phone: FakeAdbd, adb: Client, tiny_executorch: Path, tmp_path: Path, fault: str
 ) -> None:
     acts: dict[str, tuple[Callable[[], object], str]] = {
         "unplug": (phone.unplug, "llama_main was lost: the device cannot be reached any more"),
         "reboot": (phone.reboot, "llama_main was lost: the device was restarted in between"),
-        "kill": (phone.phone.kill_all, "llama_main failed on the device"),
-        "server": (lambda: kill_server(adb), "llama_main failed on the device"),
+        "kill": (phone.phone.kill_all, "llama_main failed on the device, or the connection was cut"),
+        "server": (lambda: kill_server(adb), "llama_main failed on the device, or the connection was cut"),
     }
-    act, reason = acts[fault]
-    with opened(runner, open_artifact(tiny_executorch)) as source:
-        threading.Timer(1.0, act).start()
-        begun = time.monotonic()
+    (act, reason), artifact = acts[fault], open_artifact(tiny_executorch)
+    endless = runner_that(runner, tmp_path, f"echo half an answer; : >'{tmp_path}/began'; sleep 100")
+
+    def in_the_answer() -> None:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        act()
+
+    with opened(endless, artifact) as source:
+        saboteur = threading.Thread(target=in_the_answer)
+        saboteur.start()
         with pytest.raises(TransportError, match=reason):
             list(source.stream(TokenRequest(ids=[5, 6, 7], max_new_tokens=500)))
-        assert time.monotonic() - begun < 60
-        if fault == "unplug":
-            phone.plug()
-        AdbHost(runner.serial, client=adb)  # there again
+        saboteur.join()
+    if fault == "unplug":
+        phone.plug()
+    with opened(runner, artifact) as source:
         assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
-    assert not list(phone.phone.folder.glob("data/artifacts/*/prompt.*")) or fault in ("unplug", "reboot")
+
+
+def test_a_llama_main_that_hangs_ends_at_its_deadline(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path) -> None:
+    with opened(runner_that(runner, tmp_path, "sleep 100"), open_artifact(tiny_executorch)) as source:
+        began = time.monotonic()
+        (done,) = source.stream(TokenRequest(ids=[5], max_new_tokens=2, deadline_s=0.5))
+        assert isinstance(done, TokensDone) and done.finish == "deadline" and time.monotonic() - began < 30
 
 
 def test_a_library_that_llama_main_lacks_is_told(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path) -> None:
-    program = tmp_path / "llama_main"
-    program.write_text("#!/bin/sh\necho 'CANNOT LINK EXECUTABLE: library \"libc++_shared.so\" not found' >&2\nexit 1\n")
+    linker = "echo 'CANNOT LINK EXECUTABLE: library \"libc++_shared.so\" not found' >&2; exit 1"
     with (
-        opened(dataclasses.replace(runner, program=str(program)), open_artifact(tiny_executorch)) as source,
+        opened(runner_that(runner, tmp_path, linker), open_artifact(tiny_executorch)) as source,
         pytest.raises(TransportError, match=r'(?s)llama_main failed .*library "libc\+\+_shared.so" not found'),
     ):
         list(source.stream(TokenRequest(ids=[5], max_new_tokens=2)))
