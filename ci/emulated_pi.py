@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import os
 import shutil
 import signal
@@ -31,8 +32,10 @@ def missing() -> str | None:
 
 
 def pi_folder() -> Path:
-    """Where the emulated Pi is kept between runs."""
-    return Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "pi5"
+    """Where the emulated Pi is kept between runs; another checkout's, made in another way, stands beside it."""
+    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
+    made_of = [REPOSITORY / name for name in ("ci/emulate_pi5.sh", "constraints.txt")]
+    return cache / f"pi5-{hashlib.sha256(b''.join(path.read_bytes() for path in made_of)).hexdigest()[:8]}"
 
 
 def build_pi() -> Path:
