@@ -35,11 +35,11 @@ def open_llama_main(
     folder: str,
     threads: int | None,
     deadline_s: float,
-    diagnose: Callable[[], str | None],
+    diagnose: Callable[[], str | None] = lambda: None,
 ) -> TokenSource:
     """`start` is the command that starts the program; `folder` holds the artifact on the device. `deadline_s` ends a
-    request that takes longer. `diagnose` says whether the device is gone. Loads nothing yet: the runner loads for each
-    request."""
+    request that takes longer. `diagnose` says why the device is gone, if it is. Loads nothing yet: the runner loads for
+    each request."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
