@@ -6,22 +6,17 @@ this machine's. `phi-edge` reaches it by a lab file like any other board.
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import hashlib
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from ci.local_sshd import SSHD, LocalSshd, all_pids
+
 REPOSITORY = Path(__file__).parent.parent
-SSHD = "/usr/sbin/sshd"
 NAME = "pi5"
 
 
@@ -52,26 +47,19 @@ def build_executorch(pi: Path) -> Path:
     return pi / "bin/python3-executorch"
 
 
-class EmulatedPi:
+class EmulatedPi(LocalSshd):
     """`with EmulatedPi(folder, pi) as board: ... --lab board.lab --device pi5`. Its keys are in `folder`."""
 
     def __init__(self, folder: Path, pi: Path) -> None:
-        self._folder = folder
+        # A home of its own: the shell would run this machine's start-up files for every command.
+        super().__init__(folder, NAME, {"SetEnv": f"PATH={pi}/bin:/usr/local/bin:/usr/bin:/bin HOME={folder}"})
         self.pi = pi
         self.lab = folder / "lab.toml"
-        self.config = folder / "ssh_config"
         self.cache = folder / "cache on the board"
-        self._port = _free_port()
-        self._sshd: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> EmulatedPi:
-        for name in ("host_key", "user_key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._folder / name)]
-            subprocess.run(command, check=True, timeout=30)
-        shutil.copy(self._folder / "user_key.pub", self._folder / "authorized_keys")
-        self._write_configurations()
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # sshd's empty folder; Debian's init script makes it
+        self.prepare()
+        self.lab.write_text(self.row())
         self.start()
         return self
 
@@ -80,49 +68,9 @@ class EmulatedPi:
     ) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Start sshd and wait until it takes connections."""
-        command = [SSHD, "-D", "-f", str(self._folder / "sshd_config"), "-E", str(self._folder / "sshd.log")]
-        self._sshd = subprocess.Popen(command, start_new_session=True)
-        until_s = time.monotonic() + 20
-        while time.monotonic() < until_s:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
-                return
-            time.sleep(0.05)
-        raise RuntimeError(f"sshd does not listen: {(self._folder / 'sshd.log').read_text()}")
-
-    def stop(self) -> None:
-        """Kill sshd and all its connections."""
-        self.cut()
-        if self._sshd is not None:
-            self._sshd.kill()
-            self._sshd.wait()
-            self._sshd = None
-
-    def cut(self) -> None:
-        """Kill all connections, as a pulled cable does; sshd goes on listening."""
-        if self._sshd is not None:
-            for pid in _descendants(self._sshd.pid):
-                if _name(pid).startswith("sshd"):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """The wire is silent: sshd and its connections stand still. Connections die, as those of a pulled cable do."""
-        assert self._sshd is not None
-        halted = [self._sshd.pid, *(pid for pid in _descendants(self._sshd.pid) if _name(pid).startswith("sshd"))]
-        for pid in halted:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.cut()
-            self._sshd.send_signal(signal.SIGCONT)
-
     def agents(self) -> list[int]:
         """The agents that run on the board now."""
-        return [pid for pid in _all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
+        return [pid for pid in all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
 
     def row(self, **changes: str) -> str:
         """The lab file's row, with other or further keys."""
@@ -135,72 +83,9 @@ class EmulatedPi:
         } | changes
         return f"[device.{NAME}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items() if value)
 
-    def _write_configurations(self) -> None:
-        folder = self._folder
-        sshd = {
-            "ListenAddress": "127.0.0.1",
-            "Port": self._port,
-            "HostKey": folder / "host_key",
-            "AuthorizedKeysFile": folder / "authorized_keys",
-            "StrictModes": "no",
-            "UsePAM": "no",
-            "PasswordAuthentication": "no",
-            "PidFile": "none",
-            "MaxStartups": "100",
-            "MaxSessions": "100",
-            # A home of its own: the shell would run this machine's start-up files for every command.
-            "SetEnv": f"PATH={self.pi}/bin:/usr/local/bin:/usr/bin:/bin HOME={folder}",
-        }
-        (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in sshd.items()))
-        key = (folder / "host_key.pub").read_text()
-        (folder / "known_hosts").write_text(f"[127.0.0.1]:{self._port} {key}")
-        ssh = {
-            "HostName": "127.0.0.1",
-            "Port": self._port,
-            "User": getpass.getuser(),
-            "IdentityFile": folder / "user_key",
-            "IdentitiesOnly": "yes",
-            "UserKnownHostsFile": folder / "known_hosts",
-        }
-        self.config.write_text(f"Host {NAME}\n" + "".join(f"  {key} {value}\n" for key, value in ssh.items()))
-        self.lab.write_text(self.row())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _all_pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _descendants(pid: int) -> list[int]:
-    parents = {child: _parent(child) for child in _all_pids()}
-    found, generation = [], [pid]
-    while generation:
-        generation = [child for child, parent in parents.items() if parent in generation]
-        found += generation
-    return found
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
 
 def _words(pid: int) -> list[bytes]:
     try:
         return (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return [b""]
-
-
-def _name(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "comm").read_text()
-    except OSError:
-        return ""

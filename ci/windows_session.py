@@ -38,8 +38,10 @@ def missing() -> str | None:
 
 
 def build_windows() -> Path:
-    """Lay out the emulated Windows unless it is there (30 s), and return its folder."""
-    subprocess.run([str(SCRIPT.parent.parent / "emulate_windows.sh"), str(windows_folder())], check=True, timeout=600)
+    """Lay out the emulated Windows unless it is there (a minute), and return its folder."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    script = str(SCRIPT.parent.parent / "emulate_windows.sh")
+    subprocess.run([script, str(windows_folder())], check=True, timeout=600, env=environment)
     return windows_folder()
 
 

@@ -11,9 +11,10 @@ from devices.adb_conditions import read_adb_conditions
 from devices.adb_examination import examine_phone
 from devices.driver import Finding, Opened, Say
 from devices.errors import DeviceError
+from devices.files import SHORT_S
 from devices.lab import AdbDevice
 from devices.opening import open_agent
-from devices.staging import SHORT_S, describe, push_file, stage_artifact
+from devices.staging import describe, push_file, stage_artifact
 from export.artifact import Artifact, File
 from runtimes.adb import AdbHost
 from runtimes.adb_devices import Client

@@ -8,8 +8,9 @@ from pathlib import Path
 from devices.adb_conditions import read_adb_conditions
 from devices.driver import Finding
 from devices.examination import judge_memory
+from devices.files import SHORT_S
 from devices.lab import AdbDevice
-from devices.staging import SHORT_S, free_bytes
+from devices.staging import free_bytes
 from runtimes.adb import AdbHost
 from runtimes.adb_devices import Client, list_devices
 from runtimes.errors import TransportError

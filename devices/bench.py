@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from devices.driver import Driver
+from devices.driver import Driver, Opened
 from devices.errors import DeviceError
 from devices.measurement import (
     SCHEMA,
@@ -60,10 +61,12 @@ def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan,
     before = driver.conditions()
     repetitions: list[Repetition] = []
     versions: dict[str, str] = {}
+    accelerator: str | None = None
     for number in range(plan.repetitions):
         counted = functools.partial(_count_from, step, number * (plan.warmups + 1))
-        repetition, versions = _repeat(artifact, driver, plan, prompt, number == 0, counted)
+        repetition, opened = _repeat(artifact, driver, plan, prompt, number == 0, counted)
         repetitions.append(repetition)
+        versions, accelerator = dict(opened.versions), opened.accelerator
     return Measurement(
         schema=SCHEMA,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,6 +81,7 @@ def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan,
             threads=plan.threads,
         ),
         versions=versions,
+        accelerator=accelerator,
         before=before,
         after=driver.conditions(),
         repetitions=repetitions,
@@ -97,7 +101,7 @@ def prompt_ids(manifest: Manifest, count: int) -> list[int]:
 
 def _repeat(
     artifact: Artifact, driver: Driver, plan: Plan, prompt: Sequence[int], cold: bool, step: Step
-) -> tuple[Repetition, dict[str, str]]:
+) -> tuple[Repetition, Opened]:
     """One fresh process from its start to its end."""
     step(0, "loading")
     # Tokens are held back to the end of each answer: writing between two of them would be measured as their gap.
@@ -123,7 +127,7 @@ def _repeat(
         warmups=warmups,
         run=run,
     )
-    return repetition, dict(opened.versions)
+    return repetition, opened
 
 
 def _count_from(step: Step, first: int, done: int, doing: str) -> None:
@@ -158,10 +162,5 @@ def _run(records: Sequence[TokenRecord]) -> Run:
         token_ids_sha256=sha256_ids(ids),
         token_ids=ids,
         token_at_s=stamps,
-        memory=Memory(
-            peak_bytes=None if memory is None else memory.peak_bytes,
-            anonymous_bytes=None if memory is None else memory.anonymous_bytes,
-            file_bytes=None if memory is None else memory.file_bytes,
-            swap_bytes=None if memory is None else memory.swap_bytes,
-        ),
+        memory=Memory(**{field.name: getattr(memory, field.name, None) for field in dataclasses.fields(Memory)}),
     )

@@ -26,6 +26,7 @@ class Opened:
     load_mode: Literal["mmap", "read"] | None
     cached_share: float | None  # of the weights, before they were opened
     versions: Mapping[str, str]
+    accelerator: str | None = None  # what it computes on; None is the CPU, or unknown
     finish: Callable[[], None]  # ends the process and raises TransportError if it fails at its end
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devices.driver import Driver, Say
 from devices.errors import LabError
-from devices.lab import AdbDevice, Device, LocalDevice, SshDevice, read_lab
+from devices.lab import AdbDevice, Device, LocalDevice, SshDevice, WindowsDevice, read_lab
 from export.artifact import Artifact, open_artifact
 from runtimes.api import Event, GenerateRequest, Runtime
 from runtimes.registry import text_runtime
@@ -30,6 +30,13 @@ def _ssh(name: str, device: Device) -> Driver:
     return SshDriver(name, device)
 
 
+def _windows(name: str, device: Device) -> Driver:
+    from devices.windows_driver import WindowsDriver
+
+    assert isinstance(device, WindowsDevice)
+    return WindowsDriver(name, device)
+
+
 def _adb(name: str, device: Device) -> Driver:
     from devices.adb_driver import AdbDriver
 
@@ -37,7 +44,7 @@ def _adb(name: str, device: Device) -> Driver:
     return AdbDriver(name, device)
 
 
-DRIVERS: dict[str, Callable[[str, Device], Driver]] = {"local": _local, "ssh": _ssh, "adb": _adb}
+DRIVERS: dict[str, Callable[[str, Device], Driver]] = {"local": _local, "ssh": _ssh, "windows": _windows, "adb": _adb}
 
 
 def find_device(name: str, lab: Path | None) -> Device:
@@ -73,6 +80,8 @@ def _open(
     say("loading")
     threads = device.threads if threads is None else threads
     opened = driver.open(artifact, threads=threads, hold=False, cold=False, deadline_s=deadline_s)
+    if artifact.manifest.engine.get("provider") == "dml" and opened.accelerator is None:
+        say("warning: the CPU runs this artifact, which is made for a graphics adapter")
     return DeviceRuntime(text_runtime(artifact, opened.source), driver)
 
 

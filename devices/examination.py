@@ -9,9 +9,10 @@ from typing import Any
 from devices import throttling
 from devices.driver import Finding
 from devices.errors import DeviceError
+from devices.files import SHORT_S
 from devices.lab import SshDevice
 from devices.provision import OLDEST, check_python
-from devices.staging import SHORT_S, free_bytes
+from devices.staging import free_bytes
 from runtimes.conditions import Conditions
 from runtimes.errors import RuntimesError, TransportError
 from runtimes.host import Host
@@ -60,7 +61,7 @@ def examine_board(
     yield from _software(host, device, python)
     try:
         folder = cache()
-        yield _disk(folder, free_bytes(host, folder))
+        yield disk(folder, free_bytes(host, folder), f"rm -r {folder}/artifacts/*")
         yield from judge_conditions(look(python))
     except RuntimesError as error:
         mend = f"look at the folder {device.cache} on the device, or set `cache` in lab.toml"
@@ -125,7 +126,8 @@ def _software(host: Host, device: SshDevice, python: str) -> Iterator[Finding]:
         yield Finding(what="onnxruntime", state="ok", seen=seen)
 
 
-def _disk(folder: str, free: int | None) -> Finding:
+def disk(folder: str, free: int | None, mend: str) -> Finding:
+    """Room for an engine and a model. `mend` makes some."""
     if free is None:
         return Finding(what="disk", state="warning", seen=f"df {folder} does not tell", mend=f"df -P {folder}")
     enough = free >= ROOM_BYTES
@@ -133,7 +135,7 @@ def _disk(folder: str, free: int | None) -> Finding:
         what="disk",
         state="ok" if enough else "warning",
         seen=f"{free / 1e9:.1f} GB free at {folder}",
-        mend=None if enough else f"remove old artifacts: rm -r {folder}/artifacts/*",
+        mend=None if enough else f"remove old artifacts: {mend}",
     )
 
 

@@ -29,6 +29,8 @@ class LocalDevice:
     description: str = ""
     threads: int | None = None  # default for --threads; None is all cores the process may use
     agent: Sequence[str] | None = None  # the command that starts an agent; None is this Python's runtimes.agent
+    adapter: str | None = None  # on Windows, as for a WindowsDevice
+    allow_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,25 @@ class SshDevice:
     cache: str = ".cache/phi-edge"  # on the device; relative is to the home folder
     python: str | None = None  # an interpreter on the device that has the engine; None: a venv is made in the cache
     wheelhouse: str | None = None  # a folder of wheels on this machine, for a device whose pip has no network
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsDevice:
+    """A Windows machine with Python behind its OpenSSH server, reached as an SshDevice is."""
+
+    transport: Literal["windows"]
+    host: str
+    description: str = ""
+    threads: int | None = None
+    port: int | None = None
+    config: str | None = None
+    cache: str = ".cache/phi-edge"
+    launcher: str = "python"  # what starts Python in the device's shell: a name on its PATH, or a path
+    python: str | None = None  # a path as well: one that has the engine is used as it is; None: a venv is made by it
+    packages: Literal["winml", "directml"] = "winml"  # what the venv gets: Windows ML's, or the frozen DirectML pair
+    wheelhouse: str | None = None
+    adapter: str | None = None  # the graphics adapter's number, LUID or a part of its name; None: most memory
+    allow_cpu: bool = False  # where there is no adapter, instead of an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +84,11 @@ class AdbDevice:
     prefix: Sequence[str] = ()  # before the program on the device, such as ["taskset", "f0"] for its fast cores
 
 
-Device = LocalDevice | SshDevice | AdbDevice
-ROWS: Mapping[str, type[LocalDevice] | type[SshDevice] | type[AdbDevice]] = {
+Device = LocalDevice | SshDevice | WindowsDevice | AdbDevice
+ROWS: Mapping[str, type[LocalDevice] | type[SshDevice] | type[WindowsDevice] | type[AdbDevice]] = {
     "local": LocalDevice,
     "ssh": SshDevice,
+    "windows": WindowsDevice,
     "adb": AdbDevice,
 }
 
@@ -113,12 +135,12 @@ def _row(row: object, where: str) -> Device:
         raise LabError(f"{where}: threads {device.threads}; give 1 or more")
     if isinstance(device, LocalDevice) and device.agent is not None and not device.agent:
         raise LabError(f"{where}: agent is an empty list; give a command, or leave it out")
-    if isinstance(device, SshDevice):
+    if isinstance(device, SshDevice | WindowsDevice):
         _check_ssh(device, where)
     return device
 
 
-def _check_ssh(device: SshDevice, where: str) -> None:
+def _check_ssh(device: SshDevice | WindowsDevice, where: str) -> None:
     if not device.host or device.host.startswith("-"):
         raise LabError(f"{where}: host {device.host!r}; give a name of ~/.ssh/config, or user@address")
     if device.port is not None and not 0 < device.port < 1 << 16:

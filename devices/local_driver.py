@@ -10,6 +10,7 @@ from devices.lab import LocalDevice
 from devices.opening import open_agent
 from export.artifact import Artifact
 from runtimes.conditions import Conditions, read_conditions
+from runtimes.engine import Graphics
 from runtimes.local_host import LocalHost
 
 
@@ -18,6 +19,7 @@ class LocalDriver:
 
     def __init__(self, device: LocalDevice) -> None:
         self._agent = device.agent or (sys.executable, "-m", "runtimes.agent")
+        self._graphics = Graphics(adapter=device.adapter, allow_cpu=device.allow_cpu)
         self._host = LocalHost()
 
     def conditions(self) -> Conditions:
@@ -29,9 +31,16 @@ class LocalDriver:
 
     def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
         """See Driver.open."""
-        command = [*self._agent, str(artifact.folder)]
         return open_agent(
-            self._host, command, artifact, threads=threads, hold=hold, cold=cold, deadline_s=deadline_s, here=True
+            self._host,
+            [*self._agent, str(artifact.folder)],
+            artifact,
+            threads=threads,
+            hold=hold,
+            cold=cold,
+            deadline_s=deadline_s,
+            here=True,
+            graphics=self._graphics,
         )
 
     def examine(self) -> Iterator[Finding]:

@@ -67,10 +67,13 @@ class Workload:
 class Memory:
     """Of the process that holds the model; None where the system cannot tell."""
 
-    peak_bytes: int | None  # max(VmHWM, max over samples of VmRSS + VmSwap)
+    peak_bytes: int | None  # max(VmHWM, max over samples of VmRSS + VmSwap); Windows: PeakWorkingSetSize
     anonymous_bytes: int | None
     file_bytes: int | None
     swap_bytes: int | None
+    committed_bytes: int | None = None  # Windows alone, as the next two; see runtimes.api.MemoryUse
+    gpu_bytes: int | None = None
+    gpu_shared_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,7 @@ class Measurement:
     before: Conditions
     after: Conditions
     repetitions: Sequence[Repetition]
+    accelerator: str | None = None  # the graphics adapter that computed; None is the CPU
 
     def to_json(self) -> str:
         """The text of the file; lists of numbers take one line each."""

@@ -12,6 +12,7 @@ from devices.errors import DeviceError
 from devices.strict import build
 from export.artifact import Artifact
 from runtimes.conditions import Conditions
+from runtimes.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import TransportError
 from runtimes.host import Host
 from runtimes.remote import Patience, RemoteTokens
@@ -32,6 +33,7 @@ def open_agent(
     lock: str | None = None,
     here: bool = False,
     diagnose: Callable[[str | None], str | None] | None = None,
+    graphics: Graphics = ANY_ADAPTER,
 ) -> Opened:
     """`command` starts the agent on its artifact; the options are added. `here`: the device is this machine, whose
     clock is finer than the kernel's ticks. `diagnose` is told
@@ -40,6 +42,8 @@ def open_agent(
     full += [] if threads is None else ["--threads", str(threads)]
     full += ["--cold"] if cold else []
     full += [] if lock is None else ["--lock", lock]
+    full += [] if graphics.adapter is None else ["--adapter", graphics.adapter]
+    full += ["--allow-cpu"] if graphics.allow_cpu else []
     started_s = time.perf_counter()
     until_s = time.monotonic() + deadline_s if hold else math.inf  # a bench is bounded; a conversation is not
     source = RemoteTokens(
@@ -57,6 +61,7 @@ def open_agent(
         load_mode=ready.load_mode,
         cached_share=ready.cached_share,
         versions=ready.versions,
+        accelerator=ready.accelerator,
         finish=source.finish,
     )
 

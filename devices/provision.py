@@ -13,12 +13,13 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from devices.driver import Say
 from devices.errors import DeviceError
-from devices.staging import SHORT_S, describe, push_file, remote_sha256
-from export.artifact import Format
+from devices.files import SHORT_S, files_of
+from devices.staging import describe, push_file, remote_sha256
 from runtimes.errors import TransportError
 from runtimes.host import Host, last_lines
 
@@ -27,12 +28,37 @@ SOURCE = Path(__file__).parent.parent
 OLDEST = (3, 11)
 VENV_S = 300.0
 PIP_S = 1800.0
+_CODE = "runtimes/agent.py"  # in a folder of our code
 _READY = "phi-edge-ready"  # written last: a venv without it is half made
 # ExecuTorch's wheel also asks for its exporter's libraries. The runtime needs none of them, and one (coremltools) has
 # no wheel for ARM Linux: pip would refuse the whole.
 _ALONE = ("executorch",)
 # On PyPI torch for ARM Linux is CUDA's build, with 2 GB of NVIDIA's libraries. "+cpu" counts as newer, so pip takes it.
-_INDEXES: Mapping[Format, Sequence[str]] = {"executorch": ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]}
+_INDEXES: Mapping[str, Sequence[str]] = {"executorch": ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What differs between a board's Python and Windows'."""
+
+    python_in_venv: str
+    python_mend: str
+    newer_mend: str
+    venv_mend: str
+
+
+POSIX = System(
+    python_in_venv="bin/python",
+    python_mend="sudo apt-get install python3 python3-venv",
+    newer_mend="use Raspberry Pi OS Bookworm or newer",
+    venv_mend="on Debian and Raspberry Pi OS: sudo apt-get install python3-venv",
+)
+WINDOWS = System(
+    python_in_venv="Scripts/python.exe",
+    python_mend="winget install Python.Python.3.12",
+    newer_mend="winget install Python.Python.3.12",
+    venv_mend="install Python from python.org or by winget: the embeddable one has no venv",
+)
 
 
 def bring_code(host: Host, cache: str, python: str, say: Say) -> str:
@@ -42,14 +68,14 @@ def bring_code(host: Host, cache: str, python: str, say: Say) -> str:
         pack_code(wheel)
         file = describe(wheel)
         code = f"{cache}/code/{file.sha256[:16]}"
-        if _is_there(host, code):
+        if _is_there(host, f"{code}/{_CODE}"):
             return code
         zipped = f"{code}.zip"
         push_file(host, wheel, zipped, file, say)
-    host.run(["rm", "-rf", f"{code}.part"], deadline_s=SHORT_S).checked("removing a half unpacked folder")
+    files_of(host).remove(f"{code}.part")
     unpack = [python, "-m", "zipfile", "-e", zipped, f"{code}.part"]
     host.run(unpack, deadline_s=SHORT_S).checked("unpacking our code")
-    host.run(["mv", f"{code}.part", code], deadline_s=SHORT_S).checked("putting our code in its place")
+    files_of(host).replace(f"{code}.part", code)
     return code
 
 
@@ -63,67 +89,79 @@ def pack_code(target: Path) -> None:
 
 
 def bring_venv(
-    host: Host, cache: str, engine: Format, wheelhouse: Path | None, say: Say, *, system_python: str = "python3"
+    host: Host, cache: str, extra: str, wheelhouse: Path | None, say: Say, *, system: System = POSIX, python: str
 ) -> str:
-    """A virtual environment with the engine; returns its Python. `wheelhouse`: wheels are taken from it alone."""
-    wanted = requirements(engine)
+    """A virtual environment with what the extra brings; returns its Python. It is made by `python`. `wheelhouse`:
+    wheels are taken from it alone."""
+    wanted = requirements(extra)
     venv = f"{cache}/venv/{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()[:16]}"
-    python = f"{venv}/bin/python"
+    inside = f"{venv}/{system.python_in_venv}"
     if _is_there(host, f"{venv}/{_READY}"):
-        return python
-    check_python(host, system_python)
-    where = _INDEXES.get(engine, ())
+        return inside
+    check_python(host, python, system)
+    where = _INDEXES.get(extra, ())
     if wheelhouse is not None:
         where = ["--no-index", "--find-links", _bring_wheels(host, cache, wheelhouse, say)]
     say("making a virtual environment")
-    host.run(["rm", "-rf", venv], deadline_s=VENV_S).checked("removing a half made environment")
-    made = host.run([system_python, "-m", "venv", venv], deadline_s=VENV_S)
+    files_of(host).remove(venv)
+    made = host.run([python, "-m", "venv", venv], deadline_s=VENV_S)
     if made.exit_code != 0:
         raise TransportError(
-            "python3 -m venv failed on the device; on Debian and Raspberry Pi OS: sudo apt-get install python3-venv",
+            f"{python} -m venv failed on the device; {system.venv_mend}",
             exit_code=made.exit_code,
             last_lines=last_lines(made.stdout + made.stderr),
         )
     say(f"installing {', '.join(wanted)}")
     # Not compiled: the agent imports a tenth of it, and Python compiles that at the first start.
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    pip = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     pip += ["--no-compile", *where]
     alone = [each for each in wanted if each.startswith(_ALONE)]
     host.run([*pip, *(each for each in wanted if each not in alone)], deadline_s=PIP_S).checked("pip install")
     if alone:
         host.run([*pip, "--no-deps", *alone], deadline_s=PIP_S).checked("pip install")
-    host.run(["touch", f"{venv}/{_READY}"], deadline_s=SHORT_S).checked("finishing the environment")
-    return python
+    with tempfile.NamedTemporaryFile() as nothing:
+        host.push(Path(nothing.name), f"{venv}/{_READY}", deadline_s=SHORT_S)
+    return inside
 
 
-def check_python(host: Host, python: str) -> tuple[int, ...]:
+def check_python(host: Host, python: str, system: System = POSIX) -> tuple[int, ...]:
     """The interpreter's version. Raises DeviceError for a missing or too old one."""
     command = [python, "-c", "import sys; print(*sys.version_info[:3])"]
     done = host.run(command, deadline_s=SHORT_S)
     if done.exit_code != 0:
         raise DeviceError(
             f"the device has no working {python} ({' '.join(last_lines(done.stderr)[-1:])}); install it "
-            "(sudo apt-get install python3 python3-venv), or set `python` in lab.toml"
+            f"({system.python_mend}), or set `python` in lab.toml"
         )
     version = tuple(int(word) for word in done.stdout.split())
     if version < OLDEST:
         raise DeviceError(
             f"{python} on the device is {'.'.join(map(str, version))}; needed is {'.'.join(map(str, OLDEST))} or "
-            "newer: use Raspberry Pi OS Bookworm or newer, or set `python` in lab.toml"
+            f"newer: {system.newer_mend}, or set `python` in lab.toml"
         )
     return version
 
 
-def requirements(engine: Format) -> list[str]:
-    """The light rooms' own and the engine's, as pip takes them."""
-    try:
-        lines = importlib.metadata.requires("phi-edge") or []
-    except importlib.metadata.PackageNotFoundError:
-        project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return sorted([*project["dependencies"], *project["optional-dependencies"][engine]])
-    pairs = [[part.strip() for part in f"{line};".split(";")[:2]] for line in lines]
-    extra = re.compile(rf"extra == ['\"]{engine}['\"]")
-    return sorted(name for name, marker in pairs if not marker or extra.fullmatch(marker))
+def requirements(extra: str) -> list[str]:
+    """The light rooms' own and the extra's, as pip takes them, with the markers that are the device's to judge."""
+    project = SOURCE / "pyproject.toml"
+    if project.is_file():  # a checkout, whose installed metadata may be older than itself
+        content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        return sorted([*content["dependencies"], *content["optional-dependencies"][extra]])
+    lines = importlib.metadata.requires("phi-edge") or []
+    return sorted(kept for line in lines if (kept := of_extra(line, extra)) is not None)
+
+
+def of_extra(line: str, extra: str) -> str | None:
+    """`NAME; MARKER and extra == "EXTRA"` without its last part; None for another extra's."""
+    name, _, marker = (part.strip() for part in line.partition(";"))
+    found = re.search(r"""(?:^|\band\s+)extra == ['"]([\w.-]+)['"]$""", marker)
+    if found is None:
+        return line
+    if found[1] != extra:
+        return None
+    rest = marker[: found.start()].strip()
+    return f"{name}; {rest}" if rest else name
 
 
 def _bring_wheels(host: Host, cache: str, wheelhouse: Path, say: Say) -> str:
@@ -139,4 +177,5 @@ def _bring_wheels(host: Host, cache: str, wheelhouse: Path, say: Say) -> str:
 
 
 def _is_there(host: Host, path: str) -> bool:
-    return host.run(["test", "-e", path], deadline_s=SHORT_S).exit_code == 0
+    folder, _, name = path.rpartition("/")
+    return files_of(host).exist(folder, [name])[0]

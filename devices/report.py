@@ -128,6 +128,7 @@ def _footnote(column: Column) -> str:
         f"{workload.repetitions} repetitions, each a fresh process",
         f"threads {workload.threads or 'as many as cores'}",
         before.cpu_model or "unknown CPU",
+        *([f"on {measurement.accelerator}"] if measurement.accelerator else []),
         f"artifact {artifact.digest[:12]}",
     ]
     return f"- {escape_markdown(column.label)}: {escape_markdown('; '.join(facts))}"

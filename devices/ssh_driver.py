@@ -9,13 +9,16 @@ from devices import memory_plan
 from devices.driver import Finding, Opened, Say
 from devices.errors import DeviceError
 from devices.examination import examine_board
-from devices.lab import SshDevice
+from devices.files import SHORT_S, files_of
+from devices.lab import SshDevice, WindowsDevice
 from devices.opening import conditions_of, open_agent
 from devices.provision import bring_code, bring_venv, check_python
-from devices.staging import SHORT_S, stage_artifact
+from devices.staging import stage_artifact
 from export.artifact import Artifact, Format
 from runtimes.conditions import Conditions
+from runtimes.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import TransportError
+from runtimes.host import Host
 from runtimes.ssh import SshHost
 
 DIAGNOSIS_S = 20.0
@@ -24,11 +27,12 @@ DIAGNOSIS_S = 20.0
 class SshDriver:
     """See devices.driver.Driver."""
 
+    _memory_hint = "out of memory? `dmesg` on the device tells"
+
     def __init__(self, name: str, device: SshDevice) -> None:
         self._name = name
-        self._device = device
-        config = None if device.config is None else Path(device.config).expanduser()
-        self._host = SshHost(device.host, port=device.port, config=config)
+        self._device: SshDevice | WindowsDevice = device
+        self._host: Host = SshHost(device.host, port=device.port, config=config_file(device.config))
         self._cache: str | None = None
         self._agents: dict[Format, list[str]] = {}  # the command that starts the agent, where it is there
 
@@ -60,10 +64,12 @@ class SshDriver:
             deadline_s=deadline_s,
             lock=f"{cache}/agent.lock",
             diagnose=self._diagnose,
+            graphics=self._graphics(artifact),
         )
 
     def examine(self) -> Iterator[Finding]:
         """See Driver.examine."""
+        assert isinstance(self._device, SshDevice)
         yield from examine_board(self._host, self._device, self._cache_folder, self._look)
 
     def close(self) -> None:
@@ -73,30 +79,39 @@ class SshDriver:
     def _cache_folder(self) -> str:
         """The cache's absolute path, made if it is not there."""
         if self._cache is None:
-            make = 'mkdir -p -- "$1" && cd -- "$1" && pwd -P'
-            done = self._host.run(["sh", "-c", make, "sh", self._device.cache], deadline_s=SHORT_S)
-            self._cache = done.checked(f"making {self._device.cache}").decode("utf-8", "surrogateescape").rstrip("\n")
+            self._cache = files_of(self._host).make_folder(self._device.cache)
         return self._cache
 
     def _prepare(self, engine: Format, say: Say) -> list[str]:
         """Our code and an interpreter on the device; returns the command that starts the agent."""
         if engine not in self._agents:
-            cache, python = self._cache_folder(), self._device.python
-            if python is None:
-                house = self._device.wheelhouse
-                python = bring_venv(self._host, cache, engine, None if house is None else Path(house), say)
-            else:
-                check_python(self._host, python)
+            cache = self._cache_folder()
+            python = self._python(cache, engine, say)
             self._agents[engine] = self._command(bring_code(self._host, cache, python, say), python)
         return self._agents[engine]
+
+    def _python(self, cache: str, engine: Format, say: Say) -> str:
+        """An interpreter with the engine."""
+        if self._device.python is None:
+            return bring_venv(self._host, cache, engine, self._wheelhouse(), say, python="python3")
+        check_python(self._host, self._device.python)
+        return self._device.python
+
+    def _wheelhouse(self) -> Path | None:
+        return None if self._device.wheelhouse is None else Path(self._device.wheelhouse)
+
+    def _graphics(self, artifact: Artifact) -> Graphics:
+        return ANY_ADAPTER
 
     def _command(self, code: str, python: str) -> list[str]:
         return ["env", f"PYTHONPATH={code}", python, "-m", "runtimes.agent"]
 
     def _look(self, python: str) -> Conditions:
         """For doctor: the conditions with any Python that is new enough; no engine is needed."""
-        code = bring_code(self._host, self._cache_folder(), python, _nothing)
-        return self._sample(self._command(code, python), SHORT_S)
+        return self._sample(self._command(self._code(python), python), SHORT_S)
+
+    def _code(self, python: str) -> str:
+        return bring_code(self._host, self._cache_folder(), python, _nothing)
 
     def _conditions(self, deadline_s: float) -> Conditions:
         if not self._agents:
@@ -116,9 +131,14 @@ class SshDriver:
         if boot_id is not None and now.boot_id != boot_id:
             return "the device was restarted in between (its boot id changed)"
         return (
-            "the device is up and was not restarted, so the connection was cut or the agent was ended there (out of "
-            "memory? `dmesg` on the device tells)"
+            "the device is up and was not restarted, so the connection was cut or the agent was ended there "
+            f"({self._memory_hint})"
         )
+
+
+def config_file(name: str | None) -> Path | None:
+    """ssh's, as lab.toml names it."""
+    return None if name is None else Path(name).expanduser()
 
 
 def _nothing(what: str) -> None:

@@ -1,41 +1,25 @@
 """Bring files to a device so that what is there is whole: by hash, `.part`, verified there, then renamed.
 
 A folder is named by its artifact's digest, and its manifest comes last, as in an export: a folder with a manifest is
-whole. It needs a POSIX shell and sha256sum on the device.
+whole. How a file is looked at and moved there is devices.files'.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from devices.driver import Say
 from devices.errors import DeviceError
+from devices.files import SHORT_S, files_of
 from export.artifact import MANIFEST, Artifact, File, sha256_file
 from runtimes.errors import ConnectionLostError, TransportError
 from runtimes.host import Host
 
-SHORT_S = 60.0  # for a command that only looks
 SLOWEST_BYTES_PER_S = 200_000  # of a wire and a card that are still worth waiting for
 ATTEMPTS = 3  # of a push whose connection breaks; each goes on where the last one ended
 WHOLE_ATTEMPTS = 2  # of a push that arrived, but not as it was sent
 SPARE_BYTES = 100_000_000  # that must stay free on the device
-# sh FINISH PART NAME SHA256 RANDOM: takes the part away under a name that nobody else knows, verifies it there, and
-# only then gives it its own. So one of two clients that push the same file cannot put the other's beginning in place.
-_FINISH = """
-command -v sha256sum >/dev/null || { echo "the device has no sha256sum" >&2; exit 1; }
-is_whole() { seen="$(sha256sum <"$1")" && [ "${seen%% *}" = "$2" ]; }
-if mv -f "$1" "$1.$4" 2>/dev/null; then
-  is_whole "$1.$4" "$3" && exec mv -f "$1.$4" "$2"
-  rm -f "$1.$4"
-elif [ -f "$2" ] && is_whole "$2" "$3"; then
-  exit 0
-fi
-exit 3
-"""
-_NOT_WHOLE = 3
-_EXIST = 'cd "$1" && shift && for name; do if [ -f "./$name" ]; then echo y; else echo n; fi; done'
 
 
 def deadline_s(size: int) -> float:
@@ -46,10 +30,11 @@ def deadline_s(size: int) -> float:
 def stage_artifact(host: Host, artifact: Artifact, cache: str, say: Say) -> str:
     """Push what is missing of the artifact to <cache>/<digest>/ and return that folder. Raises TransportError and,
     where the disk has no room, DeviceError."""
+    files = files_of(host)
     folder = f"{cache}/{artifact.manifest.digest()}"
-    host.run(["mkdir", "-p", folder], deadline_s=SHORT_S).checked(f"making {folder}")
+    files.make_folder(folder)
     names = [*artifact.manifest.files, MANIFEST]
-    there = dict(zip(names, exist(host, folder, names), strict=True))
+    there = dict(zip(names, files.exist(folder, names), strict=True))
     if there[MANIFEST] and all(there.values()):
         return folder
     missing = {name: file for name, file in artifact.manifest.files.items() if not there[name]}
@@ -57,7 +42,7 @@ def stage_artifact(host: Host, artifact: Artifact, cache: str, say: Say) -> str:
     for name, file in missing.items():
         push_file(host, artifact.folder / name, f"{folder}/{name}", file, say)
     # What was pushed is on the disk before the manifest says that it is.
-    host.run(["sync"], deadline_s=deadline_s(sum(file.bytes for file in missing.values()))).checked("syncing the disk")
+    files.sync(deadline_s=deadline_s(sum(file.bytes for file in missing.values())))
     manifest = artifact.folder / MANIFEST
     push_file(host, manifest, f"{folder}/{MANIFEST}", describe(manifest), say)
     return folder
@@ -70,15 +55,12 @@ def describe(path: Path) -> File:
 
 def push_file(host: Host, local: Path, remote: str, file: File, say: Say) -> None:
     """Push one file: to `.part`, continued where an earlier push broke, verified on the device, renamed."""
-    part = remote + ".part"
-    host.run(["mkdir", "-p", str(PurePosixPath(remote).parent)], deadline_s=SHORT_S).checked("making a folder")
+    files, part = files_of(host), remote + ".part"
+    files.make_folder(str(PurePosixPath(remote).parent))
     for _ in range(WHOLE_ATTEMPTS):
         say(f"pushing {PurePosixPath(remote).name} ({file.bytes / 1e6:.1f} MB)")
         _push_on(host, local, part, file, say)
-        finish = ["sh", "-c", _FINISH, "sh", part, remote, file.sha256, secrets.token_hex(4)]
-        done = host.run(finish, deadline_s=deadline_s(file.bytes))
-        if done.exit_code != _NOT_WHOLE:
-            done.checked(f"putting {remote} in its place")
+        if files.settle(part, remote, file.sha256, deadline_s=deadline_s(file.bytes)):
             return
         # What an earlier push left was not the beginning of this file, or another client pushes it too.
     raise TransportError(
@@ -88,9 +70,8 @@ def push_file(host: Host, local: Path, remote: str, file: File, say: Say) -> Non
 
 
 def remote_sha256(host: Host, remote: str, size: int) -> str:
-    """SHA-256 of a file on the device, by the device. From its stdin: sha256sum escapes odd file names."""
-    command = ["sh", "-c", 'sha256sum <"$1"', "sh", remote]
-    return host.run(command, deadline_s=deadline_s(size)).checked(f"hashing {remote}").split()[0].decode("ascii")
+    """SHA-256 of a file on the device, by the device."""
+    return files_of(host).sha256(remote, deadline_s=deadline_s(size))
 
 
 def _push_on(host: Host, local: Path, part: str, file: File, say: Say) -> None:
@@ -107,8 +88,7 @@ def _push_on(host: Host, local: Path, part: str, file: File, say: Say) -> None:
 
 def exist(host: Host, folder: str, names: Sequence[str]) -> list[bool]:
     """Which of these files are in the device's folder."""
-    done = host.run(["sh", "-c", _EXIST, "sh", folder, *names], deadline_s=SHORT_S)
-    return [word == b"y" for word in done.checked(f"looking into {folder}").split()]
+    return files_of(host).exist(folder, names)
 
 
 def _check_room(host: Host, folder: str, needed: int) -> None:
@@ -121,10 +101,5 @@ def _check_room(host: Host, folder: str, needed: int) -> None:
 
 
 def free_bytes(host: Host, folder: str) -> int | None:
-    """What a user may still write there; None where df does not tell."""
-    done = host.run(["df", "-Pk", folder], deadline_s=SHORT_S)
-    words = done.stdout.decode("utf-8", "replace").splitlines()[-1:]
-    try:
-        return int(words[0].split()[3]) * 1024
-    except (IndexError, ValueError):
-        return None
+    """What a user may still write there; None where the device does not tell."""
+    return files_of(host).free_bytes(folder)

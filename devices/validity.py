@@ -36,6 +36,8 @@ def doubts(measurement: Measurement) -> list[str]:
         found.append(
             f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close what else runs"
         )
+    if measurement.artifact.target == "windows-directml" and measurement.accelerator is None:
+        found.append("the CPU ran an artifact that is made for a graphics adapter; its times are not DirectML's")
     if before.throttled is not None and after.throttled is not None:
         found += [f"the board's firmware held it back: {why}" for why in during(before.throttled, after.throttled)]
     return found

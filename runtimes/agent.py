@@ -20,17 +20,18 @@ from typing import Any
 from export.artifact import Artifact, open_artifact
 from export.errors import ArtifactError
 from runtimes import pagecache
-from runtimes.agent_facts import age_s, describe, kernel_text, load_mode, weights
+from runtimes.agent_facts import age_s, boot_id, describe, load_mode, weights
 from runtimes.agent_lines import MALFORMED_TAIL, LineReader, Voice
 from runtimes.agent_lock import hold_lock
 from runtimes.api import Usage
 from runtimes.conditions import read_conditions
-from runtimes.engine import EngineOpener
+from runtimes.engine import EngineOpener, Graphics
 from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, UnsupportedError
 from runtimes.loop import TokenLoop
 from runtimes.memory import MemorySampler, read_memory
 from runtimes.registry import open_tokens
 from runtimes.tokens import NewToken, TokensDone
+from runtimes.windows_stdin import binary_stdin
 from runtimes.wire import Code, LineError, Order, decode_order
 
 EXIT_CANNOT_START, EXIT_SILENCE = 2, 3
@@ -42,7 +43,7 @@ class Job:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self.read_s = time.monotonic()
+        self.read_s = time.perf_counter()
         self.started = False
         self.cancelled = False
 
@@ -53,18 +54,18 @@ class Agent:
     def __init__(self, voice: Voice, memory: MemorySampler) -> None:
         self._voice = voice
         self._memory = memory
-        self._began_s = time.monotonic()
+        self._began_s = time.perf_counter()
         self._lock = threading.Lock()  # of what both threads touch: the job and the loop
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._job: Job | None = None
         self._loop: TokenLoop | None = None
         self._ended = threading.Event()
-        self.heard_s = time.monotonic()
+        self.heard_s = time.perf_counter()
 
     def read(self, lines: LineReader) -> None:
         """Answer or pass on every line until the input ends; then see to it that the process does."""
         for line in lines:
-            self.heard_s = time.monotonic()
+            self.heard_s = time.perf_counter()
             try:
                 if line is None:
                     raise LineError("malformed", MALFORMED_TAIL)
@@ -114,9 +115,11 @@ class Agent:
                     if self._job.started and self._loop is not None:
                         self._loop.cancel()
         elif order.do == "sample":
-            self._voice.say(sample_line(order.request, time.monotonic() - self._began_s, with_memory=True))
+            self._voice.say(sample_line(order.request, time.perf_counter() - self._began_s, with_memory=True))
         else:
-            self._voice.say({"event": "pong", "request": order.request, "uptime_s": time.monotonic() - self._began_s})
+            self._voice.say(
+                {"event": "pong", "request": order.request, "uptime_s": time.perf_counter() - self._began_s}
+            )
 
     def _forget(self, job: Job, loop: TokenLoop) -> None:
         loop.forget()
@@ -126,7 +129,7 @@ class Agent:
     def _generate(self, job: Job, loop: TokenLoop) -> None:
         request, number = job.order.generate, job.order.request
         assert request is not None
-        waited_s = time.monotonic() - job.read_s
+        waited_s = time.perf_counter() - job.read_s
         if request.deadline_s is not None:
             request = dataclasses.replace(request, deadline_s=request.deadline_s - waited_s)
         try:
@@ -197,22 +200,24 @@ def main() -> int:
         return 0
     with MemorySampler() as memory:
         agent = Agent(voice, memory)
-        threading.Thread(target=agent.read, args=(LineReader(sys.stdin.buffer),), daemon=True).start()
+        threading.Thread(target=agent.read, args=(LineReader(binary_stdin()),), daemon=True).start()
         if options.silence_s is not None:
             threading.Thread(target=_watch, args=(agent, options.silence_s), daemon=True).start()
         try:
             if options.lock is not None:
                 hold_lock(options.lock)
-            began_s = time.monotonic()
+            began_s = time.perf_counter()
             artifact = open_artifact(options.artifact)
             if options.cold:
                 pagecache.drop([artifact.folder / name for name in artifact.manifest.files])
             share = pagecache.cached_share(weights(artifact))
-            loop = open_tokens(artifact, threads=options.threads, engine=_engine(options))
+            graphics = Graphics(adapter=options.adapter, allow_cpu=options.allow_cpu)
+            loop = open_tokens(artifact, threads=options.threads, engine=_engine(options), graphics=graphics)
         except (ArtifactError, RuntimesError) as error:
             voice.error(None, _code(error), str(error), fatal=True)
             return EXIT_CANNOT_START
-        voice.say(_ready(artifact, options.threads, time.monotonic() - began_s, share))
+        ready = _ready(artifact, options.threads, time.perf_counter() - began_s, share)
+        voice.say(ready | {"accelerator": loop.accelerator})
         agent.serve(loop)
     return 0
 
@@ -221,6 +226,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m runtimes.agent", description="See docs/agent-protocol.md.")
     parser.add_argument("artifact", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--adapter", metavar="WHICH")
+    parser.add_argument("--allow-cpu", action="store_true")
     parser.add_argument("--lock", type=Path, metavar="FILE")
     parser.add_argument("--silence-s", type=float, metavar="S")
     parser.add_argument("--cold", action="store_true")
@@ -244,7 +251,7 @@ def _engine(options: argparse.Namespace) -> EngineOpener | None:
 
 def _ready(artifact: Artifact, threads: int | None, open_s: float, share: float | None) -> dict[str, Any]:
     return describe(artifact, threads) | {
-        "boot_id": kernel_text("random/boot_id"),
+        "boot_id": boot_id(),
         "load_s": age_s(),
         "open_s": open_s,
         "load_mode": load_mode(artifact),
@@ -262,7 +269,7 @@ def _code(error: Exception) -> Code:
 
 def _watch(agent: Agent, silence_s: float) -> None:
     """End the process when the host has been silent for too long: a cut wire may never tell."""
-    while (left_s := agent.heard_s + silence_s - time.monotonic()) > 0:
+    while (left_s := agent.heard_s + silence_s - time.perf_counter()) > 0:
         time.sleep(left_s)
     sys.stderr.write(f"no line came in for {silence_s:.0f} s: the host is gone\n")
     sys.stderr.flush()

@@ -14,7 +14,12 @@ from export.artifact import Artifact
 from runtimes.cores import available_cores
 from runtimes.wire import CAPABILITIES, MAX_LINE_BYTES, PROTOCOL
 
-LIBRARIES = ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")
+# distribution -> the import package that shows whether it is loaded; Windows' have other names
+LIBRARIES = {
+    **{name: name.replace("-", "_") for name in ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")},
+    **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "windowsml")},
+    **{f"onnxruntime-genai-{kind}": "onnxruntime_genai" for kind in ("directml", "winml")},
+}
 
 
 def describe(artifact: Artifact, threads: int | None) -> dict[str, Any]:
@@ -39,8 +44,8 @@ def describe(artifact: Artifact, threads: int | None) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python's version, and those of the known libraries that this process really loaded."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        if name.replace("-", "_") in sys.modules and (version := _version(name)):
+    for name, package in LIBRARIES.items():
+        if package in sys.modules and (version := _version(name)):
             found[name] = version
     return found
 
@@ -53,14 +58,25 @@ def weights(artifact: Artifact) -> list[Path]:
 
 
 def load_mode(artifact: Artifact) -> Literal["mmap", "read"] | None:
-    """`mmap` if the artifact's largest file is mapped into this process."""
+    """`mmap` if the artifact's largest file is mapped into this process; None where the system does not tell."""
     largest = max(artifact.manifest.files, key=lambda name: artifact.manifest.files[name].bytes)
+    if sys.platform == "win32":
+        return None
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     path = str((artifact.folder / largest).resolve())
     return "mmap" if any(line.endswith(path) for line in maps.splitlines()) else "read"
+
+
+def boot_id() -> str | None:
+    """Which start of the system this is."""
+    if sys.platform == "win32":
+        from runtimes import win32
+
+        return win32.boot_id()
+    return kernel_text("random/boot_id")
 
 
 def kernel_text(name: str) -> str | None:
@@ -72,7 +88,11 @@ def kernel_text(name: str) -> str | None:
 
 
 def age_s() -> float | None:
-    """Seconds since the kernel started this process, in its ticks of 10 ms."""
+    """Seconds since the kernel started this process; on Linux in its ticks of 10 ms."""
+    if sys.platform == "win32":
+        from runtimes import win32
+
+        return win32.process_age_s()
     try:
         stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
         started_s = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")

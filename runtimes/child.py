@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -86,9 +87,8 @@ class ChildLines:
         """See LineProcess.last_lines."""
         if self._last_lines is not None:
             return self._last_lines
-        # The child writes through the same open file: its position must stay where the child left it.
         size = os.fstat(self._log.fileno()).st_size
-        return last_lines(os.pread(self._log.fileno(), 1 << 16, max(0, size - (1 << 16))))
+        return last_lines(_read_at(self._log.fileno(), 1 << 16, max(0, size - (1 << 16))))
 
     def close(self) -> None:
         """See LineProcess.close."""
@@ -111,14 +111,26 @@ def _start(command: Sequence[str], stdin: int | IO[bytes], stderr: int | IO[byte
         raise TransportError(f"an argument of {command[0]} cannot be passed to a program ({error})") from error
 
 
+def _read_at(file: int, count: int, offset: int) -> bytes:
+    # The child writes through the same open file: its position must stay where the child left it.
+    if sys.platform == "win32":  # which has no pread
+        position = os.lseek(file, 0, os.SEEK_CUR)
+        try:
+            os.lseek(file, offset, os.SEEK_SET)
+            return os.read(file, count)
+        finally:
+            os.lseek(file, position, os.SEEK_SET)
+    return os.pread(file, count, offset)
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End it and its group, if it still runs, and collect it."""
     if process.poll() is not None:
         return
     with contextlib.suppress(ProcessLookupError):
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
+        if sys.platform == "win32":
             process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)

@@ -14,6 +14,7 @@ import click
 from runtimes import open_runtime
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.chat import chat
+from runtimes.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError
 
 # artifact, a device's name, the lab file, threads. The lab is devices/, which this room must not import.
@@ -37,6 +38,9 @@ DeviceOpener = Callable[[Path, str, Path | None, int | None], Runtime]
 @click.option(
     "--lab", type=click.Path(path_type=Path), help="The lab file; lab.toml of this folder where there is one."
 )
+@click.option("--adapter", metavar="WHICH",
+              help="On Windows, for DirectML: a graphics adapter's number, LUID or part of its name.")  # fmt: skip
+@click.option("--allow-cpu", is_flag=True, help="On Windows: without an adapter for DirectML, run on the CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per token, and a last one.")
 @click.pass_obj
 def run_command(
@@ -55,6 +59,8 @@ def run_command(
     deadline: float | None,
     device: str | None,
     lab: Path | None,
+    adapter: str | None,
+    allow_cpu: bool,
     as_json: bool,
 ) -> None:
     """Generate text with ARTIFACT, the folder that `phi-edge export` wrote.
@@ -77,8 +83,11 @@ def run_command(
         deadline_s=deadline,
     )
     opening = [] if system is None else [Message("system", system)]
+    graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)
     if device is None:
-        runtime = open_runtime(artifact, threads=threads)
+        runtime = open_runtime(artifact, threads=threads, graphics=graphics)
+    elif graphics != ANY_ADAPTER:
+        raise RequestError("--adapter and --allow-cpu are for this machine; a device's stand in its row of lab.toml")
     elif open_device is None:
         raise RequestError("--device needs the lab, which `phi-edge run` brings; call it by that name")
     else:

@@ -1,4 +1,5 @@
-"""The state of the machine that a measurement was made on. Linux is read in full; elsewhere much is None, never 0."""
+"""The state of the machine that a measurement was made on. Linux is read in full, Windows as far as it tells without a
+helper; elsewhere much is None, never 0."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +48,10 @@ class Conditions:
 
 def read_conditions(root: Path = Path("/")) -> Conditions:
     """Read the conditions now. `root` is where /proc and /sys are."""
+    return _windows_conditions() if sys.platform == "win32" else _linux_conditions(root)
+
+
+def _linux_conditions(root: Path) -> Conditions:
     memory = _meminfo(root)
     total, free = memory.get("SwapTotal"), memory.get("SwapFree")
     return Conditions(
@@ -59,13 +65,38 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
         frequency_hz=_frequencies(root),
         temperature_c=_temperatures(root),
         load_average_1min=_load_average(root),
-        busy_share=_busy_share(root),
+        busy_share=_busy_share(lambda: _cpu_times(root)),
         memory_total_bytes=memory.get("MemTotal"),
         memory_available_bytes=memory.get("MemAvailable"),
         swap_total_bytes=total,
         swap_used_bytes=None if total is None or free is None else total - free,
         swap_devices=_swap_devices(root),
         throttled=_throttled(),
+    )
+
+
+def _windows_conditions() -> Conditions:
+    from runtimes import win32
+
+    memory, power = win32.machine_memory(), win32.power()
+    return Conditions(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        system=f"{platform.system()} {platform.version()} {platform.machine()}",
+        boot_id=win32.boot_id(),
+        cpu_model=win32.cpu_model(),
+        logical_cores=os.cpu_count(),
+        allowed_cores=win32.allowed_cores(),
+        governor=None,
+        frequency_hz=None,
+        temperature_c=None,
+        load_average_1min=None,
+        busy_share=_busy_share(win32.cpu_times),
+        memory_total_bytes=None if memory is None else memory[0],
+        memory_available_bytes=None if memory is None else memory[1],
+        swap_total_bytes=None,
+        swap_used_bytes=None,
+        battery_share=power.battery_share,
+        battery_charging=power.charging,
     )
 
 
@@ -138,13 +169,13 @@ def _load_average(root: Path) -> float | None:
     return float(words[0]) if words else None
 
 
-def _busy_share(root: Path) -> float | None:
+def _busy_share(cpu_times: Callable[[], tuple[int, int] | None]) -> float | None:
     # The load average still counts what ended a minute ago; this does not.
-    before = _cpu_times(root)
+    before = cpu_times()
     if before is None:
         return None
     time.sleep(BUSY_LOOK_S)
-    after = _cpu_times(root)
+    after = cpu_times()
     if after is None or after[1] <= before[1]:
         return None
     return 1 - (after[0] - before[0]) / (after[1] - before[1])

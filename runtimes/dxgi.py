@@ -1,6 +1,6 @@
-"""Windows' graphics adapters, and the memory that this process holds on them and on the host, asked through ctypes.
+"""Windows' graphics adapters, and the memory that this process holds on them, asked through ctypes.
 
-Sources: dxgi.h, dxgi1_4.h and psapi.h. Elsewhere than on Windows there is nothing to ask: no adapters, and None.
+Sources: dxgi.h, dxgi1_4.h and d3d12.h. Elsewhere than on Windows there is nothing to ask: no adapters.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import ctypes
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 FACTORY = uuid.UUID("770aae78-f26f-4dba-a829-253c83d1b387")  # IDXGIFactory1
 ADAPTER3 = uuid.UUID("645967a4-1392-4310-a798-8053ce3e93fd")  # IDXGIAdapter3
+DEVICE = uuid.UUID("189819f1-1db6-4b57-be54-1821339b85f7")  # ID3D12Device
+FEATURE_LEVEL_11_0 = 0xB000  # the least that DirectML takes
 SOFTWARE = 2  # DXGI_ADAPTER_FLAG_SOFTWARE
 LOCAL, NON_LOCAL = 0, 1  # DXGI_MEMORY_SEGMENT_GROUP
 # Places in the interfaces' tables of functions.
@@ -30,21 +32,12 @@ class Adapter:
     dedicated_bytes: int
     shared_bytes: int
     software: bool
+    d3d12: bool = True  # it makes Direct3D 12 devices, which DirectML needs
 
     def describe(self) -> str:
         """One line for a person."""
-        kind = ", software" if self.software else ""
+        kind = (", software" if self.software else "") + ("" if self.d3d12 else ", without Direct3D 12")
         return f"{self.name} (LUID {self.luid}, {self.dedicated_bytes / 1e9:.1f} GB of its own{kind})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowsMemory:
-    """Of this process, in bytes. Host and GPU are never added: on a shared-memory machine they overlap."""
-
-    peak_resident_bytes: int  # PeakWorkingSetSize
-    peak_committed_bytes: int  # PeakPagefileUsage: what was paged out is in it
-    gpu_local_bytes: int | None
-    gpu_shared_bytes: int | None
 
 
 class _Desc1(ctypes.Structure):
@@ -67,46 +60,24 @@ class _VideoMemory(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("budget", "usage", "available", "reserved"))
 
 
-_COUNTERS = """peak_working_set working_set peak_paged_pool paged_pool peak_nonpaged_pool nonpaged_pool pagefile
-    peak_pagefile"""
-
-
-class _ProcessMemory(ctypes.Structure):
-    _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("page_faults", ctypes.c_uint32),
-        *((name, ctypes.c_size_t) for name in _COUNTERS.split()),
-    )
-
-
 def list_adapters() -> list[Adapter]:
     """The adapters in Windows' own order; none elsewhere."""
     with _adapters() as pointers:
         return [_describe(pointer) for pointer in pointers]
 
 
-def read_windows_memory(luid: str | None) -> WindowsMemory | None:
-    """What this process holds, on the host and on the adapter of that LUID; None elsewhere than on Windows."""
-    if sys.platform != "win32":
-        return None
-    counters = _ProcessMemory(size=ctypes.sizeof(_ProcessMemory))
-    kernel = _library("kernel32")
-    kernel.GetCurrentProcess.restype = ctypes.c_void_p
-    process = ctypes.c_void_p(kernel.GetCurrentProcess())
-    if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
-        return None
-    local: int | None = None
-    shared: int | None = None
-    with _adapters() as pointers:
-        for pointer in pointers:
-            if _describe(pointer).luid == luid:
-                local, shared = _video_usage(pointer, LOCAL), _video_usage(pointer, NON_LOCAL)
-    return WindowsMemory(
-        peak_resident_bytes=counters.peak_working_set,
-        peak_committed_bytes=counters.peak_pagefile,
-        gpu_local_bytes=local,
-        gpu_shared_bytes=shared,
-    )
+class GpuMeter:
+    """What this process holds on all adapters together, asked often: they are found once and held open."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._adapters = self._held.enter_context(_adapters())
+
+    def usage(self) -> tuple[int, int] | None:
+        """Bytes of the adapters' own memory, and of the host's that they share; None where no adapter tells."""
+        pairs = [(_video_usage(pointer, LOCAL), _video_usage(pointer, NON_LOCAL)) for pointer in self._adapters]
+        known = [(local, shared) for local, shared in pairs if local is not None and shared is not None]
+        return (sum(local for local, _ in known), sum(shared for _, shared in known)) if known else None
 
 
 @contextmanager
@@ -134,10 +105,20 @@ def _adapters() -> Iterator[list[ctypes.c_void_p]]:
 def _describe(pointer: ctypes.c_void_p) -> Adapter:
     desc = _Desc1()
     _call(pointer, GET_DESC1, ctypes.byref(desc))
-    return adapter_of(desc)
+    return adapter_of(desc, d3d12=_makes_d3d12(pointer))
 
 
-def adapter_of(desc: Any) -> Adapter:
+def _makes_d3d12(pointer: ctypes.c_void_p) -> bool:
+    try:
+        create = _library("d3d12").D3D12CreateDevice
+    except (OSError, AttributeError):
+        return False
+    create.restype = ctypes.c_int32
+    # Without a place for the device it only says whether it could (S_FALSE).
+    return int(create(pointer, ctypes.c_uint32(FEATURE_LEVEL_11_0), _guid(DEVICE), None)) >= 0
+
+
+def adapter_of(desc: Any, *, d3d12: bool) -> Adapter:
     """DXGI_ADAPTER_DESC1 -> Adapter."""
     return Adapter(
         name=desc.description,
@@ -145,6 +126,7 @@ def adapter_of(desc: Any) -> Adapter:
         dedicated_bytes=desc.dedicated_video,
         shared_bytes=desc.shared,
         software=bool(desc.flags & SOFTWARE),
+        d3d12=d3d12,
     )
 
 

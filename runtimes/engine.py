@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Engine(Protocol):
         """Whether several ids may follow what is cached. If not, they are taken at position 0 only, all at once."""
         ...
 
+    @property
+    def accelerator(self) -> str | None:
+        """What it computes on, for people; None is the CPU."""
+        ...
+
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """Write the keys and values of `ids` at positions start.. and return the last one's logits, float32 [vocab].
 
@@ -53,5 +59,14 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Graphics:
+    """Where an artifact for DirectML runs."""
+
+    adapter: str | None = None  # its number, LUID (HIGH:LOW) or a part of its name; None: the one with most memory
+    allow_cpu: bool = False  # the CPU takes over where there is no adapter
+
+
+ANY_ADAPTER = Graphics()
 # Opens an artifact on a number of threads (None: all cores this process may use).
 EngineOpener = Callable[["Artifact", int | None], Engine]

@@ -65,6 +65,7 @@ class ExecutorchEngine:
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = max_forward_tokens
         self.continues = True
+        self.accelerator = None
         self._program, self._method = program, method
         self._start = torch.zeros(1, dtype=torch.int64)
         self._one = torch.zeros((1, 1), dtype=torch.int64)

@@ -56,6 +56,7 @@ class FakeEngine:
         self.switch_tokens = switch_tokens
         self.max_forward_tokens = max_forward_tokens or context_tokens
         self.continues = continues
+        self.accelerator = None
         self.calls: list[tuple[int, int]] = []  # (start, how many ids) of every forward
         self._script = None if script is None else list(script)
         self._forward_s = forward_s

@@ -26,9 +26,15 @@ def open_genai(artifact: Artifact, threads: int | None) -> Engine:
 
 
 def load_genai(
-    artifact: Artifact, threads: int | None, *, provider: str | None, options: Mapping[str, str]
+    artifact: Artifact,
+    threads: int | None,
+    *,
+    provider: str | None,
+    options: Mapping[str, str],
+    accelerator: str | None = None,
 ) -> GenaiEngine:
-    """Load on an execution provider with its options; None is the CPU. Raises EngineError."""
+    """Load on an execution provider with its options; None is the CPU. `accelerator` is what the provider computes on,
+    for people. Raises EngineError."""
     try:
         import onnxruntime_genai
     except ImportError as error:
@@ -63,7 +69,7 @@ def load_genai(
         parameters.set_search_options(max_length=artifact.manifest.context_tokens, do_sample=False)
         return onnxruntime_genai.Generator(model, parameters)
 
-    return GenaiEngine(artifact, generator, continues=continues, stop=stop)
+    return GenaiEngine(artifact, generator, continues=continues, stop=stop, accelerator=accelerator)
 
 
 def rare_id(artifact: Artifact) -> int:
@@ -75,7 +81,16 @@ def rare_id(artifact: Artifact) -> int:
 class GenaiEngine:
     """See Engine. `generator` makes a fresh one of genai's, which takes no more ids once it has chosen `stop`."""
 
-    def __init__(self, artifact: Artifact, generator: Callable[[], Any], *, continues: bool, stop: int) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        generator: Callable[[], Any],
+        *,
+        continues: bool,
+        stop: int,
+        accelerator: str | None = None,
+    ) -> None:
+        self.accelerator = accelerator
         self.context_tokens = artifact.manifest.context_tokens
         self.vocab_size = artifact.manifest.model.vocab_size
         self.switch_tokens = artifact.manifest.rope.switch_tokens

@@ -32,7 +32,7 @@ class TokenLoop:
         engine: Engine,
         *,
         prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine
         chunk = prefill_chunk_tokens if engine.continues else engine.context_tokens
@@ -43,6 +43,11 @@ class TokenLoop:
         self._cached: list[int] = []  # the ids whose keys and values are in the engine, by position
         self._cached_long = False  # they were computed with the long rope factors
         self._session: str | None = None  # whose they are
+
+    @property
+    def accelerator(self) -> str | None:
+        """See Engine.accelerator."""
+        return self._engine.accelerator
 
     def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
         """See TokenSource.stream."""

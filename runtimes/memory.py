@@ -1,33 +1,60 @@
 """Peak memory of a process, by one definition: max(VmHWM, max over samples of VmRSS + VmSwap).
 
 The high-water mark misses pages that were swapped out (zram on phones), samples miss short peaks; together they do
-not. Linux and Android only: elsewhere everything is None, never 0.
+not. On Windows its own counters (runtimes.win32). Elsewhere everything is None, never 0.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from runtimes.api import MemoryUse
+
+if TYPE_CHECKING:
+    from runtimes.win32 import ProcessMemory
 
 STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySample:
-    """What the kernel says of a process at one moment, in bytes."""
+    """What the system says of a process at one moment, in bytes; None for what it does not."""
 
-    high_water_bytes: int  # VmHWM: highest resident size since the process began
+    high_water_bytes: int  # VmHWM or PeakWorkingSetSize: highest resident size since the process began
     resident_bytes: int
-    anonymous_bytes: int
-    file_bytes: int
-    swap_bytes: int
+    anonymous_bytes: int | None
+    file_bytes: int | None
+    swap_bytes: int | None
+    committed_bytes: int | None = None  # Windows: the highest since the process began, see MemoryUse
+    gpu_bytes: int | None = None
+    gpu_shared_bytes: int | None = None
 
 
-def read_memory(status: Path = STATUS) -> MemorySample | None:
+Reader = Callable[[], MemorySample | None]
+
+
+def open_reader(status: Path = STATUS) -> Reader:
+    """What samples this process again and again: by /proc, or by Windows' counters."""
+    if sys.platform == "win32":
+        from runtimes.win32 import WindowsMeter
+
+        meter = WindowsMeter()
+        return lambda: _windows_sample(meter.read())
+    return lambda: read_status(status)
+
+
+def read_memory() -> MemorySample | None:
+    """One sample of this process; None where the system does not tell."""
+    return open_reader()()
+
+
+def read_status(status: Path) -> MemorySample | None:
     """One sample from /proc/PID/status (25 us); None where there is no such file or it lacks a figure."""
     try:
         text = status.read_text(encoding="ascii", errors="replace")
@@ -46,19 +73,26 @@ def read_memory(status: Path = STATUS) -> MemorySample | None:
 
 
 class PeakMemory:
-    """The peak over the samples taken so far. The split is that of the sample that held the most."""
+    """The peak over the samples taken so far. The split is that of the sample that held the most; a GPU's peak is its
+    own, whenever it was."""
 
     def __init__(self, status: Path = STATUS) -> None:
-        self._status = status
+        self._read = open_reader(status)
         self._high_water_bytes = 0
         self._most: MemorySample | None = None
+        self._committed_bytes: int | None = None
+        self._gpu_bytes: int | None = None
+        self._gpu_shared_bytes: int | None = None
 
     def sample(self) -> None:
         """Take one sample."""
-        now = read_memory(self._status)
+        now = self._read()
         if now is None:
             return
         self._high_water_bytes = max(self._high_water_bytes, now.high_water_bytes)
+        self._committed_bytes = _higher(self._committed_bytes, now.committed_bytes)
+        self._gpu_bytes = _higher(self._gpu_bytes, now.gpu_bytes)
+        self._gpu_shared_bytes = _higher(self._gpu_shared_bytes, now.gpu_shared_bytes)
         if self._most is None or _held(now) >= _held(self._most):
             self._most = now
 
@@ -71,6 +105,9 @@ class PeakMemory:
             anonymous_bytes=self._most.anonymous_bytes,
             file_bytes=self._most.file_bytes,
             swap_bytes=self._most.swap_bytes,
+            committed_bytes=self._committed_bytes,
+            gpu_bytes=self._gpu_bytes,
+            gpu_shared_bytes=self._gpu_shared_bytes,
         )
 
 
@@ -105,4 +142,24 @@ class MemorySampler:
 
 
 def _held(sample: MemorySample) -> int:
-    return sample.resident_bytes + sample.swap_bytes
+    return sample.resident_bytes + (sample.swap_bytes or 0)
+
+
+def _higher(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _windows_sample(told: tuple[ProcessMemory, tuple[int, int] | None] | None) -> MemorySample | None:
+    if told is None:
+        return None
+    host, gpu = told
+    return MemorySample(
+        high_water_bytes=host.peak_resident_bytes,
+        resident_bytes=host.resident_bytes,
+        anonymous_bytes=None,
+        file_bytes=None,
+        swap_bytes=None,
+        committed_bytes=host.peak_committed_bytes,
+        gpu_bytes=None if gpu is None else gpu[0],
+        gpu_shared_bytes=None if gpu is None else gpu[1],
+    )

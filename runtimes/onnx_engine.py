@@ -56,6 +56,7 @@ class OnnxEngine:
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = self.context_tokens
         self.continues = True
+        self.accelerator = None
         self._session = session
         self._kv_type = _check_graph(session, model.layers)
         self._binding = session.io_binding()

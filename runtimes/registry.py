@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 from export.artifact import Artifact, Format, open_artifact
 from runtimes.api import Runtime
-from runtimes.engine import Engine, EngineOpener
+from runtimes.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
 from runtimes.errors import RequestError
 from runtimes.loop import TokenLoop
 from runtimes.tokens import TokenSource
@@ -34,16 +35,21 @@ ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch}
 
 
 def open_runtime(
-    artifact: Artifact | Path, *, threads: int | None = None, engine: EngineOpener | None = None
+    artifact: Artifact | Path,
+    *,
+    threads: int | None = None,
+    engine: EngineOpener | None = None,
+    graphics: Graphics = ANY_ADAPTER,
 ) -> Runtime:
     """Open an artifact for text in, text out, in this process.
 
-    `threads` None means all cores this process may use; `engine` None the one for the artifact's format.
+    `threads` None means all cores this process may use; `engine` None the one for the artifact's format; `graphics`
+    is for artifacts that run on DirectML.
     Raises RuntimesError and, for a folder that is no artifact, export's ArtifactError.
     """
     if isinstance(artifact, Path):
         artifact = open_artifact(artifact)
-    return text_runtime(artifact, open_tokens(artifact, threads=threads, engine=engine))
+    return text_runtime(artifact, open_tokens(artifact, threads=threads, engine=engine, graphics=graphics))
 
 
 def text_runtime(artifact: Artifact, source: TokenSource) -> Runtime:
@@ -54,9 +60,32 @@ def text_runtime(artifact: Artifact, source: TokenSource) -> Runtime:
     return TextRuntime(source, Tokenizer(artifact.folder), artifact.manifest)
 
 
-def open_tokens(artifact: Artifact, *, threads: int | None = None, engine: EngineOpener | None = None) -> TokenLoop:
+def open_tokens(
+    artifact: Artifact,
+    *,
+    threads: int | None = None,
+    engine: EngineOpener | None = None,
+    graphics: Graphics = ANY_ADAPTER,
+) -> TokenLoop:
     """Open an artifact for ids in, ids out: what an agent on a device serves. Raises RuntimesError."""
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}; allowed: 1 or more, or leave it out for all cores")
-    opener = ENGINES[artifact.manifest.format] if engine is None else engine
+    opener = engine or (ENGINES[artifact.manifest.format] if graphics == ANY_ADAPTER else _directml(artifact, graphics))
     return TokenLoop(opener(artifact, threads))
+
+
+def _directml(artifact: Artifact, graphics: Graphics) -> EngineOpener:
+    manifest = artifact.manifest
+    if manifest.engine.get("provider") != "dml":
+        raise RequestError(
+            f"this artifact is for {manifest.target}; a graphics adapter, and the leave to do without one, are for "
+            "--target windows-directml: leave them out"
+        )
+    if sys.platform != "win32":
+        raise RequestError(
+            "a graphics adapter, and the leave to do without one, are for DirectML on Windows; here the CPU runs this "
+            "artifact: leave them out"
+        )
+    from runtimes.windows import open_windows
+
+    return functools.partial(open_windows, graphics=graphics)

@@ -24,7 +24,7 @@ class TextRuntime:
         source: TokenSource,
         tokenizer: Tokenizer,
         manifest: Manifest,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._source = source
         self._tokenizer = tokenizer

@@ -6,14 +6,16 @@ them is runtimes.dxgi's. It does not install anything.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from export.artifact import Artifact
 from runtimes.dxgi import Adapter, list_adapters
-from runtimes.engine import Engine
+from runtimes.engine import ANY_ADAPTER, Engine, Graphics
 from runtimes.errors import EngineError
 
 
@@ -97,17 +99,22 @@ def choose_stack(installed: Mapping[str, str]) -> Stack:
 
 
 def choose_adapter(adapters: Sequence[Adapter], wanted: str | None = None) -> Adapter:
-    """The adapter to compute on: by LUID (`HIGH:LOW`) or a part of its name; else the one with most memory of its own.
+    """The adapter to compute on: by its place in Windows' order, by LUID (`HIGH:LOW`) or by a part of its name; else
+    the one with most memory of its own.
 
     Raises EngineError where that would be the CPU: Windows' software adapter is not chosen unless it is named.
     """
-    listed = "; ".join(adapter.describe() for adapter in adapters) or "none"
+    listed = "; ".join(f"{place}: {adapter.describe()}" for place, adapter in enumerate(adapters)) or "none"
     if wanted is not None:
-        found = [adapter for adapter in adapters if wanted == adapter.luid or wanted.lower() in adapter.name.lower()]
+        found = [adapter for place, adapter in enumerate(adapters) if _is_named(adapter, place, wanted)]
         if len(found) != 1:
-            raise EngineError(f"adapter {wanted!r} matches {len(found)}; there are: {listed}; give HIGH:LOW")
+            raise EngineError(
+                f"adapter {wanted!r} matches {len(found)}; there are: {listed}; give one's number, LUID or name"
+            )
+        if not found[0].d3d12:
+            raise EngineError(f"adapter {found[0].describe()}: DirectML cannot use it; there are: {listed}")
         return found[0]
-    hardware = [adapter for adapter in adapters if not adapter.software]
+    hardware = [adapter for adapter in adapters if not adapter.software and adapter.d3d12]
     if not hardware:
         raise EngineError(
             f"no graphics adapter for DirectML, so this would run on the CPU (adapters: {listed}); "
@@ -116,10 +123,14 @@ def choose_adapter(adapters: Sequence[Adapter], wanted: str | None = None) -> Ad
     return max(hardware, key=lambda adapter: (adapter.dedicated_bytes, adapter.shared_bytes))
 
 
-def open_windows(
-    artifact: Artifact, threads: int | None, *, adapter: str | None = None, allow_cpu: bool = False
-) -> Engine:
-    """Load on DirectML. With `allow_cpu` the CPU takes over where there is no adapter, and that is said on stderr.
+def _is_named(adapter: Adapter, place: int, wanted: str) -> bool:
+    if wanted.isdecimal():
+        return int(wanted) == place
+    return wanted == adapter.luid or wanted.lower() in adapter.name.lower()
+
+
+def open_windows(artifact: Artifact, threads: int | None, *, graphics: Graphics = ANY_ADAPTER) -> Engine:
+    """Load on DirectML. Where the CPU is allowed and takes over, that is said on stderr.
 
     Raises EngineError.
     """
@@ -127,11 +138,26 @@ def open_windows(
 
     stack = choose_stack(installed_distributions())
     try:
-        chosen = choose_adapter(list_adapters(), adapter)
+        chosen = choose_adapter(list_adapters(), graphics.adapter)
     except EngineError as error:
-        if not allow_cpu:
+        if not graphics.allow_cpu or graphics.adapter is not None:
             raise
         print(f"phi-edge: on the CPU: {error}", file=sys.stderr)
         return load_genai(artifact, threads, provider=None, options={})
     print(f"phi-edge: DirectML ({stack.name}) on {chosen.describe()}", file=sys.stderr)
-    return load_genai(artifact, threads, provider="dml", options={"luid": chosen.luid})
+    options = {"luid": chosen.luid}
+    return load_genai(artifact, threads, provider="dml", options=options, accelerator=chosen.describe())
+
+
+def main() -> int:
+    """`python -m runtimes.windows`: one line of JSON with what this module judges, for `phi-edge doctor`."""
+    facts = {
+        "adapters": [dataclasses.asdict(adapter) for adapter in list_adapters()],
+        "distributions": installed_distributions(),
+    }
+    print(json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -64,6 +64,7 @@ class Ready:
     open_s: float | None = None
     load_mode: Literal["mmap", "read"] | None = None
     cached_share: float | None = None
+    accelerator: str | None = None
 
 
 @dataclass(frozen=True)

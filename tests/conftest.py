@@ -21,6 +21,8 @@ from ci.emulated_android import AndroidSoftware, build_android
 from ci.emulated_android import missing as emulated_android_lacks
 from ci.emulated_pi import EmulatedPi, build_pi
 from ci.emulated_pi import missing as emulated_pi_lacks
+from ci.emulated_windows import EmulatedWindows
+from ci.emulated_windows import missing as emulated_windows_lacks
 from devices.fake_adbd import FakeAdbd
 from devices.fake_llama_main import write_program
 from devices.fake_phone import FakePhone
@@ -207,3 +209,12 @@ def emulated_pi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedPi
         pytest.skip(lacking)
     with EmulatedPi(tmp_path_factory.mktemp("pi5"), build_pi()) as board:
         yield board
+
+
+@pytest.fixture(scope="session")
+def emulated_windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedWindows]:
+    """Windows' Python under Wine behind a real sshd on 127.0.0.1. Tests that use it are marked `wine`."""
+    if (lacking := emulated_windows_lacks()) is not None:
+        pytest.skip(lacking)
+    with EmulatedWindows(tmp_path_factory.mktemp("windows")) as device:
+        yield device

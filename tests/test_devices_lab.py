@@ -31,7 +31,7 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
     [
         ("[device.a]\nthread = 1", "unknown key 'thread' (did you mean 'threads'?); known: transport, description"),
         ("[devices.a]", "unknown key 'devices' (did you mean 'device'?)"),
-        ("[device.a]\ntransport = 'usb'", "transport 'usb'; known: local, ssh, adb"),
+        ("[device.a]\ntransport = 'usb'", "transport 'usb'; known: local, ssh, windows, adb"),
         ("[device.a]\nthreads = '4'", "threads: expected int, saw '4'"),
         ("[device.a]\nthreads = true", "threads: expected int, saw True"),
         ("[device.a]\nthreads = 0", "threads 0; give 1 or more"),
@@ -44,6 +44,12 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\ncache = '~/x'", "cache '~/x'; give a folder"),
         ("[device.a]\ntransport = 'adb'\nserail = 'x'", "unknown key 'serail' (did you mean 'serial'?)"),
         ("[device.a]\ntransport = 'adb'\nrunner = 'x'", "'x'; allowed: 'agent', 'llama_main'"),
+        (
+            "[device.a]\ntransport = 'windows'\nhost = 'a'\nadaptor = '0'",
+            "unknown key 'adaptor' (did you mean 'adapter'?)",
+        ),
+        ("[device.a]\ntransport = 'windows'\nhost = 'a'\npackages = 'cuda'", "'cuda'; allowed: 'winml', 'directml'"),
+        ("[device.a]\ntransport = 'windows'\nhost = 'a'\nadapter = 0", "adapter: expected str, saw 0"),
         ("device = 3", "write each device as a table"),
         ("[device", "is not TOML"),
     ],

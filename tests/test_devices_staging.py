@@ -20,7 +20,7 @@ from devices.driver import Finding, worst
 from devices.errors import DeviceError
 from devices.examination import judge_conditions
 from devices.fake import fake_conditions
-from devices.provision import bring_code, bring_venv, check_python, requirements
+from devices.provision import bring_code, bring_venv, check_python, of_extra, requirements
 from devices.staging import describe, free_bytes, push_file, stage_artifact
 from export import artifact as artifacts
 from export.artifact import Artifact, open_artifact, verify
@@ -174,6 +174,22 @@ def test_the_light_extra_alone_is_required() -> None:
     assert any(name.startswith("torch") for name in requirements("executorch"))
 
 
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("click>=8.1", "click>=8.1"),
+        ("onnxruntime>=1.31; extra == 'onnx'", None),
+        ("a==1; (sys_platform == 'win32' and platform_machine == 'AMD64') and extra == 'directml'",
+         "a==1; (sys_platform == 'win32' and platform_machine == 'AMD64')"),
+        ("b>=2; sys_platform == 'win32' and extra == 'directml'", "b>=2; sys_platform == 'win32'"),
+        ('c; extra == "directml"', "c"),
+        ("d>=1; python_version < '3.12'", "d>=1; python_version < '3.12'"),
+    ],
+)  # fmt: skip
+def test_an_extra_s_requirements_keep_the_device_s_own_markers(line: str, kept: str | None) -> None:
+    assert of_extra(line, "directml") == kept
+
+
 def write_wheel(folder: Path, name: str, *, requires: str = "") -> None:
     """A wheel that pip takes for the library, with nothing in it but its name."""
     version = "1.4.9" if name == "executorch" else "999.0"
@@ -193,7 +209,7 @@ def test_an_environment_is_made_from_a_wheelhouse_without_a_network(tmp_path: Pa
     for name in ("click", "jinja2", "numpy", "rich", "tokenizers", "torch"):
         write_wheel(house, name)
     make: Callable[[], str] = lambda: bring_venv(  # noqa: E731
-        LocalHost(), str(tmp_path / "cache"), "executorch", house, said.append, system_python=sys.executable
+        LocalHost(), str(tmp_path / "cache"), "executorch", house, said.append, python=sys.executable
     )
     with pytest.raises(TransportError, match=r"(?s)pip install failed on the device .*executorch"):
         make()

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import runtimes.command
 from phi_edge import main
 from runtimes import Runtime, open_runtime
-from runtimes.engine import EngineOpener
+from runtimes.engine import ANY_ADAPTER, EngineOpener, Graphics
 from runtimes.fake import FakeEngine, fake_artifact, fake_opener
 
 
@@ -32,8 +32,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 def use(monkeypatch: pytest.MonkeyPatch, opener: EngineOpener) -> None:
     """The fake behind the command: its artifacts are not opened by their format."""
 
-    def open_fake(artifact: Path, *, threads: int | None = None) -> Runtime:
-        return open_runtime(artifact, threads=threads, engine=opener)
+    def open_fake(artifact: Path, *, threads: int | None = None, graphics: Graphics = ANY_ADAPTER) -> Runtime:
+        return open_runtime(artifact, threads=threads, engine=opener, graphics=graphics)
 
     monkeypatch.setattr(runtimes.command, "open_runtime", open_fake)
 
@@ -123,7 +123,7 @@ from pathlib import Path
 from phi_edge import main
 from runtimes import open_runtime
 from runtimes.fake import fake_opener
-runtimes.command.open_runtime = lambda artifact, threads=None: open_runtime(artifact, engine=fake_opener("Well."))
+runtimes.command.open_runtime = lambda artifact, **_: open_runtime(artifact, engine=fake_opener("Well."))
 main(["run", sys.argv[1], "--chat"])
 """
 

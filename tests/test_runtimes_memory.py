@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.memory import STATUS, MemorySampler, PeakMemory, read_memory
+from runtimes import memory
+from runtimes.memory import STATUS, MemorySampler, PeakMemory, read_memory, read_status
+from runtimes.win32 import ProcessMemory
 
 needs_linux = pytest.mark.skipif(not STATUS.exists(), reason="needs /proc (Linux)")
 
@@ -41,9 +43,9 @@ def test_a_peak_between_samples_is_in_the_high_water_mark(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_told_is_absent(tmp_path: Path) -> None:
-    assert read_memory(tmp_path / "absent") is None
+    assert read_status(tmp_path / "absent") is None
     write(tmp_path / "status", VmRSS=100)
-    assert read_memory(tmp_path / "status") is None
+    assert read_status(tmp_path / "status") is None
     peak = PeakMemory(tmp_path / "absent")
     peak.sample()
     assert peak.use() is None
@@ -60,3 +62,26 @@ def test_the_sampler_sees_a_block_that_comes_and_goes() -> None:
     use = sampler.use()
     assert use is not None and use.peak_bytes is not None
     assert use.peak_bytes >= before.resident_bytes + (200 << 20)
+
+
+def test_windows_peaks_are_each_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [
+        memory._windows_sample((process(900, 500, 300), (70, 1))),
+        memory._windows_sample((process(950, 400, 310), (20, 9))),
+        memory._windows_sample((process(950, 300, 320), None)),
+    ]
+    monkeypatch.setattr(memory, "open_reader", lambda status: lambda: told.pop(0))
+    peak = PeakMemory()
+    for _ in range(3):
+        peak.sample()
+    use = peak.use()
+    assert use is not None
+    assert (use.peak_bytes, use.committed_bytes) == (950, 320)
+    assert (use.gpu_bytes, use.gpu_shared_bytes) == (70, 9)
+    assert (use.anonymous_bytes, use.file_bytes, use.swap_bytes) == (None, None, None)
+
+
+def process(peak: int, resident: int, committed: int) -> ProcessMemory:
+    return ProcessMemory(
+        peak_resident_bytes=peak, resident_bytes=resident, peak_committed_bytes=committed, committed_bytes=committed
+    )

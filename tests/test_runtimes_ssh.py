@@ -15,7 +15,7 @@ import pytest
 from ci.emulated_pi import NAME, EmulatedPi
 from ci.odd_text import odd_names, odd_texts
 from ci.wire_checks import check_half_a_line, check_names, check_prompts
-from runtimes import ssh
+from runtimes import ssh_wire
 from runtimes.errors import ConnectionLostError, TransportError
 from runtimes.ssh import SshHost
 
@@ -144,9 +144,9 @@ def test_half_a_line_is_told(host: SshHost) -> None:
 
 def test_a_wire_that_falls_silent_is_told(emulated_pi: EmulatedPi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cable that is pulled says nothing: ssh asks every 5 s (here 1 s), three times."""
-    assert ssh._OPTIONS["ServerAliveInterval"] == "5" and ssh._OPTIONS["ServerAliveCountMax"] == "3"
-    monkeypatch.setitem(ssh._OPTIONS, "ServerAliveInterval", "1")
-    monkeypatch.setitem(ssh._OPTIONS, "ConnectTimeout", "1")
+    assert ssh_wire._OPTIONS["ServerAliveInterval"] == "5" and ssh_wire._OPTIONS["ServerAliveCountMax"] == "3"
+    monkeypatch.setitem(ssh_wire._OPTIONS, "ServerAliveInterval", "1")
+    monkeypatch.setitem(ssh_wire._OPTIONS, "ConnectTimeout", "1")
     host = SshHost(NAME, config=emulated_pi.config)
     host.run(["true"], deadline_s=60)
     with emulated_pi.frozen(), pytest.raises(ConnectionLostError, match="the connection to pi5 was lost"):
@@ -158,7 +158,7 @@ def test_a_wire_that_falls_silent_is_told(emulated_pi: EmulatedPi, monkeypatch: 
 def test_closing_leaves_no_connection_behind(emulated_pi: EmulatedPi) -> None:
     host = SshHost(NAME, config=emulated_pi.config)
     host.run(["true"], deadline_s=60)
-    control = host._control
+    control = host.wire.control
     assert control.exists()
     host.close()
     host.close()

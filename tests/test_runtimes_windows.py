@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 
 from export.artifact import open_artifact
 from export.pipeline import ExportRequest, export_model
-from runtimes.dxgi import SOFTWARE, Adapter, _Desc1, adapter_of, list_adapters, read_windows_memory
-from runtimes.errors import EngineError
+from runtimes.dxgi import SOFTWARE, Adapter, GpuMeter, _Desc1, adapter_of, list_adapters
+from runtimes.engine import Graphics
+from runtimes.errors import EngineError, RequestError
 from runtimes.fake import FakeEngine
 from runtimes.genai_engine import load_genai, open_genai, rare_id
 from runtimes.loop import TokenLoop
 from runtimes.onnx_engine import open_onnx
+from runtimes.registry import open_tokens
 from runtimes.tokens import NewToken, TokenRequest, TokensDone
 from runtimes.windows import choose_adapter, choose_stack, open_windows
 
@@ -77,16 +80,34 @@ def test_the_adapter_with_most_memory_of_its_own() -> None:
     assert choose_adapter(LAPTOP, "0:4711").name == "Intel Iris Xe"
     assert choose_adapter(LAPTOP, "iris").name == "Intel Iris Xe"
     assert choose_adapter(LAPTOP, "basic render").software
+    assert choose_adapter(LAPTOP, "0").name == "Intel Iris Xe"  # a number is a place, though 4060 has a 0 too
+
+
+def test_an_adapter_without_direct3d_12_is_passed_over() -> None:
+    old = dataclasses.replace(LAPTOP[1], d3d12=False)
+    assert choose_adapter([LAPTOP[0], old]).name == "Intel Iris Xe"
+    with pytest.raises(EngineError, match=r"RTX 4060 .*without Direct3D 12.*: DirectML cannot use it; there are: 0: I"):
+        choose_adapter([LAPTOP[0], old], "rtx")
+
+
+def test_an_adapter_is_for_directml_on_windows(tiny_onnx: Path, tmp_path: Path) -> None:
+    wanted = Graphics(adapter="0")
+    with pytest.raises(RequestError, match="this artifact is for cpu; a graphics adapter"):
+        open_tokens(open_artifact(tiny_onnx), graphics=wanted)
+    artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
+    with pytest.raises(RequestError, match="here the CPU runs this artifact"):
+        open_tokens(artifact, graphics=wanted)
 
 
 @pytest.mark.parametrize(
     ("adapters", "wanted", "message"),
     [
         ([], None, r"this would run on the CPU \(adapters: none\); export for --target cpu, or allow the CPU"),
-        (LAPTOP[2:], None, r"would run on the CPU \(adapters: Microsoft Basic .* 0.0 GB of its own, software\)"),
-        (LAPTOP, "amd", "adapter 'amd' matches 0; there are: Intel Iris Xe .LUID 0:4711, 0.1 GB"),
+        (LAPTOP[2:], None, r"would run on the CPU \(adapters: 0: Microsoft Basic .* 0.0 GB of its own, software\)"),
+        (LAPTOP, "amd", "adapter 'amd' matches 0; there are: 0: Intel Iris Xe .LUID 0:4711, 0.1 GB"),
         (LAPTOP, "0:47", "matches 0"),
         (LAPTOP, "i", "matches 3"),
+        (LAPTOP, "3", "adapter '3' matches 0; .*; 2: Microsoft"),
     ],
 )
 def test_no_adapter_is_no_silent_cpu(adapters: list[Adapter], wanted: str | None, message: str) -> None:
@@ -98,15 +119,15 @@ def test_a_description_is_read() -> None:
     desc = _Desc1(
         description="A", dedicated_video=8 << 30, shared=16 << 30, luid_low=4712, luid_high=-1, flags=SOFTWARE
     )
-    assert adapter_of(desc) == Adapter(
-        name="A", luid="-1:4712", dedicated_bytes=8 << 30, shared_bytes=16 << 30, software=True
+    assert adapter_of(desc, d3d12=False) == Adapter(
+        name="A", luid="-1:4712", dedicated_bytes=8 << 30, shared_bytes=16 << 30, software=True, d3d12=False
     )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="for where there is no Windows")
 def test_elsewhere_nothing_is_told(tiny_onnx: Path) -> None:
     assert list_adapters() == []
-    assert read_windows_memory(None) is None
+    assert GpuMeter().usage() is None
     with pytest.raises(EngineError, match=r"DirectML's packages|all write"):
         open_windows(open_artifact(tiny_onnx), None)
 

@@ -1,0 +1,55 @@
+"""One command of an ssh session as Windows' OpenSSH server starts it, under Wine: run by Windows' own Python.
+
+Its source (w32-doexec.c) makes three pipes and the command line  SHELL /c "COMMAND"  for cmd.exe, without escaping.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+
+SHELL = r"C:\windows\system32\cmd.exe"
+
+
+def pump(source: int, target: int) -> None:
+    """All bytes, as they come; then the end."""
+    try:
+        while block := os.read(source, 1 << 16):
+            while block:
+                block = block[os.write(target, block) :]
+    except OSError:
+        pass  # the other side has ended
+    if target > 2:
+        os.close(target)
+
+
+def main() -> int:
+    command = os.environ["SSH_ORIGINAL_COMMAND"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "PYTHON"))}
+    process = subprocess.Popen(
+        f'{SHELL} /c "{command}"',
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env=environment,
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    feeding = threading.Thread(target=pump, args=(0, os.dup(process.stdin.fileno())), daemon=True)
+    process.stdin.close()
+    feeding.start()
+    reading = [
+        threading.Thread(target=pump, args=(stream.fileno(), number))
+        for number, stream in ((1, process.stdout), (2, process.stderr))
+    ]
+    for thread in reading:
+        thread.start()
+    for thread in reading:
+        thread.join()
+    return process.wait()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)
