@@ -119,9 +119,12 @@ def test_a_push_goes_on_where_the_last_one_broke(
     host.push(local, f"{folder}/resumed", deadline_s=60)
     assert remote.stat().st_ino == before and remote.read_bytes() == local.read_bytes()
     wanted = hashlib.sha256(local.read_bytes()).hexdigest()
-    assert not host.settle(f"{folder}/resumed", f"{folder}/whole", "0" * 64, deadline_s=60)
-    assert host.settle(f"{folder}/resumed", f"{folder}/whole", wanted, deadline_s=60)
+    paths = f"{folder}/resumed", f"{folder}/whole"
+    assert host.settle(*paths, wanted, deadline_s=60)
     assert host.exist(folder, ["resumed", "whole"]) == [False, True]
+    assert host.settle(*paths, wanted, deadline_s=60)  # another client was first
+    assert not host.settle(f"{folder}/whole", f"{folder}/other", "0" * 64, deadline_s=60)
+    assert not list(emulated_windows.cache.glob("whole*")) and not (emulated_windows.cache / "other").exists()
 
 
 @pytest.mark.parametrize(
