@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 
 from export.checkpoint import CONFIG_READERS, TINY
-from export.models import phi3
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = json.loads(Path(__file__).with_name("variants.json").read_text())
 KV_HEADS = 2
@@ -51,7 +50,7 @@ def make_checkpoint(variant: str, folder: Path, *, seed: int = 0, **changes: Any
         shutil.copy(TINY / name, folder / name)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in phi3.tensor_shapes(CONFIG_READERS[config["model_type"]](config)).items():
+    for name, shape in CONFIG_READERS[config["model_type"]](config).tensor_shapes().items():
         values = torch.randn(shape, generator=generator)
         if len(shape) == 2:
             tensors[name] = values * (1.5 / math.sqrt(shape[1]))

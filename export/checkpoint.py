@@ -15,7 +15,8 @@ from typing import Any
 from export.artifact import Source, Tokens, describe_files
 from export.contradictions import refuse_contradictions
 from export.errors import CheckpointError
-from export.models import phi3
+from export.models import phi3, phi3small
+from export.models.shape import Config
 from export.shards import StoredTensor, read_shard_header
 
 TINY = Path(__file__).parent / "tiny"
@@ -29,7 +30,10 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 # model_type -> how its config.json is read. One row per file in export/models.
-CONFIG_READERS: Mapping[str, Callable[[Mapping[str, Any]], phi3.Phi3Config]] = {"phi3": phi3.read_config}
+CONFIG_READERS: Mapping[str, Callable[[Mapping[str, Any]], Config]] = {
+    "phi3": phi3.read_config,
+    "phi3small": phi3small.read_config,
+}
 # Texts that end an answer in Phi-3's chat format, whatever config.json's eos says.
 STOP_TEXTS = ("<|end|>", "<|endoftext|>", "<|assistant|>")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
@@ -43,7 +47,7 @@ class Checkpoint:
     name: str
     revision: str | None
     config_content: Mapping[str, Any]
-    config: phi3.Phi3Config
+    config: Config
     tensors: Mapping[str, StoredTensor]
     tokens: Tokens
     tokenizer_files: tuple[str, ...]
@@ -95,7 +99,7 @@ def open_checkpoint(where: str) -> Checkpoint:
         revision=revision,
         config_content=content,
         config=config,
-        tensors=_find_tensors(folder, phi3.tensor_shapes(config)),
+        tensors=_find_tensors(folder, config.tensor_shapes()),
         tokens=_read_tokens(folder, content, config.vocab_size),
         tokenizer_files=tokenizer_files,
     )

@@ -7,6 +7,7 @@ artifact that another version laid out differently has another size, and is refu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from export.artifact import Artifact
 from export.errors import ArtifactError
 from export.formats import LAYOUTS
-from export.models.phi3 import EMBEDDING
+from export.models.shape import EMBEDDING
 from export.pipeline import ExportRequest, resolve
 from export.slots import Slot
 
@@ -89,15 +90,19 @@ class WeightReader:
     def read(self, name: str) -> Tensor:
         """A tensor's items in its stored type, flat."""
         pieces = self.spread.get(name) or [(name, self.slots[name].length)]
-        done = {piece: 0 for piece, _ in pieces}
-        data = bytearray()
-        for piece, count in pieces:
-            slot = self.slots[piece]
-            with (self.folder / slot.file).open("rb") as file:
-                file.seek(slot.offset + done[piece])
-                data += file.read(count)
-            done[piece] += count
+        parts = {piece: memoryview(self.stored(self.slots[piece])) for piece, _ in pieces}
+        total, data, turns = sum(len(part) for part in parts.values()), bytearray(), cycle(pieces)
+        while len(data) < total:
+            piece, count = next(turns)
+            data += parts[piece][:count]
+            parts[piece] = parts[piece][count:]
         return torch.frombuffer(data, dtype=DTYPES[self.slot(name).dtype])
+
+    def stored(self, slot: Slot) -> bytes:
+        """A slot's bytes."""
+        with (self.folder / slot.file).open("rb") as file:
+            file.seek(slot.offset)
+            return file.read(slot.length)
 
 
 def unpack(packed: Tensor, bits: int, slot: Slot) -> Tensor:

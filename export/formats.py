@@ -55,28 +55,29 @@ class Layout(Protocol):
 class OnnxLayout:
     """model.onnx, model.onnx.data (and more, if a file may not grow so large) and genai_config.json."""
 
-    spread: Mapping[str, Sequence[tuple[str, int]]] = {}
-
     def __init__(self, job: Job) -> None:
         from export import onnx_graph
+        from export.onnx_operators import CPU
+        from export.onnx_slots import part_slots, slots_for
 
         config = job.checkpoint.config
         self.job = job
-        form = onnx_graph.CPU
+        form = CPU
         if job.target.provider == "dml":
             from export.onnx_directml import directml_form
 
             form = directml_form(job.activations, lengths_as_inputs=job.lengths_as_inputs)
-        self.slots: Mapping[str, Slot] = onnx_graph.slots_for(
-            config, job.scheme, job.context_tokens, form, job.max_file_bytes
-        )
+        whole = slots_for(config, job.scheme, job.context_tokens, form, job.max_file_bytes)
+        self.slots: Mapping[str, Slot]
+        self.spread: Mapping[str, Sequence[tuple[str, int]]]
+        self.slots, self.spread = part_slots(config, whole)
         # onnxruntime-genai gives a mask, not lengths.
         genai = () if job.lengths_as_inputs else ("genai_config.json",)
         self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *genai)
         self.graph = onnx_graph.build(
             config,
             job.scheme,
-            self.slots,
+            whole,
             context_tokens=job.context_tokens,
             accuracy_level=job.target.accuracy_level,
             form=form,
@@ -116,7 +117,11 @@ class OnnxLayout:
             return
         job = self.job
         content = genai_config(
-            job.model, job.checkpoint.tokens, context_tokens=job.context_tokens, provider=job.target.provider
+            job.model,
+            job.checkpoint.tokens,
+            model_type=job.checkpoint.config_content["model_type"],
+            context_tokens=job.context_tokens,
+            provider=job.target.provider,
         )
         (folder / "genai_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -10,11 +10,13 @@ from typing import Any
 from export.artifact import Model, Tokens
 
 
-def genai_config(model: Model, tokens: Tokens, *, context_tokens: int, provider: str) -> dict[str, Any]:
+def genai_config(
+    model: Model, tokens: Tokens, *, model_type: str, context_tokens: int, provider: str
+) -> dict[str, Any]:
     """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider."""
     return {
         "model": {
-            "type": "phi3",
+            "type": model_type,
             "bos_token_id": tokens.bos,
             "eos_token_id": list(tokens.stop),
             "pad_token_id": tokens.pad if tokens.pad is not None else tokens.stop[0],

@@ -13,7 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from export.onnx_graph import LOWERINGS, MICROSOFT, Form, Graph, label, sequence_lengths
+from export.onnx_graph import MICROSOFT, Form, Graph, label
+from export.onnx_operators import LOWERINGS, sequence_lengths
 
 
 def directml_form(activations: str, *, lengths_as_inputs: bool) -> Form:

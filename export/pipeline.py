@@ -200,7 +200,9 @@ def describe_model(checkpoint: Checkpoint) -> Model:
     from optimum.utils.normalized_config import NormalizedConfigManager
 
     content = checkpoint.config_content
-    facts = NormalizedConfigManager.get_normalized_config_class(content["model_type"])(SimpleNamespace(**content))
+    # phi3small, which optimum has no row for, has phi3's names for these.
+    row = {"phi3small": "phi3"}.get(content["model_type"], content["model_type"])
+    facts = NormalizedConfigManager.get_normalized_config_class(row)(SimpleNamespace(**content))
     return Model(
         layers=facts.num_layers,
         hidden_size=facts.hidden_size,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from export.artifact import Memory
 from export.formats import Job, workers
-from export.models.phi3 import EMBEDDING, tensor_shapes
+from export.models.shape import EMBEDDING
 
 GB = 1e9
 # Peak resident memory of the process: what the libraries take, plus, per weight of one layer, ExecuTorch's stand-ins.
@@ -66,7 +66,7 @@ def peak_bytes(job: Job, kv_bytes_per_token: int) -> int:
     """Peak resident memory of the export."""
     peak = BASE_BYTES[job.format]
     if job.format == "executorch":
-        shapes = tensor_shapes(job.checkpoint.config)
+        shapes = job.checkpoint.config.tensor_shapes()
         layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
         peak += STAND_IN_BYTES_PER_WEIGHT * layer + job.context_tokens * kv_bytes_per_token
     return int(peak)
@@ -77,7 +77,7 @@ def weight_bytes(job: Job) -> int:
     config, scheme = job.checkpoint.config, job.scheme
     float_bytes = 2 if job.activations == "float16" else 4
     total = 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in config.tensor_shapes().items():
         count = math.prod(shape)
         bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
         if len(shape) == 1 or bits is None:

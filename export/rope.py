@@ -30,6 +30,8 @@ KNOWN_KEYS = frozenset(
         *("short_factor", "long_factor", "factor", "attention_factor"),
     )
 )
+# Phi-3-small-128k's own attention factors, one for each set; transformers reads none of them for phi3.
+MSCALE_KEYS = ("short_mscale", "long_mscale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class RopeConfig:
     attention_factor: float
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
+    long_attention_factor: float | None = None  # where the long factors have another one
 
     def tables(self, length: int, *, long: bool = False) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """cos and sin, each [length, rotary_dim / 2], attention factor included."""
@@ -52,7 +55,7 @@ class RopeConfig:
         factors = torch.tensor((self.long_factor if long else self.short_factor) or 1.0, dtype=torch.float32)
         frequency = (1.0 / (factors * self.theta**exponent)).numpy()
         angles = np.arange(length, dtype=np.float32)[:, None] * frequency[None, :]
-        scale = np.float32(self.attention_factor)
+        scale = np.float32((long and self.long_attention_factor) or self.attention_factor)
         return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
 
     def switches(self, context_tokens: int) -> bool:
@@ -74,18 +77,18 @@ class RopeConfig:
         return context_tokens + (self.original_context_tokens if self.switches(context_tokens) else 0)
 
 
-def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
+def read_rope(config: Mapping[str, Any], *, head_dim: int, mscale: bool = False) -> RopeConfig:
     """The rope part of config.json, in the old spelling (rope_scaling, rope_theta) or the new (rope_parameters).
 
-    Raises CheckpointError for a type, key or list that we do not honour.
+    With `mscale` it may give the attention factors itself: see MSCALE_KEYS. Raises CheckpointError for a type, key or
+    list that we do not honour.
     """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise CheckpointError(f"config.json: the rope settings are {scaling!r}; they must be null or an object")
-    if unknown := sorted(set(scaling) - KNOWN_KEYS):
-        raise CheckpointError(
-            f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(KNOWN_KEYS))}"
-        )
+    known = KNOWN_KEYS | set(MSCALE_KEYS if mscale else ())
+    if unknown := sorted(set(scaling) - known):
+        raise CheckpointError(f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(known))}")
     name = str(scaling.get("rope_type", scaling.get("type", "default")))
     if name not in ROPE_TYPES:
         raise CheckpointError(f"config.json: rope type {name!r} is not known; known: {', '.join(ROPE_TYPES)}")
@@ -113,14 +116,16 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int) -> RopeConfig:
             )
         attention_factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
         attention_factor = positive("attention_factor", scaling, default=attention_factor)
+    of_short, of_long = (positive(key, scaling, default=attention_factor) for key in MSCALE_KEYS)
     return RopeConfig(
         type=ROPE_TYPES[name],
         theta=positive("rope_theta", scaling, config, default=10000.0),
         rotary_dim=rotary_dim,
         original_context_tokens=int(original or longest),
-        attention_factor=attention_factor,
+        attention_factor=of_short,
         short_factor=short,
         long_factor=long,
+        long_attention_factor=of_long if of_long != of_short else None,
     )
 
 

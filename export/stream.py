@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import Loss
-from export.attention import group_query_attention
 from export.checkpoint import Checkpoint
 from export.errors import CheckpointError
 from export.formats import workers
 from export.journal import Journal
 from export.loss import ChunkLoss, LossMeter, chunk_loss, no_loss
-from export.models.phi3 import EMBEDDING, Phi3, on_meta
+from export.models.shape import EMBEDDING, Model, on_meta
 from export.quantize import quantise_rows
 from export.scheme import Scheme
 from export.scratch import Scratch
@@ -149,11 +148,11 @@ class Stream:
 
 
 class StreamedLinear(nn.Module):
-    """A linear layer whose weights pass through once: x [2, tokens, in] -> [2, tokens, out]."""
+    """A linear layer whose weights pass through once: x [2, tokens, in] -> [2, tokens, out]. `bias` names a tensor."""
 
-    def __init__(self, stream: Stream, name: str, slot: str | None, bits: int | None) -> None:
+    def __init__(self, stream: Stream, name: str, slot: str | None, bits: int | None, bias: str | None = None) -> None:
         super().__init__()
-        self.stream, self.name, self.slot, self.bits = stream, name, slot, bits
+        self.stream, self.name, self.slot, self.bits, self.bias = stream, name, slot, bits, bias
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.empty(*x.shape[:2], self.stream.checkpoint.tensors[self.name].shape[0])
@@ -163,7 +162,7 @@ class StreamedLinear(nn.Module):
             out[0, :, rows], out[1, :, rows] = x[0] @ weight.T, x[1] @ dequantised.T
 
         self.stream.matrix(self.name, self.slot, self.bits, use)
-        return out
+        return out if self.bias is None else out + self.stream.vector(self.bias)
 
 
 class StreamedEmbedding(nn.Module):
@@ -197,9 +196,22 @@ class StreamedNorm(nn.Module):
         return nn.functional.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
-def streamed(model: Phi3, stream: Stream) -> Phi3:
+class StreamedLayerNorm(nn.Module):
+    """A layer norm whose weights and bias are read when they are needed."""
+
+    def __init__(self, stream: Stream, path: str, epsilon: float) -> None:
+        super().__init__()
+        self.stream, self.path, self.epsilon = stream, path, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (self.stream.vector(f"{self.path}.{part}") for part in ("weight", "bias"))
+        return nn.functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
+
+
+def streamed(model: Model, stream: Stream) -> Model:
     """Put streamed layers in the place of the model's weightless ones."""
-    tied = model.config.tie_word_embeddings
+    assert isinstance(model, nn.Module)
+    tied = stream.checkpoint.config.tie_word_embeddings
     for path, module in list(model.named_modules()):
         parent, leaf, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], f"{path}.weight"
         if path == "lm_head" and tied:
@@ -207,11 +219,14 @@ def streamed(model: Phi3, stream: Stream) -> Phi3:
             bits = stream.scheme.bits if own else stream.scheme.embedding_bits
             setattr(parent, leaf, StreamedLinear(stream, EMBEDDING, name if own else None, bits))
         elif isinstance(module, nn.Linear):
-            setattr(parent, leaf, StreamedLinear(stream, name, name, stream.scheme.bits))
+            bias = None if module.bias is None else f"{path}.bias"
+            setattr(parent, leaf, StreamedLinear(stream, name, name, stream.scheme.bits, bias))
         elif isinstance(module, nn.Embedding):
             setattr(parent, leaf, StreamedEmbedding(stream, name))
         elif isinstance(module, nn.RMSNorm):
             setattr(parent, leaf, StreamedNorm(stream, name, module.eps or 0.0))
+        elif isinstance(module, nn.LayerNorm):
+            setattr(parent, leaf, StreamedLayerNorm(stream, path, module.eps))
     return model
 
 
@@ -244,7 +259,7 @@ def stage_tensor(slot: str) -> str:
     """The checkpoint's name of the tensor that a slot holds a part of; scales and further parts have none."""
     name, _, part = slot.partition("#")
     name = name.removesuffix("_q")
-    return "" if slot.endswith("_scales") or part not in ("", "query0", "query0_q", "gate", "gate_q") else name
+    return "" if slot.endswith("_scales") or part.removesuffix("_q") not in ("", "query", "query0", "gate") else name
 
 
 def forward_stages(stream: Stream, ids: list[int]) -> list[Stage]:
@@ -254,14 +269,12 @@ def forward_stages(stream: Stream, ids: list[int]) -> list[Stage]:
     cos, sin = (torch.from_numpy(table) for table in config.rope.tables(len(ids)))
     empty = torch.empty(2, config.num_key_value_heads, len(ids), config.head_dim)
 
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        attended: Tensor = group_query_attention(
-            qkv, empty, empty, length - 1, length, cos, sin, None,
-            config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
-        )[0]  # fmt: skip
-        return attended
+    model = streamed(on_meta(config), stream)
 
-    return streamed(on_meta(config), stream).stages(attend)
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        return model.attention(layer, qkv, empty, empty, length - 1, length, cos, sin, None)[0]
+
+    return model.stages(attend)
 
 
 def copy_stages(stream: Stream) -> list[Stage]:

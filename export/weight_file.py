@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 
@@ -18,18 +19,17 @@ class WeightFile:
     """A sink for export.stream. Tensors may come in any order; the bytes of one come in order.
 
     A tensor usually fills the slot of its name. One whose rows are spread over several slots is in `spread`: its
-    bytes go piece by piece to (slot, bytes), in that order.
+    bytes go piece by piece to (slot, bytes), in that order, over and over again until the slots are full.
     """
 
     def __init__(
         self, folder: Path, slots: Mapping[str, Slot], spread: Mapping[str, Sequence[tuple[str, int]]] | None = None
     ) -> None:
         self.folder, self.slots = folder, slots
-        self.waiting = {name: [(name, slot.length)] for name, slot in slots.items()}
-        self.waiting |= {name: list(pieces) for name, pieces in (spread or {}).items()}
-        self.styles = {name: slots[pieces[0][0]] for name, pieces in self.waiting.items()}
-        for pieces in self.waiting.values():
-            pieces.reverse()  # so that the next one is popped from the end
+        places = {name: [(name, slot.length)] for name, slot in slots.items()} | dict(spread or {})
+        self.styles = {name: slots[pieces[0][0]] for name, pieces in places.items()}
+        self.waiting = {name: cycle(pieces) for name, pieces in places.items()}
+        self.begun: dict[str, tuple[str, int]] = {}  # tensor -> the slot that its next bytes go to, and how many
         self.filled = dict.fromkeys(slots, 0)
         self.hashes = {name: hashlib.sha256() for name in slots}
         self.done: dict[str, str] = {}  # slot -> SHA-256, once it is full
@@ -51,13 +51,15 @@ class WeightFile:
 
     def append(self, name: str, data: memoryview) -> None:
         """The next bytes of a tensor. Raises SpaceError where the disk is full."""
-        pieces = self.waiting[name]
+        pieces, parts = self.waiting[name], dict[str, list[memoryview]]()
         while data:
-            slot, room = pieces.pop()
-            self._write(self.slots[slot], data[:room])
+            slot, room = self.begun.pop(name) if name in self.begun else next(pieces)
+            parts.setdefault(slot, []).append(data[:room])
             if room > len(data):
-                pieces.append((slot, room - len(data)))
+                self.begun[name] = (slot, room - len(data))
             data = data[room:]
+        for slot, some in parts.items():
+            self._write(self.slots[slot], some[0] if len(some) == 1 else memoryview(b"".join(some)))
 
     def _write(self, slot: Slot, data: memoryview) -> None:
         at = slot.offset + self.filled[slot.name]

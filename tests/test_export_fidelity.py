@@ -84,10 +84,11 @@ def test_eager_module_equals_transformers(
 
     from export.attention import group_query_attention
     from export.checkpoint import open_checkpoint
-    from export.models.phi3 import Phi3
+    from export.models.phi3 import Phi3, Phi3Config
 
     opened = open_checkpoint(str(checkpoint))
     config, (ids, logits) = opened.config, reference
+    assert isinstance(config, Phi3Config)
     module = Phi3(config).eval()
     module.load_state_dict({name: tensor.read() for name, tensor in opened.tensors.items()})
     length = 200

@@ -2,12 +2,12 @@
 
 It holds no KV cache and makes no mask: the caller's `attend` does both, so that the cache may be an input and an
 output (ONNX), a buffer (ExecuTorch), or nothing at all (the loss pass). Parameter names are the checkpoint's.
-Phi-3-small is another architecture and is refused.
+Phi-3-small is another architecture: export.models.phi3small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import export.attention  # noqa: F401  (registers phi_edge::group_query_attention)
 from export.errors import CheckpointError
+from export.models.shape import EMBEDDING, Attend, Rows, Step
 from export.rope import RopeConfig, positive, read_rope
-
-# attend(layer, qkv): qkv is [batch, tokens, (heads + 2 * kv_heads) * head_dim], before rotation;
-# the result is [batch, tokens, heads * head_dim].
-Attend = Callable[[int, Tensor], Tensor]
-
-EMBEDDING = "model.embed_tokens.weight"
 
 # Keys whose only accepted value is the one that the module below computes.
 FIXED: Mapping[str, Any] = {
@@ -90,6 +86,15 @@ class Phi3Config:
         h, i = self.hidden_size, self.intermediate_size
         layer = self.qkv_size * h + h * h + 3 * h * i + 2 * h
         return self.num_hidden_layers * layer + h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        return tensor_shapes(self)
+
+    def interleaved(self) -> Mapping[str, Rows]:
+        return {}
+
+    def module(self) -> Phi3:
+        return Phi3(self)
 
 
 SIZES = [
@@ -237,11 +242,30 @@ class Phi3(nn.Module):
             values = stage(values)
         return values
 
-    def stages(self, attend: Attend, *, last_token_only: bool = False) -> list[Callable[[Tensor], Tensor]]:
-        """The forward pass in steps: ids -> hidden, a step for each layer, hidden -> logits. An export that streams
-        the weights stops and resumes between two of them."""
+    def attention(
+        self,
+        layer: int,
+        qkv: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        last_position: Tensor,
+        total_tokens: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        config = self.config
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.phi_edge.group_query_attention(
+            qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows,
+            config.num_attention_heads, config.num_key_value_heads, config.sliding_window or -1,
+        )  # fmt: skip
+        return result
 
-        def through(index: int, layer: DecoderLayer) -> Callable[[Tensor], Tensor]:
+    def stages(self, attend: Attend, *, last_token_only: bool = False) -> list[Step]:
+        """See Model."""
+
+        def through(index: int, layer: DecoderLayer) -> Step:
             return lambda hidden: layer.finish(hidden, attend(index, layer.project(hidden)))
 
         def head(hidden: Tensor) -> Tensor:
@@ -250,9 +274,3 @@ class Phi3(nn.Module):
 
         layers = [through(i, layer) for i, layer in enumerate(self.model.layers) if isinstance(layer, DecoderLayer)]
         return [self.model.embed_tokens, *layers, head]
-
-
-def on_meta(config: Phi3Config) -> Phi3:
-    """The module without weights, for tracing: shapes only, no memory."""
-    with torch.device("meta"):
-        return Phi3(config).eval().requires_grad_(False)

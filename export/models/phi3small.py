@@ -1,24 +1,24 @@
 """The Phi-3-small decoder (model_type "phi3small"): grouped heads, block-sparse attention, GeGELU, muP, LayerNorm.
 
 As export.models.phi3, it holds no KV cache: the caller's `attend` does attention. Parameter names and the order of
-query_key_value's rows are the checkpoint's. This is the float module; neither format lowers it yet, so an export of
-Phi-3-small is refused.
+query_key_value's and up_proj's rows are the checkpoint's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from export.blocksparse import BlockPattern
 from export.errors import CheckpointError
-from export.rope import RopeConfig, positive
-
-# attend(layer, query, key, value): [batch, tokens, heads or kv_heads, head_dim] -> [batch, tokens, heads * head_dim].
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+from export.models.shape import EMBEDDING, Attend, Rows, Step
+from export.rope import RopeConfig, positive, read_rope
 
 GELU_SLOPE = 1.702  # of the sigmoid that stands for GELU
 FIXED: Mapping[str, Any] = {
@@ -26,7 +26,7 @@ FIXED: Mapping[str, Any] = {
     "hidden_act": "gegelu",
     "model_type": "phi3small",
     "reorder_and_upcast_attn": False,
-    "rope_scaling": None,  # the 128k variant's factors are not read yet
+    "rope_position_scale": 1.0,
     "tie_word_embeddings": True,  # the published code ties lm_head to the embedding
 }
 # Keys that say nothing about inference. gegelu_pad_to_256 and ff_dim_multiplier only make ff_intermediate_size.
@@ -45,9 +45,10 @@ SIZES = (
 )
 NUMBERS = (
     *("gegelu_limit", "layer_norm_epsilon", "mup_attn_multiplier", "mup_embedding_multiplier"),
-    *("mup_width_multiplier", "rope_embedding_base", "rope_position_scale"),
+    *("mup_width_multiplier",),
 )
 FLAGS = ("blocksparse_homo_head_pattern", "mup_use_scaling")
+OTHERS = ("dummy_token_indices", "original_max_position_embeddings", "rope_embedding_base", "rope_scaling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,8 @@ class Phi3SmallConfig:
     mup_attn_multiplier: float
     mup_embedding_multiplier: float
     mup_width_multiplier: float
-    rope_embedding_base: float
-    rope_position_scale: float
     dummy_token_indices: tuple[int, ...]
+    rope: RopeConfig
 
     @property
     def head_dim(self) -> int:
@@ -90,42 +90,60 @@ class Phi3SmallConfig:
         return self.mup_attn_multiplier / self.head_dim if self.mup_use_scaling else float(self.head_dim**-0.5)
 
     @property
-    def rope(self) -> RopeConfig:
-        return RopeConfig(
-            type="default",
-            theta=self.rope_embedding_base,
-            rotary_dim=self.head_dim,
-            original_context_tokens=self.max_position_embeddings,
-            attention_factor=1.0,
-            short_factor=(),
-            long_factor=(),
-        )
+    def intermediate_size(self) -> int:
+        return self.ff_intermediate_size
+
+    @property
+    def sliding_window(self) -> None:
+        return None
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        return True
+
+    @property
+    def blocks(self) -> BlockPattern:
+        """The sparse layers' pattern."""
+        heads, stride = self.num_attention_heads, self.blocksparse_vert_stride
+        step = 0 if self.blocksparse_homo_head_pattern else max(1, stride // heads)
+        return BlockPattern(self.blocksparse_block_size, self.blocksparse_num_local_blocks, stride, step)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Beyond its local blocks a sparse layer leaves keys out."""
+        return (self.blocks.dense_tokens,)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def is_sparse(self, layer: int) -> bool:
         """Every n-th layer is dense, the others see blocks."""
         return (layer + 1) % self.dense_attention_every_n_layers != 0
 
-    def visible(self, start: int, tokens: int, end: int) -> Tensor:
-        """The sparse layers' mask: True where a query at start..start+tokens of each head may see a key at 0..end.
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        return tensor_shapes(self)
 
-        A query sees the last `num_local_blocks` blocks, its own included, and of the older ones each `vert_stride`-th,
-        counted from another block in every head. -> bool [heads, tokens, end].
-        """
-        query, key = torch.arange(start, start + tokens)[:, None], torch.arange(end)[None, :]
-        query_block, key_block = query // self.blocksparse_block_size, key // self.blocksparse_block_size
-        local = query_block - key_block < self.blocksparse_num_local_blocks
-        stride = self.blocksparse_vert_stride
-        step = 0 if self.blocksparse_homo_head_pattern else max(1, stride // self.num_attention_heads)
-        shift = torch.arange(self.num_attention_heads)[:, None, None] * step
-        return (key <= query) & (local | ((key_block + shift + 1) % stride == 0))
+    def interleaved(self) -> Mapping[str, Rows]:
+        head, queries = self.head_dim, self.num_attention_heads // self.num_key_value_heads
+        return {
+            "self_attn.query_key_value": [("query", queries * head), ("key", head), ("value", head)],
+            "mlp.up_proj": [("gate", 1), ("linear", 1)],
+        }
+
+    def module(self) -> Phi3Small:
+        return Phi3Small(self)
 
 
 def read_config(content: Mapping[str, Any]) -> Phi3SmallConfig:
     """config.json's content -> Phi3SmallConfig. Raises CheckpointError with the key and the value seen."""
-    known = {*SIZES, *NUMBERS, *FLAGS, *FIXED, *IGNORED, "dummy_token_indices"}
+    known = {*SIZES, *NUMBERS, *FLAGS, *FIXED, *IGNORED, *OTHERS}
     for key in content:
         if key not in known:
-            raise CheckpointError(f"config.json: {key!r} is not known, so it might change the computation")
+            raise CheckpointError(
+                f"config.json: {key!r} is not known, so it might change the computation; known keys: "
+                + ", ".join(sorted(known - IGNORED))
+            )
     for key, allowed in FIXED.items():
         if content.get(key, allowed) != allowed:
             raise CheckpointError(f"config.json: {key} is {content[key]!r}; only {allowed!r} is supported")
@@ -142,19 +160,21 @@ def read_config(content: Mapping[str, Any]) -> Phi3SmallConfig:
             f"config.json: hidden_size {hidden}, num_attention_heads {heads} and num_key_value_heads {kv_heads} "
             "must divide one another in this order"
         )
-    if content["rope_position_scale"] != 1.0:
-        raise CheckpointError(
-            f"config.json: rope_position_scale is {content['rope_position_scale']!r}; only 1.0 is known"
-        )
     fields: dict[str, Any] = {key: content[key] for key in (*SIZES, *FLAGS)}
     fields |= {key: positive(key, content) for key in NUMBERS}
-    return Phi3SmallConfig(**fields, dummy_token_indices=tuple(content.get("dummy_token_indices", ())))
+    dummies = content.get("dummy_token_indices") or []
+    if not isinstance(dummies, list) or not all(type(id) is int and 0 <= id < content["vocab_size"] for id in dummies):
+        raise CheckpointError(f"config.json: dummy_token_indices is {dummies!r}; it must be a list of token ids")
+    rope = read_rope(
+        dict(content) | {"rope_theta": content.get("rope_embedding_base")}, head_dim=hidden // heads, mscale=True
+    )
+    return Phi3SmallConfig(**fields, dummy_token_indices=tuple(dummies), rope=rope)
 
 
 def tensor_shapes(config: Phi3SmallConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that the model needs, in the order of the forward pass."""
     h, i, qkv = config.hidden_size, config.ff_intermediate_size, config.qkv_size
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, h)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, h)}
     for n in range(config.num_hidden_layers):
         layer = f"model.layers.{n}."
         for name, out, columns in (
@@ -169,25 +189,44 @@ def tensor_shapes(config: Phi3SmallConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.final_layernorm.weight": (h,), "model.final_layernorm.bias": (h,)}
 
 
+@torch.library.custom_op("phi_edge::gegelu", mutates_args=())
+def gegelu(pairs: Tensor, limit: float) -> Tensor:
+    """[..., 2 * inner] -> [..., inner]: the even channels are the gate, the odd ones the linear part, both held within
+    `limit`; gate * sigmoid(1.702 gate) * (linear + 1)."""
+    gate, linear = pairs[..., 0::2].clamp(max=limit), pairs[..., 1::2].clamp(-limit, limit)
+    return gate * torch.sigmoid(GELU_SLOPE * gate) * (linear + 1)
+
+
+@gegelu.register_fake
+def _(pairs: Tensor, limit: float) -> Tensor:
+    return pairs.new_empty(*pairs.shape[:-1], pairs.shape[-1] // 2)
+
+
+@torch.library.custom_op("phi_edge::never_chosen", mutates_args=())
+def never_chosen(logits: Tensor, indices: list[int]) -> Tensor:
+    """Logits whose `indices` have the lowest value there is."""
+    result = logits.clone()
+    result[..., indices] = torch.finfo(logits.dtype).min
+    return result
+
+
+@never_chosen.register_fake
+def _(logits: Tensor, indices: list[int]) -> Tensor:
+    return torch.empty_like(logits)
+
+
 class Attention(nn.Module):
-    """The projections around attention."""
+    """The projections around attention; attention itself is the caller's. The rows of query_key_value go by group: its
+    queries, then its key, then its value."""
 
     def __init__(self, config: Phi3SmallConfig) -> None:
         super().__init__()
-        self.config = config
         self.query_key_value = nn.Linear(config.hidden_size, config.qkv_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> query, key, value by head. The rows go by group: its queries, then its key, then its value."""
-        config = self.config
-        queries = config.num_attention_heads // config.num_key_value_heads
-        grouped = self.query_key_value(hidden).unflatten(-1, (config.num_key_value_heads, queries + 2, config.head_dim))
-        return grouped[..., :-2, :].flatten(2, 3), grouped[..., -2, :], grouped[..., -1, :]
-
 
 class MLP(nn.Module):
-    """GeGELU: of up_proj's rows the even ones are the gate, the odd ones the linear part, both held within bounds."""
+    """GeGELU: of up_proj's rows the even ones are the gate, the odd ones the linear part."""
 
     def __init__(self, config: Phi3SmallConfig) -> None:
         super().__init__()
@@ -196,14 +235,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.ff_intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        pairs = self.up_proj(hidden).unflatten(-1, (-1, 2))
-        gate, linear = pairs[..., 0].clamp(max=self.limit), pairs[..., 1].clamp(-self.limit, self.limit)
-        product: Tensor = self.down_proj(gate * torch.sigmoid(GELU_SLOPE * gate) * (linear + 1))
+        product: Tensor = self.down_proj(torch.ops.phi_edge.gegelu(self.up_proj(hidden), self.limit))
         return product
 
 
 class DecoderLayer(nn.Module):
-    """One layer."""
+    """One layer, in the two halves that attention parts."""
 
     def __init__(self, config: Phi3SmallConfig) -> None:
         super().__init__()
@@ -212,8 +249,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, hidden: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        hidden = hidden + self.self_attn.dense(attend(*self.self_attn.project(self.input_layernorm(hidden))))
+    def project(self, hidden: Tensor) -> Tensor:
+        """[batch, tokens, hidden] -> qkv by group."""
+        qkv: Tensor = self.self_attn.query_key_value(self.input_layernorm(hidden))
+        return qkv
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream and what attention gave -> the residual stream after this layer."""
+        hidden = hidden + self.self_attn.dense(attended)
         result: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return result
 
@@ -235,35 +278,53 @@ class Phi3Small(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
+    def forward(self, input_ids: Tensor, attend: Attend, *, last_token_only: bool = False) -> Tensor:
+        values = input_ids
+        for stage in self.stages(attend, last_token_only=last_token_only):
+            values = stage(values)
+        return values
+
+    def attention(
+        self,
+        layer: int,
+        qkv: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        last_position: Tensor,
+        total_tokens: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        config, blocks = self.config, self.config.blocks
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.phi_edge.block_sparse_attention(
+            qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows,
+            config.num_attention_heads, config.num_key_value_heads, config.attention_scale,
+            list(dataclasses.astuple(blocks)) if config.is_sparse(layer) else [],
+        )  # fmt: skip
+        return result
+
+    def stages(self, attend: Attend, *, last_token_only: bool = False) -> list[Step]:
+        """See Model."""
         config = self.config
-        hidden = self.model.embed_tokens(input_ids) * config.mup_embedding_multiplier
-        for index, layer in enumerate(self.model.layers):
-            hidden = layer(hidden, lambda *qkv, index=index: attend(index, *qkv))
-        logits = nn.functional.linear(self.model.final_layernorm(hidden), self.model.embed_tokens.weight)
-        logits = logits / config.mup_width_multiplier
-        logits[..., list(config.dummy_token_indices)] = torch.finfo(logits.dtype).min
-        return logits
 
+        def embed(ids: Tensor) -> Tensor:
+            hidden: Tensor = self.model.embed_tokens(ids) * config.mup_embedding_multiplier
+            return hidden
 
-def attend_at_once(config: Phi3SmallConfig, tokens: int) -> Attend:
-    """Attention over a whole sequence, plain and exact: the sparse layers are dense ones under a mask."""
-    from export.attention import causal_mask, rotate
+        def through(index: int, layer: DecoderLayer) -> Step:
+            return lambda hidden: layer.finish(hidden, attend(index, layer.project(hidden)))
 
-    cos, sin = (torch.from_numpy(table) for table in config.rope.tables(tokens))
-    masks = {True: config.visible(0, tokens, tokens), False: causal_mask(0, tokens, tokens, -1)}
+        def head(hidden: Tensor) -> Tensor:
+            hidden = self.model.final_layernorm(hidden[:, -1:] if last_token_only else hidden)
+            logits: Tensor = self.lm_head(hidden) * (1 / config.mup_width_multiplier)
+            if config.dummy_token_indices:
+                logits = torch.ops.phi_edge.never_chosen(logits, list(config.dummy_token_indices))
+            return logits
 
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        attended = nn.functional.scaled_dot_product_attention(
-            rotate(query, cos, sin),
-            rotate(key, cos, sin),
-            value,
-            attn_mask=masks[config.is_sparse(layer)],
-            scale=config.attention_scale,
-            enable_gqa=True,
-        )
-        return attended.transpose(1, 2).flatten(2)
-
-    return attend
+        layers = [through(i, layer) for i, layer in enumerate(self.model.layers) if isinstance(layer, DecoderLayer)]
+        return [embed, *layers, head]
