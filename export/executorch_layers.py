@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.models.phi3 import Phi3Config
+from export.models.shape import Config, Rows
 from export.scheme import Scheme
 
 _decomposed = torch.ops.quantized_decomposed
@@ -47,9 +47,14 @@ class Marks:
 
 
 class DynamicLinear(nn.Module):
-    """int4 weights, activations quantised to int8 row by row while the model runs; one scale per block, in bf16."""
+    """int4 weights, activations quantised to int8 row by row while the model runs; one scale per block, in bf16.
+    `bias` names a tensor."""
 
-    def __init__(self, marks: Marks, name: str, rows: int, columns: int, scheme: Scheme) -> None:
+    bias: Tensor | None
+
+    def __init__(
+        self, marks: Marks, name: str, rows: int, columns: int, scheme: Scheme, bias: str | None = None
+    ) -> None:
         super().__init__()
         assert scheme.block_size
         self.block_size = scheme.block_size
@@ -57,6 +62,7 @@ class DynamicLinear(nn.Module):
         self.register_buffer("codes", marks.codes(f"{name}_q", (rows, columns)))
         self.register_buffer("scales", marks.floats(f"{name}_scales", blocks, torch.bfloat16))
         self.register_buffer("zeros", torch.zeros(blocks))
+        self.register_buffer("bias", None if bias is None else marks.floats(bias, (rows,)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantise(x))
@@ -73,15 +79,18 @@ class DynamicLinear(nn.Module):
         weight = _decomposed.dequantize_per_channel_group.default(
             self.codes, self.scales, self.zeros, -8, 7, torch.int8, self.block_size, torch.float32
         )
-        return functional.linear(x, weight)
+        return functional.linear(x, weight, self.bias)
 
 
 class FloatLinear(nn.Module):
     """float32 weights, for the scheme fp32."""
 
-    def __init__(self, marks: Marks, name: str, rows: int, columns: int) -> None:
+    bias: Tensor | None
+
+    def __init__(self, marks: Marks, name: str, rows: int, columns: int, bias: str | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", marks.floats(name, (rows, columns)))
+        self.register_buffer("bias", None if bias is None else marks.floats(bias, (rows,)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(x)
@@ -91,14 +100,16 @@ class FloatLinear(nn.Module):
         return x
 
     def multiply(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.get_buffer("weight"))
+        return functional.linear(x, self.get_buffer("weight"), self.bias)
 
 
-def make_linear(marks: Marks, name: str, rows: int, columns: int, scheme: Scheme) -> DynamicLinear | FloatLinear:
+def make_linear(
+    marks: Marks, name: str, rows: int, columns: int, scheme: Scheme, bias: str | None = None
+) -> DynamicLinear | FloatLinear:
     """The linear layer of this scheme."""
     if scheme.bits is None:
-        return FloatLinear(marks, name, rows, columns)
-    return DynamicLinear(marks, name, rows, columns, scheme)
+        return FloatLinear(marks, name, rows, columns, bias)
+    return DynamicLinear(marks, name, rows, columns, scheme, bias)
 
 
 class Norm(nn.Module):
@@ -116,36 +127,46 @@ class Norm(nn.Module):
         return x * torch.rsqrt(mean_square + self.epsilon) * self.get_buffer("weight")
 
 
-class SplitMLP(nn.Module):
-    """The gated feed-forward with gate and up as two matrices: XNNPACK cannot cut a tensor of unknown length in two.
-    Their bytes are the two halves of gate_up_proj."""
+class LayerNorm(nn.Module):
+    """Layer norm with bias, its two means made as Norm makes its one. `name` is the norm's without `.weight`."""
 
-    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
+    def __init__(self, marks: Marks, name: str, size: int, epsilon: float) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate = make_linear(marks, f"{name}.gate_up_proj.weight#gate", inner, hidden, scheme)
-        self.up = make_linear(marks, f"{name}.gate_up_proj.weight#up", inner, hidden, scheme)
-        self.down = make_linear(marks, f"{name}.down_proj.weight", hidden, inner, scheme)
+        self.epsilon = epsilon
+        for part in ("weight", "bias"):
+            self.register_buffer(part, marks.floats(f"{name}.{part}", (size,)))
+        self.register_buffer("mean", torch.full((1, size), 1.0 / size))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.gate.quantise(x)
-        return self.down(functional.silu(self.gate.multiply(x)) * self.up.multiply(x))  # type: ignore[no-any-return]
+        centred = x - functional.linear(x, self.get_buffer("mean"))
+        variance = functional.linear(centred * centred, self.get_buffer("mean"))
+        return centred * torch.rsqrt(variance + self.epsilon) * self.get_buffer("weight") + self.get_buffer("bias")
 
 
 class RotatedProjection(nn.Module):
-    """qkv_proj and the rotation: (x, cos, sin) -> query, key, value, each [1, tokens, heads, head_dim].
+    """The projection before attention, and the rotation: (x, cos, sin) -> query, key, value, each
+    [1, tokens, heads, head_dim].
 
     The rows that make the first rotated half of every head are one matrix, those of the second half another, so that
     the halves need not be cut out of a tensor of unknown length. cos, sin: [1, tokens, 1, rotary_dim / 2].
+    `name` is the projection's without `.weight`; `rows` say which of its rows belong to which part.
     """
 
-    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
+    def __init__(
+        self, marks: Marks, name: str, rows: Rows, config: Config, scheme: Scheme, *, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.parts, rows = nn.ModuleDict(), {part: 0 for part, _ in qkv_rows(config)}
-        for part, count in qkv_rows(config):
-            rows[part] += count
-        for part, count in rows.items():
-            self.parts[part] = make_linear(marks, f"{name}#{part}", count, config.hidden_size, scheme)
+        self.parts, times = nn.ModuleDict(), config.qkv_size // sum(count for _, count in rows)
+        for part in dict.fromkeys(part for part, _ in rows):
+            count = times * sum(number for other, number in rows if other == part)
+            self.parts[part] = make_linear(
+                marks,
+                f"{name}.weight#{part}",
+                count,
+                config.hidden_size,
+                scheme,
+                f"{name}.bias#{part}" if bias else None,
+            )
         self.config = config
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,54 +189,10 @@ class RotatedProjection(nn.Module):
         return torch.cat(pieces, dim=-1)
 
 
-def qkv_rows(config: Phi3Config) -> list[tuple[str, int]]:
-    """qkv_proj's rows from the first to the last, as (part, how many)."""
-    half, rest = config.rope.rotary_dim // 2, config.head_dim - config.rope.rotary_dim
-    rows: list[tuple[str, int]] = []
-    for part, heads in (("query", config.num_attention_heads), ("key", config.num_key_value_heads)):
-        head = [(f"{part}0", half), (f"{part}1", half)] + ([(f"{part}2", rest)] if rest else [])
-        rows += head * heads
-    return [*rows, ("value", config.num_key_value_heads * config.head_dim)]
-
-
-def gate_up_rows(config: Phi3Config) -> list[tuple[str, int]]:
-    """gate_up_proj's rows, as (part, how many)."""
-    return [("gate", config.intermediate_size), ("up", config.intermediate_size)]
-
-
-class Finish(nn.Module):
-    """The second half of a layer, in stand-ins: see DecoderLayer.finish."""
-
-    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.o_proj = make_linear(marks, f"{name}.self_attn.o_proj.weight", size, size, scheme)
-        self.norm = Norm(marks, f"{name}.post_attention_layernorm.weight", size, config.rms_norm_eps)
-        self.mlp = SplitMLP(marks, f"{name}.mlp", config, scheme)
-
-    def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        hidden = hidden + self.o_proj(attended)
-        result: Tensor = hidden + self.mlp(self.norm(hidden))
-        return result
-
-
-class Project(nn.Module):
-    """The first half of a layer, in stand-ins, with the rotation: see DecoderLayer.project."""
-
-    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
-        super().__init__()
-        self.norm = Norm(marks, f"{name}.input_layernorm.weight", config.hidden_size, config.rms_norm_eps)
-        self.qkv = RotatedProjection(marks, f"{name}.self_attn.qkv_proj.weight", config, scheme)
-
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = self.qkv(self.norm(hidden), cos, sin)
-        return result
-
-
 class QuantisedEmbedding(nn.Module):
     """ExecuTorch's embedding operators: 4-bit (the even column in the high half of a byte) or 8-bit codes."""
 
-    def __init__(self, marks: Marks, name: str, config: Phi3Config, scheme: Scheme) -> None:
+    def __init__(self, marks: Marks, name: str, config: Config, scheme: Scheme) -> None:
         super().__init__()
         rows, columns, bits = config.vocab_size, config.hidden_size, scheme.embedding_bits
         self.bits = bits

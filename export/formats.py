@@ -133,6 +133,7 @@ class ExecuTorchLayout:
 
     def __init__(self, job: Job) -> None:
         from export import executorch_program
+        from export.executorch_lowering import PREFILL_TOKENS
 
         tokens = job.checkpoint.tokens
         self.program = executorch_program.build(
@@ -151,7 +152,7 @@ class ExecuTorchLayout:
             "delegates": job.model.layers + 1,
             "kv_cache": "float32, state of the program",
             "logits": "last token only",
-            "prefill_tokens": min(executorch_program.PREFILL_TOKENS, job.context_tokens),
+            "prefill_tokens": min(PREFILL_TOKENS, job.context_tokens),
         }
 
     def fill(self, sink: WeightFile) -> None:

@@ -48,6 +48,9 @@ class Config(Protocol):
     def head_dim(self) -> int: ...
 
     @property
+    def qkv_size(self) -> int: ...
+
+    @property
     def max_position_embeddings(self) -> int: ...
 
     @property
