@@ -92,6 +92,7 @@ class Lowering:
 
     def lower(self, piece: nn.Module, inputs: str, *, one_token: bool = False) -> Any:
         """A module of stand-ins -> a lowered module: one delegate, whole. `inputs`: h a hidden state, r a rotation."""
+        from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_dynamic_qdq, tag_as_implicit_q_dq
         from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
         from executorch.exir import EdgeCompileConfig, to_edge
         from executorch.exir.backend.backend_api import to_backend
@@ -110,7 +111,11 @@ class Lowering:
                 _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[torch.ops.aten.linear.default]
             ),
         )
-        return to_backend(XnnpackBackend.__name__, edge.exported_program(), [])
+        lowered = edge.exported_program()
+        for node in lowered.graph.nodes:
+            if is_dequant(node) and is_dynamic_qdq(node):
+                tag_as_implicit_q_dq(node)  # as XNNPACK's partitioner does: without it a linear layer may have no bias
+        return to_backend(XnnpackBackend.__name__, lowered, [])
 
     def place(self, lowered: Any, marks: Marks, rename: Mapping[str, str], shapes: Shapes) -> nn.Module:
         """A copy of a lowered piece whose named data are hollow and named after `rename`d tensors."""
