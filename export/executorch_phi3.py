@@ -41,20 +41,29 @@ class Phi3StandIns:
     def attention(self, layer: int, context_tokens: int) -> nn.Module:
         return CachedAttention(self.config, context_tokens, scale=None)
 
-    def masks(self, start: Any, count: Any, context_tokens: int) -> dict[int, Tensor]:
-        """The window's, where the context outgrows it: 0 where a key is seen, -inf elsewhere, [tokens, context]."""
-        window = self.config.sliding_window
-        if not window or window >= context_tokens:
+    def masks(self, context_tokens: int) -> nn.Module:
+        return WindowMask(self.config.sliding_window, context_tokens)
+
+    def embedded(self) -> nn.Module:
+        return nn.Identity()
+
+    def answered(self) -> nn.Module:
+        return nn.Identity()
+
+
+class WindowMask(nn.Module):
+    """(start, count) -> the window's mask as mask 0, where the context outgrows it."""
+
+    def __init__(self, window: int | None, context_tokens: int) -> None:
+        super().__init__()
+        self.window, self.context_tokens = window, context_tokens
+
+    def forward(self, start: Any, count: Any) -> dict[int, Tensor]:
+        if not self.window or self.window >= self.context_tokens:
             return {}
         query = torch.arange(count)[:, None] + start
-        key = torch.arange(context_tokens)[None, :]
-        return {0: torch.where((key <= query) & (key > query - window), 0.0, float("-inf"))}
-
-    def embedded(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def answered(self, logits: Tensor) -> Tensor:
-        return logits
+        key = torch.arange(self.context_tokens)[None, :]
+        return {0: torch.where((key <= query) & (key > query - self.window), 0.0, float("-inf"))}
 
 
 class SplitMLP(nn.Module):

@@ -44,32 +44,62 @@ class Phi3SmallStandIns:
             return BlockSparseAttention(config, context_tokens)
         return CachedAttention(config, context_tokens, scale=config.attention_scale)
 
-    def masks(self, start: Any, count: Any, context_tokens: int) -> dict[int, Tensor]:
-        """One for each pattern of heads, numbered from 1 (dense layers have none); none where all are near."""
-        blocks = self.config.blocks
-        if context_tokens <= blocks.dense_tokens:
+    def masks(self, context_tokens: int) -> nn.Module:
+        return BlockMasks(self.config, context_tokens)
+
+    def embedded(self) -> nn.Module:
+        return Scaled(self.config.mup_embedding_multiplier)
+
+    def answered(self) -> nn.Module:
+        return NeverChosen(self.config) if self.config.dummy_token_indices else nn.Identity()
+
+
+class BlockMasks(nn.Module):
+    """(start, count) -> a mask for each pattern of heads, numbered from 1 (dense layers have none); none at all where
+    nothing is left out within the context."""
+
+    def __init__(self, config: Phi3SmallConfig, context_tokens: int) -> None:
+        super().__init__()
+        self.blocks, self.context_tokens = config.blocks, context_tokens
+        self.shifts = sorted({config.blocks.shift(head) for head in range(config.num_attention_heads)})
+        block = torch.arange(context_tokens) // config.blocks.size
+        for shift in self.shifts:
+            kept = torch.where(config.blocks.keeps(shift, block), 0.0, float("-inf"))
+            self.register_buffer(f"kept_{shift}", kept[None], persistent=False)
+
+    def forward(self, start: Any, count: Any) -> dict[int, Tensor]:
+        blocks = self.blocks
+        if self.context_tokens <= blocks.dense_tokens:
             return {}
-        hidden = torch.tensor(float("-inf"))
-        query, key = torch.arange(count)[:, None] + start, torch.arange(context_tokens)[None, :]
-        past = torch.where(key <= query, 0.0, hidden)
-        first = (torch.div(query, blocks.size, rounding_mode="floor") - blocks.local + 1) * blocks.size
-        near = past + torch.where(key >= first, 0.0, hidden)
-        block = torch.arange(context_tokens) // blocks.size
-        masks = {}
-        for shift in sorted({blocks.shift(head) for head in range(self.config.num_attention_heads)}):
-            kept = torch.where(blocks.keeps(shift, block), 0.0, hidden)
-            masks[shift + 1] = torch.maximum(near, past + kept[None, :])
-        return masks
+        query, key = torch.arange(count)[:, None] + start, torch.arange(self.context_tokens)[None, :]
+        past = torch.where(key <= query, 0.0, float("-inf"))
+        first = (torch.div(query, blocks.size, rounding_mode="floor") - (blocks.local - 1)) * blocks.size
+        near = torch.where(key >= first, past, float("-inf"))
+        return {shift + 1: torch.maximum(near, past + self.get_buffer(f"kept_{shift}")) for shift in self.shifts}
 
-    def embedded(self, hidden: Tensor) -> Tensor:
-        return hidden * self.config.mup_embedding_multiplier
 
-    def answered(self, logits: Tensor) -> Tensor:
-        if not self.config.dummy_token_indices:
-            return logits
-        dummies = torch.zeros(1, self.config.vocab_size, dtype=torch.bool)
-        dummies[:, list(self.config.dummy_token_indices)] = True
-        return torch.where(dummies, torch.finfo(torch.float32).min, logits)
+class Scaled(nn.Module):
+    """Times one number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class NeverChosen(nn.Module):
+    """The lowest logit there is for dummy tokens."""
+
+    def __init__(self, config: Phi3SmallConfig) -> None:
+        super().__init__()
+        dummies = torch.zeros(1, config.vocab_size, dtype=torch.bool)
+        dummies[:, list(config.dummy_token_indices)] = True
+        self.register_buffer("dummies", dummies, persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.where(self.get_buffer("dummies"), torch.finfo(torch.float32).min, logits)
 
 
 class BlockSparseAttention(nn.Module):
@@ -104,13 +134,12 @@ class BlockSparseAttention(nn.Module):
             groups = self.get_buffer(f"groups_{number}")
             for part, new in (("key", key), ("value", value)):
                 torch.ops.llama.update_cache(new.index_select(2, groups), self.get_buffer(f"{part}_{number}"), start)
-        ordered = query.index_select(2, self.get_buffer("order"))
-        attended, first = [], 0
-        for number, mask, heads in self.calls:
+        sizes = [len(heads) for _, _, heads in self.calls]
+        parts = torch.split(query.index_select(2, self.get_buffer("order")), sizes, dim=2)
+        attended = []
+        for (number, mask, _), some in zip(self.calls, parts, strict=True):
             keys, values = self.get_buffer(f"key_{number}"), self.get_buffer(f"value_{number}")
-            some = ordered[:, :, first : first + len(heads)].contiguous()
             attended.append(torch.ops.llama.custom_sdpa(some, keys, values, start, masks[mask], 0.0, False, self.scale))
-            first += len(heads)
         return torch.cat(attended, dim=2).index_select(2, self.get_buffer("back"))
 
 

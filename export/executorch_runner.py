@@ -35,15 +35,16 @@ class StandIns(Protocol):
         """(query, key, value, start, masks) -> [1, tokens, heads, head_dim], with the layer's cache as its state."""
         ...
 
-    def masks(self, start: Any, count: Any, context_tokens: int) -> dict[int, Tensor]:
-        """What a call's attentions share, by number: 0 where a key is seen, -inf elsewhere, [tokens, context]."""
+    def masks(self, context_tokens: int) -> nn.Module:
+        """(start, count) -> what a call's attentions share, by number: 0 where a key is seen, -inf elsewhere,
+        [tokens, context]."""
         ...
 
-    def embedded(self, hidden: Tensor) -> Tensor:
+    def embedded(self) -> nn.Module:
         """What follows the embedding."""
         ...
 
-    def answered(self, logits: Tensor) -> Tensor:
+    def answered(self) -> nn.Module:
         """What follows the logits."""
         ...
 
@@ -80,7 +81,9 @@ class Runner(nn.Module):
         self, config: Config, stand_ins: StandIns, embedding: nn.Module, pieces: list[nn.Module], context_tokens: int
     ) -> None:
         super().__init__()
-        self.config, self.stand_ins, self.context_tokens = config, stand_ins, context_tokens
+        self.config, self.context_tokens = config, context_tokens
+        self.embedded, self.answered = stand_ins.embedded(), stand_ins.answered()
+        self.masks = stand_ins.masks(context_tokens)
         self.embedding, self.pieces = embedding, nn.ModuleList(pieces)
         layers = range(config.num_hidden_layers)
         self.attentions = nn.ModuleList(stand_ins.attention(layer, context_tokens) for layer in layers)
@@ -99,15 +102,15 @@ class Runner(nn.Module):
         else:
             start = row = self.number(start_pos, count, self.context_tokens)
         cos, sin = (torch.narrow(self.get_buffer(name), 1, row, count) for name in ("cos", "sin"))
-        masks = self.stand_ins.masks(start, count, self.context_tokens)
-        hidden = self.stand_ins.embedded(self.embedding(tokens))
+        masks = self.masks(start, count)
+        hidden = self.embedded(self.embedding(tokens))
         query, key, value = self.pieces[0](hidden, cos, sin)
         for layer, attention in enumerate(self.attentions):
             attended = attention(query, key, value, start, masks).flatten(2)
             if layer + 1 < config.num_hidden_layers:
                 hidden, query, key, value = self.pieces[layer + 1](hidden, attended, cos, sin)
         (logits,) = self.pieces[-1](hidden[:, -1:], attended[:, -1:])
-        return self.stand_ins.answered(logits[:, -1])
+        return self.answered(logits[:, -1])  # type: ignore[no-any-return]
 
     @staticmethod
     def number(start: Tensor, count: Any, end: int) -> Any:

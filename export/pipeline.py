@@ -163,6 +163,11 @@ def resolve(request: ExportRequest) -> Job:
     for columns in (config.hidden_size, config.intermediate_size):
         if reason := scheme.refuse_columns(columns):
             raise OptionError(reason)
+    if target.provider == "dml" and checkpoint.config_content["model_type"] == "phi3small":
+        raise OptionError(
+            f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: cpu, "
+            "raspberry-pi, android"
+        )
     longest = config.max_position_embeddings
     window = longest if target.windows else config.sliding_window or longest
     # ExecuTorch's attention takes a window as a mask over the whole cache, which halves its speed: by default, none.
@@ -274,7 +279,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
             symmetric=True,
             embedding_bits=scheme.embedding_bits,
             activations=layout.activations,
-            kept_wider=["*norm.weight"] if scheme.bits else ["*"],
+            kept_wider=kept_wider(job.checkpoint) if scheme.bits else ["*"],
         ),
         engine=layout.options,
         coverage=layout.coverage.counts,
@@ -293,6 +298,12 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         tools=tool_versions(),
         files=files,
     )
+
+
+def kept_wider(checkpoint: Checkpoint) -> list[str]:
+    """The tensors that no scheme quantises, as patterns of their names."""
+    names = {name.rpartition(".")[2] for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 1}
+    return ["*norm.weight"] + (["*.bias"] if "bias" in names else [])
 
 
 def plan_memory(job: Job, weights_bytes: int) -> Memory:

@@ -77,7 +77,10 @@ def weight_bytes(job: Job) -> int:
     config, scheme = job.checkpoint.config, job.scheme
     float_bytes = 2 if job.activations == "float16" else 4
     total = 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
-    for name, shape in config.tensor_shapes().items():
+    shapes = config.tensor_shapes()
+    if config.tie_word_embeddings and job.format == "executorch":  # whose operators cannot share one table
+        shapes["lm_head.weight"] = shapes[EMBEDDING]
+    for name, shape in shapes.items():
         count = math.prod(shape)
         bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
         if len(shape) == 1 or bits is None:

@@ -1,55 +1,93 @@
-"""Phi-3-small's float module: its mask against a count by hand, its rows and its activation against plain loops."""
+"""Phi-3-small: its mask against a count by hand, its rows and activation against plain loops; then exports of it.
+
+The small checkpoint has everything: both kinds of layers, a pattern that moves from head to head and leaves blocks out
+early, grouped heads, biases, dummy tokens, a tied head, and long rope with an attention factor for each set.
+"""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from ci.variants import VARIANTS, make_checkpoint
+from export.artifact import Format
+from export.blocksparse import BlockPattern, ungroup
+from export.checkpoint import open_checkpoint
+from export.conformance import examine
+from export.dequantise import read_weights
 from export.errors import CheckpointError
-from export.models import phi3small
-from export.models.phi3small import MLP, Attention, Phi3Small, attend_at_once, read_config, tensor_shapes
+from export.models.phi3small import MLP, Phi3SmallConfig, read_config
+from export.pipeline import ExportRequest, export_model
+from export.reference import open_reference
 from phi_edge import main
+from runtimes.subject import open_subject
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "ff_intermediate_size": 96,
+}
+SMALL |= {"num_hidden_layers": 2}
+# Sparse from 16 tokens on, long from 48 on.
+EARLY: dict[str, Any] = {"blocksparse_block_size": 8, "blocksparse_num_local_blocks": 2, "blocksparse_vert_stride": 3}
+SCALING = {
+    "type": "su",
+    "short_factor": [1.0 + i / 8 for i in range(8)],
+    "long_factor": [1.0 + 2.0 * i for i in range(8)],
+    "short_mscale": 1.1,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 48,
+}
+LONG: dict[str, Any] = {"max_position_embeddings": 128, "original_max_position_embeddings": 48, "rope_scaling": SCALING}
+CONTEXT = 88
 
 
-def config(**changes: Any) -> phi3small.Phi3SmallConfig:
-    small = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "ff_intermediate_size": 96}
-    small |= {"num_hidden_layers": 2, "vocab_size": 128}
-    return read_config(dict(VARIANTS["phi-3-small-8k"]) | small | changes)
+def config(**changes: Any) -> Phi3SmallConfig:
+    return read_config(dict(VARIANTS["phi-3-small-8k"]) | SMALL | {"vocab_size": 128} | changes)
 
 
-def test_the_sparse_mask() -> None:
-    asked = config(blocksparse_block_size=4, blocksparse_num_local_blocks=2, blocksparse_vert_stride=3)
-    mask = asked.visible(0, 40, 40)
+@pytest.mark.parametrize("homo", [False, True])
+def test_the_sparse_mask(homo: bool) -> None:
+    blocks = config(**EARLY | {"blocksparse_block_size": 4, "blocksparse_homo_head_pattern": homo}).blocks
+    mask = blocks.visible(8, 0, 40, 40)
+    starts, lists = blocks.layouts(8, 37)
     for head in range(8):
+        layout = head % len(starts)
         for query in range(40):
+            row = lists[layout, starts[layout, query // 4] : starts[layout, query // 4 + 1]].tolist()
             for key in range(40):
                 block, own = key // 4, query // 4
                 local = own - block < 2
-                kept = (block + head + 1) % 3 == 0  # a step of one block from head to head
+                kept = (block + (0 if homo else head) + 1) % 3 == 0  # a step of one block from head to head
                 assert bool(mask[head, query, key]) == (key <= query and (local or kept))
-    assert torch.equal(asked.visible(30, 5, 35), mask[:, 30:35, :35])
+                assert (block in row) == (block <= own and (local or kept))
+    assert torch.equal(blocks.visible(8, 30, 5, 35), mask[:, 30:35, :35])
 
 
 def test_the_published_pattern_is_dense_up_to_its_local_blocks() -> None:
-    mask = config().visible(0, 1200, 1200)
+    blocks = config().blocks
+    assert blocks == BlockPattern(size=64, local=16, stride=8, step=1) and blocks.dense_tokens == 1024
+    mask = blocks.visible(8, 0, 1200, 1200)
     whole = torch.ones(1200, 1200).tril().bool()
     assert bool((mask[:, :1024] == whole[:1024]).all())
     assert not bool((mask[:, 1024:] == whole[1024:]).all())
     assert [config(num_hidden_layers=4).is_sparse(layer) for layer in range(4)] == [True, False, True, False]
+    starts, _ = blocks.layouts(32, 8192)
+    assert starts.shape == (8, 129)
 
 
 def test_rows_go_by_group() -> None:
-    module = Attention(config())
-    hidden = torch.randn(1, 3, 64)
-    query, key, value = module.project(hidden)
-    rows = module.query_key_value(hidden)[0, 0].reshape(2, 6, 8)  # group, four queries and key and value, head_dim
+    qkv = torch.arange(2 * 6 * 16)[None, None]
+    query, key, value = ungroup(qkv, 8, 2)
+    rows = qkv[0, 0].reshape(2, 6, 16)  # group, four queries and key and value, head_dim
     for group in range(2):
         assert torch.equal(query[0, 0, 4 * group : 4 * group + 4], rows[group, :4])
         assert torch.equal(key[0, 0, group], rows[group, 4]) and torch.equal(value[0, 0, group], rows[group, 5])
@@ -57,7 +95,7 @@ def test_rows_go_by_group() -> None:
 
 def test_gegelu_is_interleaved_and_bounded() -> None:
     module = MLP(config(gegelu_limit=0.5))
-    hidden = torch.randn(1, 1, 64) * 4
+    hidden = torch.randn(1, 1, 128) * 4
     up = module.up_proj(hidden)[0, 0].tolist()
     expected = []
     for gate, linear in zip(up[0::2], up[1::2], strict=True):
@@ -66,22 +104,26 @@ def test_gegelu_is_interleaved_and_bounded() -> None:
     assert torch.allclose(module(hidden), module.down_proj(torch.tensor([[expected]])), atol=1e-5)
 
 
-def test_dummy_tokens_are_never_chosen() -> None:
-    asked = config(dummy_token_indices=[3, 127])
-    torch.manual_seed(0)
-    module = Phi3Small(asked).eval()
-    assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == tensor_shapes(asked)
-    with torch.no_grad():
-        logits = module(torch.arange(20)[None], attend_at_once(asked, 20))
-    assert logits.shape == (1, 20, 128)
-    assert bool((logits[..., [3, 127]] == torch.finfo(torch.float32).min).all())
+def test_published_long_rope() -> None:
+    rope = read_config(VARIANTS["phi-3-small-128k"]).rope
+    assert (rope.theta, rope.rotary_dim, rope.original_context_tokens) == (1e6, 128, 8192)
+    ours, theirs = rope.tables(2, long=True), rope.tables(2)
+    scaling = VARIANTS["phi-3-small-128k"]["rope_scaling"]
+    assert ours[0][0] == pytest.approx(scaling["long_mscale"]) and theirs[0][0] == pytest.approx(
+        scaling["short_mscale"]
+    )
+    frequency = 1 / (scaling["long_factor"][5] * 1e6 ** (10 / 128))
+    assert ours[1][1, 5] == pytest.approx(scaling["long_mscale"] * math.sin(frequency))
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"type": "su"}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"type": "su"}}, "original_max_position_embeddings"),
+        ({"rope_scaling": SCALING | {"long_factor": [1.0]}}, "long_factor has 1 numbers; this model needs 8"),
+        ({"dummy_token_indices": [5, 1000]}, "dummy_token_indices"),
         ({"num_key_value_heads": 3}, "divide"),
         ({"attention_sinks": 1}, "attention_sinks"),
         ({"mup_use_scaling": None}, "mup_use_scaling"),
@@ -94,8 +136,56 @@ def test_config_is_read_strictly(change: dict[str, Any], part: str) -> None:
         config(**change)
 
 
-def test_an_export_is_refused(tmp_path: Path) -> None:
-    folder = make_checkpoint("phi-3-mini-4k", tmp_path / "checkpoint", num_hidden_layers=1)
-    (folder / "config.json").write_text(json.dumps(VARIANTS["phi-3-small-8k"]))
-    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "out"), "--quiet"])
-    assert result.exit_code == 2 and "'phi3small'; known: phi3" in result.stderr
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phi3small") / "checkpoint"
+    return make_checkpoint("phi-3-small-8k", folder, **SMALL, **EARLY, **LONG, dummy_token_indices=[7, 500])
+
+
+@pytest.mark.parametrize(
+    ("format", "scheme"), [("onnx", "fp32"), ("onnx", "int4-b32"), ("executorch", "fp32"), ("executorch", "int4-b32")]
+)
+def test_an_export_computes_what_the_float_module_does(
+    checkpoint: Path, format: Format, scheme: str, tmp_path: Path
+) -> None:
+    request = ExportRequest(
+        checkpoint=str(checkpoint), out=tmp_path / "out", format=format, scheme=scheme, context_tokens=CONTEXT
+    )
+    artifact = export_model(request)
+    report = examine(artifact, str(checkpoint), open_subject)
+    assert report.failures == []
+    assert {1, 15, 16, 17, 33, 47, 48, 49, CONTEXT} == {case.length for case in report.cases}
+    assert [decode.boundary for decode in report.decodes] == [16, 48]
+    assert artifact.manifest.rope.switch_tokens == 48
+    if scheme == "fp32":
+        assert report.max_difference < 1e-4 and all(decode.gap is None for decode in report.decodes)
+    else:
+        assert 0 < artifact.manifest.loss.mean_kl < 0.1
+        assert artifact.manifest.scheme.kept_wider == ["*norm.weight", "*.bias"]
+        weights, tensors = read_weights(artifact, str(checkpoint)), open_checkpoint(str(checkpoint)).tensors
+        for name, tensor in tensors.items():  # every row where the checkpoint has it
+            assert (weights[name] - tensor.read()).norm() <= 0.15 * tensor.read().norm(), name
+
+
+def test_the_boundaries_matter(checkpoint: Path) -> None:
+    """The float module without its sparse layers, or without the long factors, is another model than the suite's."""
+    opened = open_checkpoint(str(checkpoint))
+    weights = {name: tensor.read() for name, tensor in opened.tensors.items()}
+    ids = np.random.default_rng(0).integers(8, 400, CONTEXT).tolist()
+    exact = open_reference(opened, weights)
+    assert isinstance(opened.config, Phi3SmallConfig)
+    for change in (
+        {"dense_attention_every_n_layers": 1},
+        {"rope": dataclasses.replace(opened.config.rope, type="default")},
+    ):
+        other = open_reference(
+            dataclasses.replace(opened, config=dataclasses.replace(opened.config, **change)), weights
+        )
+        assert np.abs(other.logits(ids, [CONTEXT]) - exact.logits(ids, [CONTEXT])).max() > 0.01
+    assert exact.logits(ids, [CONTEXT])[0, [7, 500]].tolist() == [torch.finfo(torch.float32).min] * 2
+
+
+def test_directml_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--target", "windows-directml", "--quiet"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "block-sparse attention" in result.stderr and result.stderr.count("\n") == 1
