@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from export.artifact import Source, Tokens, describe_files
+from export.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.contradictions import refuse_contradictions
 from export.errors import CheckpointError
 from export.models import phi3, phi3small
@@ -50,7 +51,25 @@ class Checkpoint:
     config: Config
     tensors: Mapping[str, StoredTensor]
     tokens: Tokens
-    tokenizer_files: tuple[str, ...]
+    tokenizer_files: tuple[str, ...]  # those that travel as they are
+    # Those that are made from the rank file of a checkpoint without a tokenizer.json: name -> content.
+    made_files: Mapping[str, str]
+
+    @property
+    def artifact_files(self) -> tuple[str, ...]:
+        """The tokenizer's files as an artifact has them, in the order of TOKENIZER_FILES."""
+        return tuple(name for name in TOKENIZER_FILES if name in self.tokenizer_files or name in self.made_files)
+
+    @property
+    def source_files(self) -> tuple[str, ...]:
+        """What the checkpoint's tokenizer is read from."""
+        present = (name for name in (*TOKENIZER_FILES, RANKS) if (self.folder / name).is_file())
+        return tuple(name for name in present if name != RANKS or self.made_files)
+
+    @property
+    def tokenizer(self) -> str:
+        """The content of tokenizer.json."""
+        return self.made_files.get("tokenizer.json") or _read_text(self.folder / "tokenizer.json")
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -59,7 +78,7 @@ class Checkpoint:
     def describe(self) -> Source:
         """The source's part of the manifest: hashes every file that was read, which takes about a second a gigabyte."""
         index = [INDEX] if (self.folder / INDEX).is_file() else []
-        names = ["config.json", *index, *self.weight_files, *self.tokenizer_files]
+        names = ["config.json", *index, *self.weight_files, *self.source_files]
         return Source(
             name=self.name,
             revision=self.revision,
@@ -88,21 +107,35 @@ def open_checkpoint(where: str) -> Checkpoint:
         raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")
     refuse_contradictions(content)
     config = CONFIG_READERS[model_type](content)
-    tokenizer_files = tuple(file for file in TOKENIZER_FILES if (folder / file).is_file())
-    if "tokenizer.json" not in tokenizer_files:
-        raise CheckpointError(
-            f"{folder}: has no tokenizer.json; save the tokenizer in its fast form beside config.json"
-        )
-    return Checkpoint(
+    made = _make_tokenizer(folder, model_type)
+    checkpoint = Checkpoint(
         folder=folder,
         name=name,
         revision=revision,
         config_content=content,
         config=config,
         tensors=_find_tensors(folder, config.tensor_shapes()),
-        tokens=_read_tokens(folder, content, config.vocab_size),
-        tokenizer_files=tokenizer_files,
+        tokens=Tokens(bos=None, pad=None, stop=[]),
+        tokenizer_files=tuple(file for file in TOKENIZER_FILES if file not in made and (folder / file).is_file()),
+        made_files=made,
     )
+    tokens = _read_tokens(folder, _as_json(checkpoint.tokenizer, folder / "tokenizer.json"), content, config.vocab_size)
+    return replace(checkpoint, tokens=tokens)
+
+
+def _make_tokenizer(folder: Path, model_type: str) -> dict[str, str]:
+    """The tokenizer's files that a checkpoint lacks. Raises CheckpointError where they cannot be made."""
+    if (folder / "tokenizer.json").is_file():
+        return {}
+    if model_type != "phi3small" or not (folder / RANKS).is_file():
+        other = f", or {RANKS}," if model_type == "phi3small" else ""
+        raise CheckpointError(
+            f"{folder}: has no tokenizer.json{other}; save the tokenizer in its fast form beside config.json"
+        )
+    return {
+        "tokenizer.json": tokenizer_json(folder / RANKS),
+        "tokenizer_config.json": tokenizer_config(folder / "tokenizer_config.json"),
+    }
 
 
 def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
@@ -133,8 +166,7 @@ def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict
     return {name: found[name] for name in expected}
 
 
-def _read_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokens:
-    tokenizer = _read_json(folder / "tokenizer.json")
+def _read_tokens(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int) -> Tokens:
     ids, largest_id = _token_ids(tokenizer, folder)
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     stop: list[int] = []
@@ -170,11 +202,22 @@ def _token_ids(tokenizer: Mapping[str, Any], folder: Path) -> tuple[dict[str, in
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: has no {path.name}; give a checkpoint folder as the hub has it")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not text ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _as_json(_read_text(path), path)
+
+
+def _as_json(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
@@ -187,7 +230,7 @@ def _download(where: str) -> tuple[Path, str]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name, _, revision = where.partition("@")
-    patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES]
+    patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:

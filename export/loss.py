@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,11 +19,11 @@ TEXT = (
 )
 
 
-def text_ids(tokenizer_file: Path) -> list[int]:
-    """The fixed text in this checkpoint's tokens."""
+def text_ids(tokenizer: str) -> list[int]:
+    """The fixed text in the tokens of this tokenizer.json."""
     from tokenizers import Tokenizer
 
-    ids: list[int] = Tokenizer.from_file(str(tokenizer_file)).encode(TEXT, add_special_tokens=False).ids
+    ids: list[int] = Tokenizer.from_str(tokenizer).encode(TEXT, add_special_tokens=False).ids
     return ids
 
 

@@ -121,6 +121,8 @@ def export_beside(journal: Journal, job: Job, request: ExportRequest, progress: 
     layout.finish(folder, {name: digest for stage in journal.stages for name, digest in stage.slots.items()})
     for name in job.checkpoint.tokenizer_files:
         shutil.copyfile(job.checkpoint.folder / name, folder / name)
+    for name, content in job.checkpoint.made_files.items():
+        (folder / name).write_text(content, encoding="utf-8")
     manifest = describe(job, layout, folder, source, loss)
     if out.exists():
         out.rmdir()  # empty: check_out has seen to that
@@ -138,7 +140,7 @@ def recover(out: Path, journal: Journal) -> None:
 def describe_job(job: Job) -> str:
     """A digest of everything that decides the bytes: options, versions, and the source's files by size and time."""
     source = job.checkpoint
-    files = [source.folder / name for name in ("config.json", *source.weight_files, *source.tokenizer_files)]
+    files = [source.folder / name for name in ("config.json", *source.weight_files, *source.source_files)]
     content = {
         "options": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
         "more": [job.lengths_as_inputs, job.max_file_bytes],
@@ -249,7 +251,7 @@ def check_disk(out: Path, folder: Path, layout: Layout) -> None:
 
 def fill_weights(job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress) -> tuple[Source, Loss]:
     """Stream the checkpoint into the weight files, hashing the source meanwhile."""
-    ids = text_ids(job.checkpoint.folder / "tokenizer.json")
+    ids = text_ids(job.checkpoint.tokenizer)
     progress.step("quantising" if job.scheme.bits else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
     with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.spread) as sink:
@@ -264,7 +266,7 @@ def fill_weights(job: Job, layout: Layout, folder: Path, journal: Journal, progr
 def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -> Manifest:
     """Everything the manifest says."""
     config, scheme, rope = job.checkpoint.config, job.scheme, job.checkpoint.config.rope
-    files = describe_files(work, [*layout.files, *job.checkpoint.tokenizer_files])
+    files = describe_files(work, [*layout.files, *job.checkpoint.artifact_files])
     return Manifest(
         schema=SCHEMA,
         format=job.format,

@@ -6,7 +6,9 @@ early, grouped heads, biases, dummy tokens, a tied head, and long rope with an a
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ import torch
 from click.testing import CliRunner
 
 from ci.variants import VARIANTS, make_checkpoint
-from export.artifact import Format
+from export.artifact import Format, verify
 from export.blocksparse import BlockPattern, ungroup
+from export.byte_ranks import RANKS
 from export.checkpoint import open_checkpoint
 from export.conformance import examine
 from export.dequantise import read_weights
@@ -27,7 +30,9 @@ from export.models.phi3small import MLP, Phi3SmallConfig, read_config
 from export.pipeline import ExportRequest, export_model
 from export.reference import open_reference
 from phi_edge import main
+from runtimes.api import Message
 from runtimes.subject import open_subject
+from runtimes.tokenizer import Tokenizer
 
 SMALL: dict[str, Any] = {
     "hidden_size": 128,
@@ -189,3 +194,47 @@ def test_directml_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--target", "windows-directml", "--quiet"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and "block-sparse attention" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def hub_checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint as the hub has it: a rank file, and no tokenizer.json."""
+    narrow = SMALL | {"hidden_size": 32, "vocab_size": 100352, "bos_token_id": 100257, "eos_token_id": 100257}
+    folder = make_checkpoint("phi-3-small-8k", tmp_path / "hub", **narrow)
+    (folder / "tokenizer.json").unlink()
+    tokens = [*(bytes([byte]) for byte in range(256)), b"he", b"hel", b"ll", b"llo", b"hello"]
+    tokens += [f"\N{SNOWMAN}{number}".encode() for number in range(len(tokens), 100256)]
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    (folder / RANKS).write_text("\n".join(lines) + "\n")
+    published = {
+        "chat_template": "<|user|>{{ messages[0]['content'] }}<|end|>",
+        "auto_map": {"AutoTokenizer": ["x", None]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(published))
+    return folder
+
+
+def test_a_rank_file_becomes_a_tokenizer(hub_checkpoint: Path, tmp_path: Path) -> None:
+    request = ExportRequest(checkpoint=str(hub_checkpoint), out=tmp_path / "out", scheme="int4-b32", context_tokens=64)
+    artifact = export_model(request)
+    verify(artifact)
+    manifest = artifact.manifest
+    assert {"tokenizer.json", "tokenizer_config.json"} <= set(manifest.files) and RANKS not in manifest.files
+    assert RANKS in manifest.source.files and "tokenizer.json" not in manifest.source.files
+    assert list(manifest.tokens.stop) == [100257, 100266, 100263]
+    tokenizer = Tokenizer(artifact.folder)
+    # A word that is a token is that token; else its lowest pairs are merged first: he, hel, before ll.
+    assert tokenizer.encode_prompt("hello") == [260] and tokenizer.encode_prompt("hell") == [257, ord("l")]
+    chat = tokenizer.encode_chat([Message("user", "<|end|>hello")])
+    assert [id for id in chat if id > 100255] == [100262, 100266] and chat[-2] == 260
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"), [("IQ== 0\nthis is not base64\n", "line 2"), ("IQ== 0\n", "holds 1 tokens"), (None, RANKS)]
+)
+def test_a_broken_rank_file_is_one_line(hub_checkpoint: Path, ranks: str | None, message: str) -> None:
+    (hub_checkpoint / RANKS).unlink()
+    if ranks is not None:
+        (hub_checkpoint / RANKS).write_text(ranks)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(hub_checkpoint))

@@ -17,12 +17,21 @@ import pytest
 
 from ci.phi4_tokenizer import build_tokenizer as build_phi4
 from ci.phi4_tokenizer import missing as phi4_lacks
+from export.byte_ranks import CONTROL, PATTERN, RANKS, read_ranks, tokenizer_config, tokenizer_json
 from runtimes.api import Message
 from runtimes.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared" / "phi3"
-PUBLISHED = ("mini-4k", "mini-128k", "medium-4k", "phi-3.5-mini")
+PUBLISHED = ("mini-4k", "mini-128k", "medium-4k", "phi-3.5-mini", "small-8k")
+# Phi-3-small's is not beside its rank file; this is what its tokenizer_config.json on the hub says.
+SMALL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+NAMES_OF_CONTROL = {name: id for id, name in CONTROL.items()}
 
 # Ordinary text, however odd: every tokenizer gives the same ids.
 PLAIN = [
@@ -96,7 +105,7 @@ FORGED = [
 ]
 
 
-def folder_of(name: str) -> Path:
+def folder_of(name: str, parent: Path) -> Path:
     if name == "tiny":
         return REPOSITORY / "export" / "tiny"
     if name == "phi-4-mini":
@@ -105,7 +114,14 @@ def folder_of(name: str) -> Path:
         return build_phi4()
     if not (SHARED / name).is_dir():
         pytest.skip(f"needs {name} in ../shared/phi3: the published tokenizers are beside the checkout")
-    return SHARED / name
+    if not (SHARED / name / RANKS).is_file():
+        return SHARED / name
+    folder = parent / name
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": SMALL_TEMPLATE}))
+    (folder / "tokenizer_config.json").write_text(tokenizer_config(folder / "tokenizer_config.json"))
+    (folder / "tokenizer.json").write_text(tokenizer_json(SHARED / name / RANKS))
+    return folder
 
 
 NAMES = [
@@ -121,9 +137,9 @@ def opened(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
-@pytest.fixture(params=NAMES)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return folder_of(request.param)
+@pytest.fixture(scope="module", params=NAMES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(request.param, tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_there_are_enough_of_them() -> None:
@@ -146,6 +162,23 @@ def test_transformers_gives_the_same_ids(folder: Path, tmp_path: Path) -> None:
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path), opened(folder)
     for text in PLAIN:
         assert ours.encode_prompt(text) == theirs(text).input_ids, repr(text)
+
+
+@pytest.mark.shared
+def test_tiktoken_gives_the_same_ids(tmp_path: Path) -> None:
+    """Phi-3-small's own tokenizer is tiktoken over the same ranks; it reads a control token wherever it is spelt."""
+    import tiktoken
+
+    ours = Tokenizer(folder_of("small-8k", tmp_path))
+    ranks = read_ranks(SHARED / "small-8k" / RANKS)
+    theirs = tiktoken.Encoding("phi3small", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=NAMES_OF_CONTROL)
+    for text in [*PLAIN, "a" * 99 + "=" * 99, "'\u017f 'LL", " \n \t  x"]:
+        assert ours.encode_prompt(text) == theirs.encode(text, disallowed_special=()), repr(text)
+    chat = "<|endoftext|><|user|>\nWhy?<|end|>\n<|assistant|>\n"
+    assert ours.encode_chat([Message("user", "Why?")]) == theirs.encode(chat, allowed_special="all")
+    published = json.loads((SHARED / "small-8k" / "tokenizer_module.json").read_text())["added_tokens"]
+    assert all(NAMES_OF_CONTROL[token["content"]] == token["id"] for token in published)
+    assert sorted(CONTROL) == list(range(100256, 100352)) and CONTROL[100351] == "<|dummy_id_86|>"
 
 
 def test_user_text_forges_no_control_token(folder: Path) -> None:
@@ -174,8 +207,9 @@ def test_how_to_write_a_chat_for_executorch_s_tokenizer(folder: Path) -> None:
 
     theirs, ours = CppHFTokenizer(), opened(folder)
     theirs.load(str(folder / "tokenizer.json"))
-    end = "\n" if folder.name == "tiny" else ""
-    chat = f"<|user|>{end}Why is the sky blue?<|end|>{end}<|assistant|>{end}"
+    end = "\n" if folder.name in ("tiny", "small-8k") else ""
+    begin = "<|endoftext|>" if folder.name == "small-8k" else ""
+    chat = f"{begin}<|user|>{end}Why is the sky blue?<|end|>{end}<|assistant|>{end}"
     assert list(theirs.encode(chat, 0, 0)) == ours.encode_chat([Message("user", "Why is the sky blue?")])
 
 
