@@ -100,7 +100,7 @@ def tokenizer_json(path: Path) -> str:
 
 
 def tokenizer_config(published: Path) -> str:
-    """tokenizer_config.json beside it: the published one, chat template and all, without the class that is remote code."""
+    """tokenizer_config.json beside it: the published one, chat template and all, but for the class, remote code."""
     content: dict[str, Any] = {"bos_token": ENDOFTEXT, "eos_token": ENDOFTEXT}
     if published.is_file():
         content |= json.loads(published.read_text(encoding="utf-8"))
