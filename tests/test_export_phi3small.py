@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner
 
 from ci.variants import VARIANTS, make_checkpoint
-from export.artifact import Format, verify
+from export.artifact import Artifact, Format, verify
 from export.blocksparse import BlockPattern, ungroup
 from export.byte_ranks import RANKS
 from export.checkpoint import open_checkpoint
@@ -53,6 +53,7 @@ SCALING = {
 }
 LONG: dict[str, Any] = {"max_position_embeddings": 128, "original_max_position_embeddings": 48, "rope_scaling": SCALING}
 CONTEXT = 88
+IDS = np.random.default_rng(0).integers(8, 400, 40).tolist()
 
 
 def config(**changes: Any) -> Phi3SmallConfig:
@@ -147,16 +148,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("phi-3-small-8k", folder, **SMALL, **EARLY, **LONG, dummy_token_indices=[7, 500])
 
 
-@pytest.mark.parametrize(
-    ("format", "scheme"), [("onnx", "fp32"), ("onnx", "int4-b32"), ("executorch", "fp32"), ("executorch", "int4-b32")]
-)
+def exported(checkpoint: Path, out: Path, format: Format, scheme: str) -> Artifact:
+    return export_model(
+        ExportRequest(checkpoint=str(checkpoint), out=out, format=format, scheme=scheme, context_tokens=CONTEXT)
+    )
+
+
+@pytest.mark.parametrize(("format", "scheme"), [("onnx", "fp32"), ("onnx", "int4-b32"), ("executorch", "fp32")])
 def test_an_export_computes_what_the_float_module_does(
     checkpoint: Path, format: Format, scheme: str, tmp_path: Path
 ) -> None:
-    request = ExportRequest(
-        checkpoint=str(checkpoint), out=tmp_path / "out", format=format, scheme=scheme, context_tokens=CONTEXT
-    )
-    artifact = export_model(request)
+    artifact = exported(checkpoint, tmp_path / "out", format, scheme)
     report = examine(artifact, str(checkpoint), open_subject)
     assert report.failures == []
     assert {1, 15, 16, 17, 33, 47, 48, 49, CONTEXT} == {case.length for case in report.cases}
@@ -167,9 +169,25 @@ def test_an_export_computes_what_the_float_module_does(
     else:
         assert 0 < artifact.manifest.loss.mean_kl < 0.1
         assert artifact.manifest.scheme.kept_wider == ["*norm.weight", "*.bias"]
-        weights, tensors = read_weights(artifact, str(checkpoint)), open_checkpoint(str(checkpoint)).tensors
-        for name, tensor in tensors.items():  # every row where the checkpoint has it
-            assert (weights[name] - tensor.read()).norm() <= 0.15 * tensor.read().norm(), name
+
+
+@pytest.mark.parametrize("format", ["onnx", "executorch"])
+def test_int4_rows_are_where_the_checkpoint_has_them(checkpoint: Path, format: Format, tmp_path: Path) -> None:
+    """ExecuTorch's with one layer: each piece that it lowers, twice here, takes seconds."""
+    if format == "executorch":
+        changes = SMALL | EARLY | LONG | {"num_hidden_layers": 1}
+        checkpoint = make_checkpoint("phi-3-small-8k", tmp_path / "checkpoint", **changes)
+    artifact = exported(checkpoint, tmp_path / "out", format, "int4-b32")
+    opened = open_checkpoint(str(checkpoint))
+    weights, tensors = read_weights(artifact, str(checkpoint)), opened.tensors
+    subject = open_subject(artifact)
+    logits = subject.forward(IDS, 0)
+    expected = open_reference(opened, weights).logits(IDS, [len(IDS)])[0]
+    subject.close()
+    live = expected > torch.finfo(torch.float32).min
+    assert np.abs(logits - expected)[live].max() < 0.5 * expected[live].std()
+    for name, tensor in tensors.items():
+        assert (weights[name] - tensor.read()).norm() <= 0.15 * tensor.read().norm(), name
 
 
 def test_the_boundaries_matter(checkpoint: Path) -> None:
