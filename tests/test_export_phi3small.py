@@ -29,7 +29,7 @@ from export.conformance import examine
 from export.dequantise import read_weights
 from export.errors import CheckpointError
 from export.models.phi3small import MLP, Phi3SmallConfig, read_config
-from export.pipeline import ExportRequest, export_model
+from export.pipeline import ExportRequest, Progress, export_model
 from export.reference import open_reference
 from phi_edge import main
 from runtimes.api import Message
@@ -192,6 +192,27 @@ def test_int4_rows_are_where_the_checkpoint_has_them(checkpoint: Path, format: F
         assert (weights[name] - tensor.read()).norm() <= 0.15 * tensor.read().norm(), name
 
 
+class InterruptedAt(Progress):
+    """Ctrl-C at a tensor."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def read(self, name: str, count: int) -> None:
+        if name == self.name:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_export_goes_on_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    undisturbed = exported(checkpoint, tmp_path / "undisturbed", "onnx", "int4-b32")
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme="int4-b32", context_tokens=CONTEXT)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(request, InterruptedAt("model.layers.1.mlp.up_proj.bias"))  # its weight's rows are all parted
+    artifact = export_model(request)
+    verify(artifact)
+    assert artifact.manifest.digest() == undisturbed.manifest.digest()
+
+
 GENAI = """
 import json, sys, numpy, onnxruntime_genai as og
 config = og.Config(sys.argv[1])
@@ -264,8 +285,7 @@ def hub_checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_rank_file_becomes_a_tokenizer(hub_checkpoint: Path, tmp_path: Path) -> None:
-    request = ExportRequest(checkpoint=str(hub_checkpoint), out=tmp_path / "out", scheme="int4-b32", context_tokens=64)
-    artifact = export_model(request)
+    artifact = exported(hub_checkpoint, tmp_path / "out", "onnx", "fp32")
     verify(artifact)
     manifest = artifact.manifest
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(manifest.files) and RANKS not in manifest.files
