@@ -1,17 +1,32 @@
-"""The streamed export against a plain one of the same weights, which quantises whole matrices in numpy."""
+"""The streamed exports against plain ones of the same weights, which hold the whole model.
+
+Plain means: for ONNX the weights made in numpy and saved by the onnx library; for ExecuTorch the real weights in
+the modules from the start, and the whole graph given to XNNPACK's own partitioner.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from export.artifact import Artifact, describe_files, open_artifact, seal
+from export.executorch_layers import Marks, QuantisedEmbedding
+from export.executorch_lowering import Between, First, Last
+from export.executorch_program import quiet, stand_ins_for
+from export.executorch_runner import Runner
+from export.models.shape import EMBEDDING, Rows
+from export.pipeline import ExportRequest, resolve
 from runtimes.api import GenerateRequest, Message, TokenEvent
 from runtimes.registry import open_runtime
 
@@ -20,43 +35,27 @@ PROMPTS = ["Turn off the lamp in the kitchen.", "What is 17 plus 26?", "How many
 Array = npt.NDArray[np.float32]
 
 
-def quantise(weight: Array, bits: int, block: int) -> tuple[npt.NDArray[np.uint8], Array]:
-    """Codes as bytes, the even column's in the low half, and scales [rows, blocks]: the best of some scales a block."""
+def quantise(weight: Array, bits: int, block: int, scale_type: torch.dtype) -> tuple[npt.NDArray[np.uint8], Array]:
+    """Codes from 0 [rows, columns], and scales [rows, blocks]: of some scales, each block's best."""
     zero = 2 ** (bits - 1)
     blocks = weight.reshape(len(weight), -1, block)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     largest[largest == 0] = 1
-    tried = [largest / np.float32(divisor) for divisor in ((7, 7.5, 8) if bits == 4 else (127,))]
+    divisors = (7, 7.5, 8) if bits == 4 else (127,)
+    tried = [torch.from_numpy(largest / np.float32(divisor)).to(scale_type).float().numpy() for divisor in divisors]
     levels = [np.clip(np.rint(blocks * (1 / scale)), -zero, zero - 1) for scale in tried]
     errors = [np.square(level * scale - blocks).sum(-1) for level, scale in zip(levels, tried, strict=True)]
     best = np.argmin(errors, axis=0)[None, ..., None]
     codes = (np.take_along_axis(np.stack(levels), best, 0)[0] + zero).astype(np.uint8).reshape(weight.shape)
-    packed = codes if bits == 8 else codes[:, 0::2] | codes[:, 1::2] << 4
-    return packed, np.take_along_axis(np.stack(tried), best, 0)[0, ..., 0]
+    return codes, np.take_along_axis(np.stack(tried), best, 0)[0, ..., 0]
 
 
-def whole_onnx(artifact: Artifact, folder: Path) -> Artifact:
-    """The artifact again, its quantised weights made from whole matrices and saved by the onnx library."""
-    scheme = artifact.manifest.scheme
-    assert scheme.bits and scheme.block_size and scheme.embedding_bits
-    shutil.copytree(artifact.folder, folder)
-    tensors = {name: tensor.float().numpy() for name, tensor in load_file(TINY / "model.safetensors").items()}
-    model = onnx.load(folder / "model.onnx")
-    made = 0
-    for initializer in model.graph.initializer:
-        name = initializer.name.removesuffix("_q")
-        if name == initializer.name:
-            continue
-        bits = scheme.embedding_bits if "embed_tokens" in name else scheme.bits
-        codes, scales = quantise(tensors[name], bits, scheme.block_size)
-        for target, values in ((initializer.name, codes), (f"{name}_scales", scales)):
-            (old,) = (item for item in model.graph.initializer if item.name == target)
-            old.CopyFrom(onnx.numpy_helper.from_array(values.reshape(tuple(old.dims)), target))
-            made += 1
-    assert made > 4 * artifact.manifest.model.layers
-    for name in ("model.onnx", "model.onnx.data"):
-        (folder / name).unlink()
-    onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+def checkpoint_weights() -> dict[str, Array]:
+    return {name: tensor.float().numpy() for name, tensor in load_file(TINY / "model.safetensors").items()}
+
+
+def resealed(artifact: Artifact, folder: Path) -> Artifact:
+    """A changed copy of an artifact, whole again."""
     files = describe_files(folder, list(artifact.manifest.files))
     return seal(folder, dataclasses.replace(artifact.manifest, files=files))
 
@@ -69,11 +68,117 @@ def greedy(artifact: Artifact) -> list[list[int]]:
         request = GenerateRequest(messages=[Message("user", prompt)], max_new_tokens=64, ignore_stop_ids=True)
         answers.append([event.id for event in runtime.generate(request) if isinstance(event, TokenEvent)])
     runtime.close()
+    assert all(len(answer) == 64 for answer in answers)
     return answers
+
+
+def plain_onnx(artifact: Artifact, folder: Path) -> Artifact:
+    """The artifact's graph with all its quantised weights replaced."""
+    scheme, weights = artifact.manifest.scheme, checkpoint_weights()
+    assert scheme.bits and scheme.block_size and scheme.embedding_bits
+    shutil.copytree(artifact.folder, folder)
+    model = onnx.load(folder / "model.onnx")
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
+    quantised = [name.removesuffix("_q") for name in initializers if name.endswith("_q")]
+    assert len(quantised) == 4 * artifact.manifest.model.layers + 2
+    for name in quantised:
+        bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
+        codes, scales = quantise(weights[name], bits, scheme.block_size, torch.float32)
+        packed = codes if bits == 8 else codes[:, 0::2] | codes[:, 1::2] << 4
+        for target, values in ((f"{name}_q", packed), (f"{name}_scales", scales)):
+            old = initializers[target]
+            old.CopyFrom(onnx.numpy_helper.from_array(values.reshape(tuple(old.dims)), target))
+    for file in ("model.onnx", "model.onnx.data"):
+        (folder / file).unlink()
+    onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    return resealed(artifact, folder)
+
+
+class RealWeights(Marks):
+    """Gives the layers what their names stand for, where the export gives them marks."""
+
+    def __init__(self, parted: Mapping[str, Rows], block: int) -> None:
+        super().__init__()
+        self.weights, self.parted, self.block = checkpoint_weights(), parted, block
+
+    def floats(self, name: str, shape: tuple[int, ...], stored: torch.dtype = torch.float32) -> Tensor:
+        tensor = name.removesuffix("_scales")
+        values = self.rows(name) if tensor == name else self.quantised(tensor, stored)[1]
+        return torch.from_numpy(values).reshape(shape)
+
+    def codes(self, name: str, shape: tuple[int, int]) -> Tensor:
+        codes, _ = self.quantised(name.removesuffix("_q"), torch.bfloat16)
+        return torch.from_numpy(codes.astype(np.int8) - 8).reshape(shape)
+
+    def quantised(self, name: str, scale_type: torch.dtype) -> tuple[npt.NDArray[np.uint8], Array]:
+        return quantise(self.rows(name), 4, self.block, scale_type)
+
+    def rows(self, name: str) -> Array:
+        """A tensor, or the rows of its part."""
+        tensor, _, part = name.partition("#")
+        weight, start, parts = self.weights[tensor], 0, []
+        if not part:
+            return weight
+        for other, count in next(rows for end, rows in self.parted.items() if end in tensor):
+            if other == part:
+                parts.append(weight[start : start + count])
+            start += count
+        return np.concatenate(parts)
+
+
+class OneOutput(nn.Module):
+    """As a lowered piece gives it: in a tuple."""
+
+    def __init__(self, piece: nn.Module) -> None:
+        super().__init__()
+        self.piece = piece
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        return (self.piece(*inputs),)
+
+
+def whole_program(artifact: Artifact) -> bytes:
+    """The model with its weights in it, lowered in one piece as ExecuTorch's documentation has it."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+
+    job = resolve(ExportRequest(checkpoint="tiny", out=artifact.folder, target=artifact.manifest.target))
+    config, scheme = job.checkpoint.config, job.scheme
+    assert scheme.embedding_bits == 4 and scheme.block_size
+    stand_ins, layers = stand_ins_for(config, scheme), [f"model.layers.{n}" for n in range(config.num_hidden_layers)]
+    real = RealWeights(stand_ins.parted(), scheme.block_size)
+    pieces: list[nn.Module] = [First(stand_ins.project(real, layers[0]))]
+    for before, after in pairwise(layers):
+        pieces.append(Between(stand_ins.finish(real, before), stand_ins.project(real, after)))
+    pieces.append(OneOutput(Last(stand_ins.finish(real, layers[-1]), stand_ins.head(real))))
+    embedding = QuantisedEmbedding(real, EMBEDDING, config, scheme)
+    codes, _ = real.quantised(EMBEDDING, torch.float32)
+    embedding.codes = torch.from_numpy(codes[:, 0::2] << 4 | codes[:, 1::2])
+    runner = Runner(config, stand_ins, embedding, pieces, job.context_tokens).eval()
+    example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    shapes = ({1: torch.export.Dim("tokens", min=1, max=512)}, None)
+    methods: dict[str, Any] = {"get_max_seq_len": 512, "get_max_context_len": job.context_tokens}
+    edge = to_edge_transform_and_lower(
+        torch.export.export(runner, example, dynamic_shapes=shapes, strict=False),
+        partitioner=[XnnpackPartitioner()],
+        constant_methods=methods,
+        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+    )
+    settings = ExecutorchBackendConfig(
+        do_quant_fusion_and_const_prop=False, sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass()
+    )
+    return bytes(edge.to_executorch(settings).buffer)
 
 
 def test_onnx_gives_the_tokens_of_a_plain_export(tiny_onnx: Path, tmp_path: Path) -> None:
     streamed = open_artifact(tiny_onnx)
-    tokens = greedy(streamed)
-    assert all(len(answer) == 64 for answer in tokens)
-    assert greedy(whole_onnx(streamed, tmp_path / "whole")) == tokens
+    assert greedy(plain_onnx(streamed, tmp_path / "plain")) == greedy(streamed)
+
+
+def test_executorch_gives_the_tokens_of_a_plain_export(tiny_executorch: Path, tmp_path: Path) -> None:
+    streamed = open_artifact(tiny_executorch)
+    shutil.copytree(streamed.folder, tmp_path / "plain")
+    with quiet(), torch.no_grad():
+        (tmp_path / "plain" / "model.pte").write_bytes(whole_program(streamed))
+    assert greedy(resealed(streamed, tmp_path / "plain")) == greedy(streamed)
