@@ -68,7 +68,9 @@ class Refusing:
 
     def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
         seeded = request.temperature > 0 and request.top_k != 1
-        must = seeded or request.session is not None or bool(request.stop_ids)
+        said = [request.prompt or "", *(message.content for message in request.messages or ())]
+        spelt = any("<|" in text or "<s>" in text for text in said)  # a control token, which its tokenizer would read
+        must = seeded or spelt or request.session is not None or bool(request.stop_ids)
         try:
             return self.runtime.generate(request)
         except UnsupportedError as refusal:
