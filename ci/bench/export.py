@@ -12,6 +12,7 @@ builder 24 GB of memory.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -55,7 +56,13 @@ def main(config: Path, scratch: Path, layers: str, rounds: int, genai: bool, out
     """Run all tools for all depths and print what they took."""
     runs: list[Run] = []
     for depth in map(int, layers.split(",")):
-        checkpoint = make_checkpoint(config, scratch / f"checkpoint-{depth}", depth)
+        checkpoint = scratch / f"checkpoint-{depth}"
+        # In a process of its own: a child's ru_maxrss begins with its parent's.
+        maker = multiprocessing.get_context("spawn").Process(target=make_checkpoint, args=(config, checkpoint, depth))
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise click.ClickException(f"{checkpoint}: the checkpoint could not be made")
         commands = export_commands(checkpoint, scratch, genai)
         for _ in range(rounds):
             for tool, command in commands.items():
@@ -105,7 +112,7 @@ def medians(runs: list[Run]) -> list[Run]:
     ]
 
 
-def make_checkpoint(config: Path, folder: Path, layers: int) -> Path:
+def make_checkpoint(config: Path, folder: Path, layers: int) -> None:
     """A checkpoint of this config with random bf16 weights, a shard a layer, and the tiny model's tokenizer."""
     content = json.loads(config.read_text()) | {"num_hidden_layers": layers}
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,17 +122,17 @@ def make_checkpoint(config: Path, folder: Path, layers: int) -> Path:
         # The published tokenizer beside the config, where there is one: genai's builder reads it too.
         shutil.copy((config.parent if (config.parent / name).is_file() else TINY) / name, folder / name)
     generator = torch.Generator().manual_seed(0)
-    shards: dict[str, dict[str, torch.Tensor]] = {}
-    for name, shape in tensor_shapes(read_config(content)).items():
-        weight = torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)
-        shard = ".".join(name.split(".")[:3]) + ".safetensors"
-        shards.setdefault(shard, {})[name] = weight.bfloat16()
-        if name.endswith(("norm.weight", "down_proj.weight", "embed_tokens.weight", "lm_head.weight")):
-            save_file(shards[shard], folder / shard, metadata={"format": "pt"})
-    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    shapes = tensor_shapes(read_config(content))
+    weight_map = {name: ".".join(name.split(".")[:3]) + ".safetensors" for name in shapes}
+    for shard in dict.fromkeys(weight_map.values()):
+        tensors = {}
+        for name in (name for name, file in weight_map.items() if file == shard):
+            normal = len(shapes[name]) > 1
+            weight = torch.randn(shapes[name], generator=generator) * 0.02 if normal else torch.ones(shapes[name])
+            tensors[name] = weight.bfloat16()
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 def measure(tool: str, layers: int, command: list[str], artifact: Path) -> Run:
