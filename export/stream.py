@@ -29,8 +29,8 @@ from export.scratch import Scratch
 from export.shards import StoredTensor
 from export.weight_file import WeightFile
 
-# Weights per chunk. Fewer, and the workers spend their time waiting for the interpreter's lock: with a quarter of this an
-# export took half as long again. More costs memory and gains nothing.
+# Weights per chunk. With a quarter of this an export took half as long again: the workers waited for the interpreter's
+# lock. More costs memory and gains nothing.
 CHUNK_WEIGHTS = 1 << 20
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
