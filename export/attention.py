@@ -40,11 +40,9 @@ def group_query_attention(
     )
     end = int(last_position[0]) + 1
     start = end - tokens
-    place = slice(start, end) if rows is None else rows[0]
-    query, key = (rotate(part, cos[place], sin[place]) for part in (query, key))
-    present_key, present_value = past_key.clone(), past_value.clone()
-    present_key[:, :, start:end] = key
-    present_value[:, :, start:end] = value
+    query, present_key, present_value = rotate_and_append(
+        query, key, value, past_key, past_value, slice(start, end), cos, sin, rows
+    )
     attended = torch.nn.functional.scaled_dot_product_attention(
         query,
         present_key[:, :, :end],
@@ -69,6 +67,32 @@ def _(
     kv_heads: int,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return attention_shapes(qkv, past_key, past_value, heads)
+
+
+def rotate_and_append(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    positions: slice,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key, value [batch, heads or kv_heads, tokens, head_dim] at these positions -> the rotated query, and both
+    caches with the new rows in place. Rotated by `rows` of the tables where they are given, else by position."""
+    place = positions if rows is None else rows[0]
+    query, key = (rotate(part, cos[place], sin[place]) for part in (query, key))
+    present_key, present_value = past_key.clone(), past_value.clone()
+    present_key[:, :, positions] = key
+    present_value[:, :, positions] = value
+    return query, present_key, present_value
+
+
+def attention_shapes(qkv: Tensor, past_key: Tensor, past_value: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What an attention operator returns, as shapes only."""
     attended = qkv.new_empty(qkv.shape[0], qkv.shape[1], heads * past_key.shape[-1])
     return attended, torch.empty_like(past_key), torch.empty_like(past_value)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.attention import causal_mask, rotate
+from export.attention import attention_shapes, causal_mask, rotate_and_append
 
 QUERIES = 512  # attended at a time in eager mode: a mask over 8192 tokens at once has 64 million places a head
 
@@ -99,11 +99,9 @@ def block_sparse_attention(
     query, key, value = (part.transpose(1, 2) for part in ungroup(qkv, heads, kv_heads))
     end = int(last_position[0]) + 1
     start = end - tokens
-    place = slice(start, end) if rows is None else rows[0]
-    query, key = (rotate(part, cos[place], sin[place]) for part in (query, key))
-    present_key, present_value = past_key.clone(), past_value.clone()
-    present_key[:, :, start:end] = key
-    present_value[:, :, start:end] = value
+    query, present_key, present_value = rotate_and_append(
+        query, key, value, past_key, past_value, slice(start, end), cos, sin, rows
+    )
     attended = []
     for first in range(start, end, QUERIES):
         last = min(first + QUERIES, end)
@@ -137,5 +135,4 @@ def _(
     scale: float,
     pattern: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    attended = qkv.new_empty(qkv.shape[0], qkv.shape[1], heads * past_key.shape[-1])
-    return attended, torch.empty_like(past_key), torch.empty_like(past_value)
+    return attention_shapes(qkv, past_key, past_value, heads)
