@@ -10,11 +10,11 @@ import zipfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-TOP_LEVEL = {"export", "runtimes", "devices", "phi_edge.py", "optimum"}
+TOP_LEVEL = {"export", "runtimes", "devices", "phi_edge", "optimum"}
 # What a device with the onnx extra must be able to do without torch.
 LIGHT = """
 import sys
-import export.artifact, runtimes.registry, devices.measurement, phi_edge
+import export.artifact, runtimes.registry, devices.measure.measurement, phi_edge.main
 heavy = {"torch", "transformers", "onnx", "executorch", "optimum"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ci.variants import VARIANTS, make_checkpoint
 from export.artifact import Format
-from export.conformance import Report, examine
-from export.pipeline import ExportRequest, export_model
+from export.job import ExportRequest
+from export.pipeline import export_model
 from export.target import TARGETS
+from export.verify.conformance import Report, examine
 from runtimes.subject import open_subject
 
 PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"

@@ -27,15 +27,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from ci.stock_engines import genai_answers, runner_answers
-from ci.tiny_text import Message, chat_text
+from ci.tiny.text import Message, chat_text
 from export.artifact import Artifact
-from export.checkpoint import TINY, open_checkpoint
-from export.dequantise import read_weights
-from export.pipeline import ExportRequest, export_model
-from export.reference import Reference, open_reference
+from export.checkpoint.open import TINY, open_checkpoint
+from export.job import ExportRequest
+from export.pipeline import export_model
+from export.verify.reference import Reference, open_reference
+from export.weights.dequantize import read_weights
+from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import ENGINES, open_tokens
-from runtimes.tokenizer import Tokenizer
-from runtimes.tokens import NewToken, TokenRequest
+from runtimes.text.tokenizer import Tokenizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"
 BEGIN, END = "<!-- engines: python ci/four_engines.py --write -->", "<!-- end of engines -->"

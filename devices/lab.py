@@ -6,7 +6,7 @@
     description = "the board on my desk"
     threads = 4
 
-The device `local`, this machine, needs no file. A row is the facts; the behaviour is devices.drivers'.
+The device `local`, this machine, needs no file. A row is the facts; the behaviour is devices.drivers.table'.
 """
 
 from __future__ import annotations

@@ -8,61 +8,37 @@ import importlib.metadata
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import get_args
 
 from export.artifact import (
     MANIFEST,
     SCHEMA,
     AppliedScheme,
     Artifact,
-    Format,
     Loss,
     Manifest,
-    Memory,
-    Model,
     Rope,
     Source,
     describe_files,
     seal,
 )
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.errors import DelegationError, OptionError, SpaceError
-from export.formats import LAYOUTS, Job, Layout, weight_files
-from export.journal import Journal, discard
-from export.loss import text_ids
-from export.memory import memory_room
+from export.checkpoint.open import Checkpoint
+from export.errors import DelegationError, SpaceError
+from export.formats import LAYOUTS, Layout
+from export.job import ExportRequest, Job, plan_memory, resolve
 from export.plan import peak_bytes
-from export.scheme import scheme_named
-from export.stream import stream_weights
-from export.target import target_named
-from export.weight_file import WeightFile
+from export.system import memory_room
+from export.weights.journal import Journal, discard
+from export.weights.loss import text_ids
+from export.weights.slots import weight_files
+from export.weights.stream import stream_weights
+from export.weights.weight_file import WeightFile
 
 TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
-PLANNED_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportRequest:
-    """What the user asked for; None takes the target's default."""
-
-    checkpoint: str
-    out: Path
-    target: str = "cpu"
-    format: str | None = None
-    scheme: str | None = None
-    context_tokens: int | None = None
-    activations: str | None = None
-    lengths_as_inputs: bool = False
-    require_full_delegation: bool = False
-    max_file_bytes: int | None = None
-    fresh: bool = False  # forget what an interrupted export has finished
 
 
 class Progress:
-    """What an export tells while it works; this one tells nothing. export.command shows a bar."""
+    """What an export tells while it works; this one tells nothing. phi_edge.export shows a bar."""
 
     def step(self, what: str) -> None:
         """A new step begins."""
@@ -150,77 +126,6 @@ def describe_job(job: Job) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def resolve(request: ExportRequest) -> Job:
-    """Open the checkpoint and settle every option. Raises OptionError or CheckpointError."""
-    target = target_named(request.target)
-    format_name = request.format or target.format
-    if format_name not in get_args(Format):
-        raise OptionError(f"unknown format {format_name!r}; known: {', '.join(get_args(Format))}")
-    format: Format = "onnx" if format_name == "onnx" else "executorch"
-    if format not in target.formats:
-        raise OptionError(f"target {target.name} has no format {format}; it has: {', '.join(target.formats)}")
-    scheme = scheme_named(request.scheme or target.schemes[format])
-    checkpoint = open_checkpoint(request.checkpoint)
-    config = checkpoint.config
-    for columns in (config.hidden_size, config.intermediate_size):
-        if reason := scheme.refuse_columns(columns):
-            raise OptionError(reason)
-    if target.provider == "dml" and checkpoint.config_content["model_type"] == "phi3small":
-        raise OptionError(
-            f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: cpu, "
-            "raspberry-pi, android"
-        )
-    longest = config.max_position_embeddings
-    window = longest if target.windows else config.sliding_window or longest
-    # ExecuTorch's attention takes a window as a mask over the whole cache, which halves its speed: by default, none.
-    unmasked = config.sliding_window or longest if format == "executorch" else window
-    context = request.context_tokens or min(target.context_tokens, longest, unmasked)
-    if not 1 < context <= longest:
-        raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
-    if context > window:
-        raise OptionError(
-            f"--context {context}: this model's attention slides after {window} tokens, which {target.name} cannot do; "
-            f"use {window}"
-        )
-    activations = request.activations or target.activations[0]
-    if activations not in target.activations:
-        raise OptionError(f"--activations {activations}: target {target.name} has {', '.join(target.activations)}")
-    if activations == "float16" and scheme.bits is None:
-        raise OptionError(f"scheme {scheme.name} keeps 32-bit weights: give --activations float32")
-    if request.lengths_as_inputs and target.provider != "dml":
-        raise OptionError(f"--lengths-as-inputs is for windows-directml; target {target.name} takes an attention mask")
-    return Job(
-        checkpoint=checkpoint,
-        target=target,
-        format=format,
-        scheme=scheme,
-        context_tokens=context,
-        activations=activations,
-        lengths_as_inputs=request.lengths_as_inputs,
-        max_file_bytes=request.max_file_bytes,
-        model=describe_model(checkpoint),
-    )
-
-
-def describe_model(checkpoint: Checkpoint) -> Model:
-    """The model's facts, through optimum's table of normalised configs, which knows each family's own key names."""
-    from optimum.utils.normalized_config import NormalizedConfigManager
-
-    content = checkpoint.config_content
-    # phi3small, which optimum has no row for, has phi3's names for these.
-    row = {"phi3small": "phi3"}.get(content["model_type"], content["model_type"])
-    facts = NormalizedConfigManager.get_normalized_config_class(row)(SimpleNamespace(**content))
-    return Model(
-        layers=facts.num_layers,
-        hidden_size=facts.hidden_size,
-        heads=facts.num_attention_heads,
-        kv_heads=checkpoint.config.num_key_value_heads,
-        head_dim=checkpoint.config.head_dim,
-        vocab_size=facts.vocab_size,
-        parameters=checkpoint.config.parameters,
-    )
-
-
 def check_out(out: Path) -> None:
     """The output folder must be new or empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -306,19 +211,6 @@ def kept_wider(checkpoint: Checkpoint) -> list[str]:
     """The tensors that no scheme quantises, as patterns of their names."""
     names = {name.rpartition(".")[2] for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 1}
     return ["*norm.weight"] + (["*.bias"] if "bias" in names else [])
-
-
-def plan_memory(job: Job, weights_bytes: int) -> Memory:
-    """Weights plus KV cache for each usual context up to the model's own, and for the one exported."""
-    model = job.model
-    per_token = 2 * model.layers * model.kv_heads * model.head_dim * (2 if job.activations == "float16" else 4)
-    longest = job.checkpoint.config.max_position_embeddings
-    contexts = sorted({job.context_tokens, *(tokens for tokens in PLANNED_CONTEXTS if tokens <= longest)})
-    return Memory(
-        weights_bytes=weights_bytes,
-        kv_bytes_per_token=per_token,
-        total_bytes_per_context={str(tokens): weights_bytes + tokens * per_token for tokens in contexts},
-    )
 
 
 def tool_versions() -> dict[str, str]:

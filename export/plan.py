@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from export.artifact import Memory
-from export.formats import Job, workers
+from export.job import Job
 from export.models.shape import EMBEDDING
+from export.system import workers
 
 GB = 1e9
 # Peak resident memory of the process: what the libraries take, plus, per weight of one layer, ExecuTorch's stand-ins.
@@ -96,10 +97,10 @@ def seconds_per_weight(job: Job) -> float:
     """One worker's time for one weight, on this machine, now."""
     import torch
 
-    from export.loss import chunk_loss
-    from export.quantize import quantise_rows
-    from export.scratch import Scratch
-    from export.stream import CHUNK_WEIGHTS
+    from export.weights.loss import chunk_loss
+    from export.weights.quantize import quantise_rows
+    from export.weights.scratch import Scratch
+    from export.weights.stream import CHUNK_WEIGHTS
 
     scheme, columns = job.scheme, job.checkpoint.config.hidden_size
     if scheme.bits is None or scheme.block_size is None:

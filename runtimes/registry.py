@@ -8,24 +8,24 @@ from pathlib import Path
 
 from export.artifact import Artifact, Format, open_artifact
 from runtimes.api import Runtime
-from runtimes.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
+from runtimes.engines.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
 from runtimes.errors import RequestError
-from runtimes.loop import TokenLoop
-from runtimes.tokens import TokenSource
+from runtimes.loop.loop import TokenLoop
+from runtimes.loop.tokens import TokenSource
 
 
 def _onnx(artifact: Artifact, threads: int | None) -> Engine:
     if sys.platform == "win32" and artifact.manifest.engine.get("provider") == "dml":
-        from runtimes.windows import open_windows
+        from runtimes.engines.directml import open_windows
 
         return open_windows(artifact, threads)
-    from runtimes.onnx_engine import open_onnx
+    from runtimes.engines.onnx_engine import open_onnx
 
     return open_onnx(artifact, threads)
 
 
 def _executorch(artifact: Artifact, threads: int | None) -> Engine:
-    from runtimes.executorch_engine import open_executorch
+    from runtimes.engines.executorch_engine import open_executorch
 
     return open_executorch(artifact, threads)
 
@@ -53,9 +53,9 @@ def open_runtime(
 
 
 def text_runtime(artifact: Artifact, source: TokenSource) -> Runtime:
-    """Text in, text out over any source of this artifact's tokens, here or on a device (devices.drivers)."""
-    from runtimes.runtime import TextRuntime
-    from runtimes.tokenizer import Tokenizer
+    """Text in, text out over any source of this artifact's tokens, here or on a device (devices.drivers.table)."""
+    from runtimes.text.runtime import TextRuntime
+    from runtimes.text.tokenizer import Tokenizer
 
     return TextRuntime(source, Tokenizer(artifact.folder), artifact.manifest)
 
@@ -86,6 +86,6 @@ def _directml(artifact: Artifact, graphics: Graphics) -> EngineOpener:
             "a graphics adapter, and the leave to do without one, are for DirectML on Windows; here the CPU runs this "
             "artifact: leave them out"
         )
-    from runtimes.windows import open_windows
+    from runtimes.engines.directml import open_windows
 
     return functools.partial(open_windows, graphics=graphics)

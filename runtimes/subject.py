@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from export.artifact import Artifact
-from runtimes.engine import Engine
+from runtimes.engines.engine import Engine
 from runtimes.errors import EngineError
-from runtimes.loop import TokenLoop
+from runtimes.loop.loop import TokenLoop
+from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
 from runtimes.registry import ENGINES
-from runtimes.tokens import NewToken, TokenRequest, TokensDone
 
 if TYPE_CHECKING:
-    from runtimes.engine import Logits
+    from runtimes.engines.engine import Logits
 
 
 class EngineSubject:

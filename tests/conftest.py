@@ -17,18 +17,19 @@ from typing import Any
 
 import pytest
 
-from ci.emulated_android import AndroidSoftware, build_android
-from ci.emulated_android import missing as emulated_android_lacks
-from ci.emulated_pi import EmulatedPi, build_pi
-from ci.emulated_pi import missing as emulated_pi_lacks
-from ci.emulated_windows import EmulatedWindows
-from ci.emulated_windows import missing as emulated_windows_lacks
-from devices.fake_adbd import FakeAdbd
-from devices.fake_llama_main import write_program
-from devices.fake_phone import FakePhone
+from devices.transports.adb_devices import Client
 from export.artifact import Artifact
-from export.pipeline import ExportRequest, export_model
-from runtimes.adb_devices import Client
+from export.job import ExportRequest
+from export.pipeline import export_model
+from fakes.adbd import FakeAdbd
+from fakes.android import AndroidSoftware, build_android
+from fakes.android import missing as emulated_android_lacks
+from fakes.llama_main import write_program
+from fakes.phone import FakePhone
+from fakes.pi import EmulatedPi, build_pi
+from fakes.pi import missing as emulated_pi_lacks
+from fakes.windows import EmulatedWindows
+from fakes.windows import missing as emulated_windows_lacks
 
 # ExecuTorch's threads call torch's BLAS: with OpenMP threads of its own in each, a call takes a hundred times as long.
 # The engine sees to it where it is the first to import torch; in one process with transformers it is not.
@@ -192,7 +193,7 @@ def llama_main(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A program with llama_main's command line."""
     folder = tmp_path_factory.mktemp("llama_main")
     wire = folder / "wire"
-    server = subprocess.Popen([sys.executable, "-m", "devices.fake_llama_main", "--serve", str(wire)], cwd=REPOSITORY)
+    server = subprocess.Popen([sys.executable, "-m", "fakes.llama_main", "--serve", str(wire)], cwd=REPOSITORY)
     until_s = time.monotonic() + 60
     while not wire.exists() and time.monotonic() < until_s:
         time.sleep(0.05)

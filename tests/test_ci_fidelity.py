@@ -10,9 +10,10 @@ from click.testing import CliRunner
 
 from ci.fidelity import BEGIN, END, HEADER, PAGE, Kind, context_for, examine_variant, kinds_for, write_rows
 from ci.variants import VARIANTS, make_checkpoint
-from export.checkpoint import open_checkpoint
-from export.pipeline import ExportRequest, export_model
-from phi_edge import main
+from export.checkpoint.open import open_checkpoint
+from export.job import ExportRequest
+from export.pipeline import export_model
+from phi_edge.main import main
 
 SAMPLE: list[tuple[str, Kind]] = [
     ("phi-3-mini-4k", Kind("onnx", "fp32")),
@@ -82,7 +83,7 @@ def test_check_against(tmp_path: Path) -> None:
 
 
 def test_a_missed_bound_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.rope import RopeConfig
+    from export.models.rope import RopeConfig
 
     checkpoint = make_checkpoint("phi-3-mini-4k", tmp_path / "checkpoint", num_hidden_layers=1)
     out = tmp_path / "artifact"

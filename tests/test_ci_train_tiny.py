@@ -11,14 +11,14 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, Phi3ForCausalLM
 
-from ci.tiny_exchange import is_held_out
-from ci.tiny_home import pick_state
-from ci.tiny_numbers import addition
-from ci.tiny_quantised import GROUP, int4_values, int4_weights
-from ci.tiny_score import greedy_answers, perplexity
-from ci.tiny_text import Dialogue, Message, Source, chat_text, held_out_questions, held_out_text
-from ci.tiny_tokenizer import STOP_TOKENS
-from ci.train_tiny import CONFIG, Limit, rows_of_tokens, weighted_loss
+from ci.tiny.exchange import is_held_out
+from ci.tiny.home import pick_state
+from ci.tiny.numbers import addition
+from ci.tiny.quantised import GROUP, int4_values, int4_weights
+from ci.tiny.score import greedy_answers, perplexity
+from ci.tiny.text import Dialogue, Message, Source, chat_text, held_out_questions, held_out_text
+from ci.tiny.tokenizer import STOP_TOKENS
+from ci.tiny.train import CONFIG, Limit, rows_of_tokens, weighted_loss
 
 TINY = Path(__file__).resolve().parents[1] / "export" / "tiny"
 SPECIAL_IDS = {

@@ -15,11 +15,12 @@ import pytest
 
 from ci.placements import PlacementError, count, fallen_back, read_placements
 from ci.variants import make_checkpoint
-from ci.windows_session import DIRECTML, WindowsSession, build_windows, missing, run_session
 from export.artifact import Artifact, open_artifact
 from export.coverage import DIRECTML_LENGTHS
-from export.pipeline import ExportRequest, export_model
-from runtimes.onnx_engine import open_onnx
+from export.job import ExportRequest
+from export.pipeline import export_model
+from fakes.windows_session import DIRECTML, WindowsSession, build_windows, missing, run_session
+from runtimes.engines.onnx_engine import open_onnx
 
 CONTEXT = 64
 HEAD = "2026-11-23 [V:onnxruntime:, session_state.cc:1377 onnxruntime::VerifyEachNodeIsAssignedToAnEp]"

@@ -14,26 +14,26 @@ from pathlib import Path
 
 import pytest
 
-from ci.emulated_android import AndroidSoftware
-from ci.near_ties import CLOSE_LOGITS, partings, questions
-from ci.odd_text import odd_texts
-from devices.adb_conditions import parse_conditions
-from devices.adb_driver import AdbDriver
-from devices.bench import Plan, measure
+from devices.drivers.adb import AdbDriver
+from devices.drivers.adb_conditions import parse_conditions
 from devices.errors import DeviceError
-from devices.fake_adbd import FakeAdbd
-from devices.fake_phone import BATTERY, THERMAL, FakePhone
 from devices.lab import AdbDevice
-from devices.measurement import DeviceFacts
-from devices.validity import problems
+from devices.measure.bench import Plan, measure
+from devices.measure.measurement import DeviceFacts
+from devices.measure.validity import problems
+from devices.transports.adb_devices import Client
 from export.artifact import Artifact, open_artifact, verify
+from fakes.adbd import FakeAdbd
+from fakes.android import AndroidSoftware
+from fakes.near_ties import CLOSE_LOGITS, partings, questions
+from fakes.odd_text import odd_texts
+from fakes.phone import BATTERY, THERMAL, FakePhone
 from runtimes import open_runtime
-from runtimes.adb_devices import Client
 from runtimes.api import Message
 from runtimes.errors import DeviceBusyError, EngineError, RequestError, TransportError, UnsupportedError
+from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone, TokenSource
 from runtimes.registry import open_tokens, text_runtime
-from runtimes.tokenizer import Tokenizer
-from runtimes.tokens import NewToken, TokenRequest, TokensDone, TokenSource
+from runtimes.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.emulated
 
@@ -214,8 +214,8 @@ def test_a_phone_that_falls_silent_in_an_answer_is_told(
     device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No wire says so; the deadlines do. They are 10 s and 5 s, and here shorter."""
-    monkeypatch.setattr("runtimes.adb.KILL_S", 0.5)
-    monkeypatch.setattr("devices.adb_driver.DIAGNOSIS_S", 0.5)
+    monkeypatch.setattr("devices.transports.adb.KILL_S", 0.5)
+    monkeypatch.setattr("devices.drivers.adb.DIAGNOSIS_S", 0.5)
     artifact = open_artifact(tiny_onnx)
     with contextlib.closing(AdbDriver("phone", device)) as driver:
         driver.stage(artifact, lambda what: None)
@@ -281,11 +281,11 @@ def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd, monkeypat
         (program,) = (each for each in driver.examine() if each.what == Path(sys.executable).name)
     assert program.state == "wrong" and "not for arm64-v8a (ELF machine 62)" in program.seen
     phone.unplug()
-    monkeypatch.setattr("runtimes.adb.APPEAR_S", 0.5)
+    monkeypatch.setattr("devices.transports.adb.APPEAR_S", 0.5)
     gone = dataclasses.replace(device, serial="nobody")
     findings = list(AdbDriver("phone", gone).examine())
     assert findings[-1].what == "reachable" and "does not see device nobody" in findings[-1].seen
-    assert all(finding.mend for finding in findings if finding.state != "ok")
+    assert all(finding.fix for finding in findings if finding.state != "ok")
 
 
 def test_conditions_that_a_phone_does_not_tell_are_absent() -> None:

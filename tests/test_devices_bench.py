@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from devices.measurement import Measurement, read_measurement
-from devices.metrics import METRICS, summarize
-from devices.validity import problems
-from phi_edge import main
-from runtimes.fake import fake_artifact
+from devices.measure.measurement import Measurement, read_measurement
+from devices.measure.metrics import METRICS, summarize
+from devices.measure.validity import problems
+from phi_edge.main import main
+from runtimes.engines.fake import fake_artifact
 
 FAKE = ["-m", "runtimes.agent", "--fake-forward-s", "0.001"]
 READY = """
@@ -39,13 +39,13 @@ say(event="done", request=number, finish="length", usage=usage)
 """
 )
 NOISY = """
-import os, sys, runtimes.fake as fake
+import os, sys, runtimes.engines.fake as fake
 forward = fake.FakeEngine.forward
 def noisy(*arguments, **named):
     os.write(1, b"a line of an engine's library\\n")
     return forward(*arguments, **named)
 fake.FakeEngine.forward = noisy
-from runtimes.agent import main
+from runtimes.agent.server import main
 sys.exit(main())
 """
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from devices.budgets import LIMITS, read_budgets
-from devices.compare import decide
 from devices.errors import BudgetError
-from devices.fake import fake_measurement
-from devices.measurement import Measurement, sha256_ids, write_measurement
-from devices.metrics import bootstrap, interval
-from phi_edge import main
+from devices.judge.budgets import LIMITS, read_budgets
+from devices.judge.compare import decide
+from devices.measure.measurement import Measurement, sha256_ids, write_measurement
+from devices.measure.metrics import bootstrap, interval
+from fakes.measurement import fake_measurement
+from phi_edge.main import main
 
 Golden = Callable[[str, str], None]
 KEPT = """

@@ -8,8 +8,8 @@ import pytest
 
 from devices.errors import LabError
 from devices.lab import read_lab
-from runtimes.conditions import read_conditions
-from runtimes.pagecache import cached_share, drop
+from runtimes.system.conditions import read_conditions
+from runtimes.system.pagecache import cached_share, drop
 
 
 def test_this_machine_needs_no_file() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from devices.errors import MeasurementError
-from devices.fake import fake_measurement
-from devices.measurement import Measurement, Run, read_measurement, sha256_ids, write_measurement
-from devices.validity import doubts, problems
+from devices.measure.measurement import Measurement, Run, read_measurement, sha256_ids, write_measurement
+from devices.measure.validity import doubts, problems
+from fakes.measurement import fake_measurement
 
 
 @pytest.fixture

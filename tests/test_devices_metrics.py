@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from devices.fake import fake_measurement
-from devices.measurement import Measurement
-from devices.metrics import METRICS, bootstrap, interval, summarize
+from devices.measure.measurement import Measurement
+from devices.measure.metrics import METRICS, bootstrap, interval, summarize
+from fakes.measurement import fake_measurement
 
 
 def with_stamps(stamps: list[list[float]]) -> Measurement:

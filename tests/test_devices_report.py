@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from devices.fake import fake_measurement
-from devices.measurement import Measurement, write_measurement
-from devices.text import digits, show
-from phi_edge import main
+from devices.measure.measurement import Measurement, write_measurement
+from devices.report.numbers import digits, show
+from fakes.measurement import fake_measurement
+from phi_edge.main import main
 
 Golden = Callable[[str, str], None]
 PLOTS = {"plot-bars", "plot-latency", "plot-ecdf", "plot-memory"}

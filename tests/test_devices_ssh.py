@@ -15,25 +15,25 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ci.emulated_pi import NAME, EmulatedPi, build_executorch
-from ci.near_ties import CLOSE_LOGITS, KERNELS_APART, first_gap, partings, questions
-from ci.odd_text import odd_texts
-from devices import provision
-from devices.driver import Driver
-from devices.drivers import find_device, open_device_runtime, open_driver
+from devices.drivers import provision
+from devices.drivers.driver import Driver
+from devices.drivers.ssh import SshDriver
+from devices.drivers.table import find_device, open_device_runtime, open_driver
 from devices.errors import DeviceError
-from devices.measurement import read_measurement
-from devices.ssh_driver import SshDriver
-from devices.validity import doubts, problems
+from devices.measure.measurement import read_measurement
+from devices.measure.validity import doubts, problems
 from export import artifact as artifacts
 from export.artifact import Artifact, open_artifact, verify
-from phi_edge import main
+from fakes.near_ties import CLOSE_LOGITS, KERNELS_APART, first_gap, partings, questions
+from fakes.odd_text import odd_texts
+from fakes.pi import NAME, EmulatedPi, build_executorch
+from phi_edge.main import main
 from runtimes import DoneEvent, GenerateRequest, Runtime, TokenEvent, open_runtime
+from runtimes.engines.fake import fake_artifact
 from runtimes.errors import ConnectionLostError, DeviceBusyError, EngineError, TransportError
-from runtimes.fake import fake_artifact
+from runtimes.loop.tokens import TokenRequest
 from runtimes.registry import text_runtime
-from runtimes.tokenizer import Tokenizer
-from runtimes.tokens import TokenRequest
+from runtimes.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.emulated
 
@@ -379,7 +379,7 @@ def test_a_disk_without_room_is_told_before_the_push(
     with (folder / "weights.bin").open("wb") as sparse:
         sparse.truncate(1000)
     artifact = reseal(folder)
-    monkeypatch.setattr("devices.staging.free_bytes", lambda host, folder: 5_000)
+    monkeypatch.setattr("devices.drivers.staging.free_bytes", lambda host, folder: 5_000)
     with pytest.raises(DeviceError, match=r"0.00 GB free at .* remove old artifacts"):
         driver.stage(artifact, print)
 

@@ -15,20 +15,21 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from devices import memory_plan, throttling
-from devices.driver import Finding, worst
+from devices.checks.board import judge_conditions
+from devices.drivers import memory_plan
+from devices.drivers.driver import Finding, worst
+from devices.drivers.provision import bring_code, bring_venv, check_python, of_extra, requirements
+from devices.drivers.staging import describe, free_bytes, push_file, stage_artifact
 from devices.errors import DeviceError
-from devices.examination import judge_conditions
-from devices.fake import fake_conditions
-from devices.provision import bring_code, bring_venv, check_python, of_extra, requirements
-from devices.staging import describe, free_bytes, push_file, stage_artifact
+from devices.measure import throttling
+from devices.transports.host import WRITE_BLOCK_BYTES, Finished, write_from
+from devices.transports.local import LocalHost
 from export import artifact as artifacts
 from export.artifact import Artifact, open_artifact, verify
-from phi_edge import main
+from fakes.measurement import fake_conditions
+from phi_edge.main import main
+from runtimes.engines.fake import fake_artifact
 from runtimes.errors import ConnectionLostError, TransportError
-from runtimes.fake import fake_artifact
-from runtimes.host import WRITE_BLOCK_BYTES, Finished, write_from
-from runtimes.local_host import LocalHost
 
 GB = 1_000_000_000
 
@@ -275,11 +276,11 @@ def test_conditions_that_hurt_are_found() -> None:
     assert {what: finding.state for what, finding in found.items()} == {
         "memory": "warning", "swap": "ok", "throttling": "wrong", "temperature": "warning", "governor": "warning",
     }  # fmt: skip
-    assert all(finding.mend for finding in found.values() if finding.state != "ok")
+    assert all(finding.fix for finding in found.values() if finding.state != "ok")
     assert worst(list(found.values())) == "wrong"
     silent = dataclasses.replace(fake_conditions(), cpu_model="Raspberry Pi 5 Model B Rev 1.0", throttled=None)
     (unknown,) = (finding for finding in judge_conditions(silent) if finding.what == "throttling")
-    assert unknown.state == "warning" and unknown.mend is not None and "usermod -aG video" in unknown.mend
+    assert unknown.state == "warning" and unknown.fix is not None and "usermod -aG video" in unknown.fix
     assert worst([Finding(what="a", state="ok", seen="")]) == worst([]) == "ok"
 
 

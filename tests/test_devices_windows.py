@@ -11,22 +11,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ci.emulated_windows import NAME, EmulatedWindows
-from ci.windows_session import windows_path
-from devices.drivers import open_device_runtime
+from devices.checks.windows import judge_adapters, judge_packages
+from devices.drivers.table import open_device_runtime
 from devices.lab import WindowsDevice
-from devices.measurement import read_measurement
-from devices.validity import problems
-from devices.windows_examination import judge_adapters, judge_packages
+from devices.measure.measurement import read_measurement
+from devices.measure.validity import problems
+from devices.transports.remote_tokens import RemoteTokens
+from devices.transports.windows_host import WindowsHost
 from export.artifact import open_artifact
-from export.pipeline import ExportRequest, export_model
-from phi_edge import main
+from export.job import ExportRequest
+from export.pipeline import export_model
+from fakes.windows import NAME, EmulatedWindows
+from fakes.windows_session import windows_path
+from phi_edge.main import main
 from runtimes import GenerateRequest, Runtime, TokenEvent, open_runtime
 from runtimes.errors import DeviceBusyError, EngineError, TransportError
 from runtimes.registry import ENGINES
-from runtimes.remote import RemoteTokens
-from runtimes.tokenizer import Tokenizer
-from runtimes.windows_host import WindowsHost
+from runtimes.text.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 CLOSE_LOGITS = 0.25  # whose order may differ between onnxruntime 1.24 there and 1.32 here, with 8-bit activations
@@ -175,9 +176,9 @@ def test_doctors_judgement_of_packages() -> None:
     mixed = {"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4", "onnxruntime": "1.32.0"}
     found = judge_packages(mixed, ROW)
     assert found.state == "wrong" and "all write the import package onnxruntime" in found.seen
-    assert found.mend is not None and found.mend.startswith("python -m pip uninstall onnxruntime, then pip install")
+    assert found.fix is not None and found.fix.startswith("python -m pip uninstall onnxruntime, then pip install")
     lacking = judge_packages({"onnxruntime-directml": "1.24.4"}, ROW)
-    assert lacking.mend == "python -m pip install 'phi-edge[directml]'"
+    assert lacking.fix == "python -m pip install 'phi-edge[directml]'"
     fresh = judge_packages({}, WindowsDevice(transport="windows", host="a"))
     assert fresh.state == "ok" and "onnxruntime-genai-winml" in fresh.seen
 

@@ -18,8 +18,9 @@ from click.testing import CliRunner
 
 from export.artifact import open_artifact, verify
 from export.errors import ArtifactError
-from export.pipeline import ExportRequest, export_model
-from phi_edge import main
+from export.job import ExportRequest
+from export.pipeline import export_model
+from phi_edge.main import main
 
 
 @pytest.fixture

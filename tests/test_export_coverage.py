@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from export.artifact import open_artifact
-from phi_edge import main
+from phi_edge.main import main
 
 
 def export(out: Path, *options: str) -> tuple[int, str]:

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from export import onnx_operators
 from export.artifact import describe_files, open_artifact
 from export.errors import OptionError
-from export.pipeline import ExportRequest, export_model
-from runtimes.onnx_engine import open_onnx
+from export.job import ExportRequest
+from export.pipeline import export_model
+from export.to_onnx import operators as onnx_operators
+from runtimes.engines.onnx_engine import open_onnx
 
 IDS = np.random.default_rng(0).integers(3, 500, 90).tolist()
 # Half precision through two layers of random weights: 11 bits of mantissa, logits of about 10.

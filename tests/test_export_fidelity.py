@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from export.artifact import open_artifact
-from export.pipeline import ExportRequest, export_model
-from runtimes.engine import Engine
+from export.job import ExportRequest
+from export.pipeline import export_model
+from runtimes.engines.engine import Engine
 from runtimes.registry import ENGINES
 
 LENGTHS = (1, 7, 200)
@@ -82,8 +83,8 @@ def test_eager_module_equals_transformers(
 ) -> None:
     import torch
 
-    from export.attention import group_query_attention
-    from export.checkpoint import open_checkpoint
+    from export.checkpoint.open import open_checkpoint
+    from export.models.attention import group_query_attention
     from export.models.phi3 import Phi3, Phi3Config
 
     opened = open_checkpoint(str(checkpoint))

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from export.artifact import Artifact
-from export.pipeline import ExportRequest, export_model
+from export.job import ExportRequest
+from export.pipeline import export_model
 from runtimes.api import GenerateRequest, TokenEvent
 from runtimes.registry import ENGINES, open_runtime
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.memory import memory_room
+from export.system import memory_room
 
 MB = 1 << 20
 

@@ -22,19 +22,20 @@ from click.testing import CliRunner
 
 from ci.variants import VARIANTS, make_checkpoint
 from export.artifact import Artifact, Format, verify
-from export.blocksparse import BlockPattern, ungroup
-from export.byte_ranks import RANKS
-from export.checkpoint import open_checkpoint
-from export.conformance import examine
-from export.dequantise import read_weights
+from export.checkpoint.byte_ranks import RANKS
+from export.checkpoint.open import open_checkpoint
 from export.errors import CheckpointError
+from export.job import ExportRequest
+from export.models.blocksparse import BlockPattern, ungroup
 from export.models.phi3small import MLP, Phi3SmallConfig, read_config
-from export.pipeline import ExportRequest, Progress, export_model
-from export.reference import open_reference
-from phi_edge import main
+from export.pipeline import Progress, export_model
+from export.verify.conformance import examine
+from export.verify.reference import open_reference
+from export.weights.dequantize import read_weights
+from phi_edge.main import main
 from runtimes.api import Message
 from runtimes.subject import open_subject
-from runtimes.tokenizer import Tokenizer
+from runtimes.text.tokenizer import Tokenizer
 
 SMALL: dict[str, Any] = {
     "hidden_size": 128,

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from phi_edge import main
+from phi_edge.main import main
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +266,6 @@ def test_disk_full_while_writing(good: Path, tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("export.weight_file.os.pwrite", full)
+    monkeypatch.setattr("export.weights.weight_file.os.pwrite", full)
     refused(export(good, tmp_path / "out"), "No space left on device")
     nothing_left(tmp_path / "out")

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from export.artifact import MANIFEST, Artifact, Format, open_artifact, verify
+from export.checkpoint.shards import StoredTensor
 from export.errors import SpaceError
-from export.journal import Journal
-from export.pipeline import ExportRequest, Progress, export_model
-from export.scratch import Scratch
-from export.shards import StoredTensor
+from export.job import ExportRequest
+from export.pipeline import Progress, export_model
+from export.weights.journal import Journal
+from export.weights.scratch import Scratch
 
 LAYERS = 4
 

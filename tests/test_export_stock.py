@@ -11,7 +11,7 @@ import pytest
 from ci.stock_engines import GenaiAnswer, genai_answers
 from runtimes.api import GenerateRequest, Message, TokenEvent
 from runtimes.registry import open_runtime
-from runtimes.tokenizer import Tokenizer
+from runtimes.text.tokenizer import Tokenizer
 
 PROMPTS = ["Turn off the lamp in the kitchen.", "What is 17 plus 26?", "How many grams are 7 kilograms?"]
 TOKENS = 64

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ci.emulated_android import AndroidSoftware
 from ci.variants import make_checkpoint
+from devices.transports.local import LocalHost
+from devices.transports.remote_tokens import RemoteTokens
 from export.artifact import Artifact
-from export.pipeline import ExportRequest, export_model
-from runtimes.genai_engine import open_genai
-from runtimes.local_host import LocalHost
+from export.job import ExportRequest
+from export.pipeline import export_model
+from fakes.android import AndroidSoftware
+from runtimes.engines.genai_engine import open_genai
+from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokenSource
 from runtimes.registry import open_tokens
-from runtimes.remote import RemoteTokens
-from runtimes.tokens import NewToken, Sampling, TokenRequest, TokenSource
 
 GREEDY = Sampling()
 GENAI = """

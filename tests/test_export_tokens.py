@@ -17,9 +17,9 @@ import pytest
 
 from ci.phi4_tokenizer import build_tokenizer as build_phi4
 from ci.phi4_tokenizer import missing as phi4_lacks
-from export.byte_ranks import CONTROL, PATTERN, RANKS, read_ranks, tokenizer_config, tokenizer_json
+from export.checkpoint.byte_ranks import CONTROL, PATTERN, RANKS, read_ranks, tokenizer_config, tokenizer_json
 from runtimes.api import Message
-from runtimes.tokenizer import Tokenizer
+from runtimes.text.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared" / "phi3"

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from export.artifact import Artifact, describe_files, open_artifact, seal
-from export.executorch_layers import Marks, QuantisedEmbedding
-from export.executorch_lowering import Between, First, Last
-from export.executorch_program import quiet, stand_ins_for
-from export.executorch_runner import Runner
+from export.job import ExportRequest, resolve
 from export.models.shape import EMBEDDING, Rows
-from export.pipeline import ExportRequest, resolve
+from export.to_executorch.layers import Marks, QuantisedEmbedding
+from export.to_executorch.lowering import Between, First, Last
+from export.to_executorch.program import quiet, stand_ins_for
+from export.to_executorch.runner import Runner
 from runtimes.api import GenerateRequest, Message, TokenEvent
 from runtimes.registry import open_runtime
 

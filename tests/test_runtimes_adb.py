@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ci.odd_text import odd_names, odd_texts
-from ci.wire_checks import check_half_a_line, check_names, check_prompts
-from devices.fake_adbd import FakeAdbd
-from runtimes.adb import AdbHost
-from runtimes.adb_devices import Client, choose_device, parse_devices
+from devices.transports.adb import AdbHost
+from devices.transports.adb_devices import Client, choose_device, parse_devices
+from fakes.adbd import FakeAdbd
+from fakes.odd_text import odd_names, odd_texts
+from fakes.wire_checks import check_half_a_line, check_names, check_prompts
 from runtimes.errors import TransportError
 
 pytestmark = pytest.mark.emulated
@@ -167,8 +167,8 @@ def test_a_phone_that_falls_silent_is_told(host: AdbHost, phone: FakeAdbd, monke
     phone.frozen = True
     with pytest.raises(TransportError, match=r"did not finish in 0\.5 s: true"):
         host.run(["true"], deadline_s=0.5)
-    monkeypatch.setattr("runtimes.adb.KILL_S", 0.5)
-    monkeypatch.setattr("runtimes.adb_process.END_S", 0.2)
+    monkeypatch.setattr("devices.transports.adb.KILL_S", 0.5)
+    monkeypatch.setattr("devices.transports.adb_process.END_S", 0.2)
     begun = time.monotonic()
     process.close()
     assert time.monotonic() - begun < 10
@@ -230,7 +230,7 @@ R58N123                unauthorized usb:1-2 transport_id:3
     ],
 )
 def test_every_state_says_what_to_do(serial: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtimes.adb_devices.list_devices", lambda client: parse_devices(LISTED))
+    monkeypatch.setattr("devices.transports.adb_devices.list_devices", lambda client: parse_devices(LISTED))
     with pytest.raises(TransportError) as caught:
         choose_device(serial, Client())
     assert message in str(caught.value)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from runtimes.fake import fake_artifact
-from runtimes.wire import MAX_LINE_BYTES
+from runtimes.agent.wire import MAX_LINE_BYTES
+from runtimes.engines.fake import fake_artifact
 
 SLOW_S = 0.02
 FIELDS = {"ids": [1, 2, 3], "max_new_tokens": 4}

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from export.artifact import Artifact, Format, open_artifact, seal
-from phi_edge import main
+from phi_edge.main import main
 from runtimes.api import Message
-from runtimes.bundle import KINDS, render_sources, write_bundle
-from runtimes.bundle_values import csharp_text, kotlin_text, read_turns, systemd_text
+from runtimes.bundle.values import csharp_text, kotlin_text, read_turns, systemd_text
+from runtimes.bundle.write import KINDS, render_sources, write_bundle
+from runtimes.engines.fake import fake_artifact
 from runtimes.errors import RequestError
-from runtimes.fake import fake_artifact
-from runtimes.tokenizer import Tokenizer
+from runtimes.text.tokenizer import Tokenizer
 
 ODD = 'quote " backslash \\ dollar ${x} percent %n tab\t nl\n nul\0 é 漢 🙂 \u202e \ue000'
 

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from ci.emulated_android import llama_main_row
-from devices.drivers import open_device_runtime
-from devices.fake_adbd import FakeAdbd
-from devices.fake_phone import FakePhone
+from devices.drivers.table import open_device_runtime
+from devices.transports.adb_devices import Client
 from export.artifact import Artifact, open_artifact
+from fakes.adbd import FakeAdbd
+from fakes.android import llama_main_row
+from fakes.phone import FakePhone
 from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
-from runtimes.adb_devices import Client
 from runtimes.api import Event
-from runtimes.engine import EngineOpener
+from runtimes.engines.engine import EngineOpener
+from runtimes.engines.fake import fake_artifact, fake_opener
+from runtimes.engines.genai_engine import open_genai
 from runtimes.errors import RequestError, UnsupportedError
-from runtimes.fake import fake_artifact, fake_opener
-from runtimes.genai_engine import open_genai
-from runtimes.loop import TokenLoop
+from runtimes.loop.loop import TokenLoop
+from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import ENGINES
-from runtimes.tokenizer import Tokenizer
-from runtimes.tokens import NewToken, TokenRequest
+from runtimes.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

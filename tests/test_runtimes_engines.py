@@ -13,8 +13,8 @@ import pytest
 
 from export.artifact import Artifact, describe_files, open_artifact
 from runtimes import open_runtime
+from runtimes.engines.fake import fake_artifact
 from runtimes.errors import EngineError
-from runtimes.fake import fake_artifact
 
 
 def with_file(folder: Path, name: str, content: bytes, source: Path | None = None) -> Artifact:

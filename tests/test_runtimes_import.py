@@ -17,21 +17,21 @@ HEAVY = ("numpy", "onnxruntime", "torch", "executorch", "tokenizers", "jinja2", 
         "runtimes.agent",
         "runtimes.api",
         "runtimes.errors",
-        "runtimes.executorch_engine",
-        "runtimes.dxgi",
-        "runtimes.fake",
-        "runtimes.genai_engine",
-        "runtimes.loop",
-        "runtimes.memory",
-        "runtimes.onnx_engine",
+        "runtimes.engines.executorch_engine",
+        "runtimes.system.dxgi",
+        "runtimes.engines.fake",
+        "runtimes.engines.genai_engine",
+        "runtimes.loop.loop",
+        "runtimes.system.memory",
+        "runtimes.engines.onnx_engine",
         "runtimes.registry",
-        "runtimes.remote",
-        "runtimes.runtime",
-        "runtimes.sampling",
-        "runtimes.ssh",
-        "runtimes.template",
-        "runtimes.tokenizer",
-        "runtimes.windows",
+        "devices.transports.remote_tokens",
+        "runtimes.text.runtime",
+        "runtimes.loop.sampling",
+        "devices.transports.ssh",
+        "runtimes.text.template",
+        "runtimes.text.tokenizer",
+        "runtimes.engines.directml",
     ],
 )
 def test_importing_it_imports_no_library(module: str) -> None:
@@ -44,7 +44,7 @@ def test_the_fake_needs_numpy_and_tokenizers_alone() -> None:
     program = (
         "import sys, pathlib, tempfile\n"
         "from runtimes import GenerateRequest, Message, open_runtime\n"
-        "from runtimes.fake import fake_artifact, fake_opener\n"
+        "from runtimes.engines.fake import fake_artifact, fake_opener\n"
         "folder = pathlib.Path(tempfile.mkdtemp()) / 'a'\n"
         "runtime = open_runtime(fake_artifact(folder), engine=fake_opener('Hi'))\n"
         "list(runtime.generate(GenerateRequest(messages=[Message('user', 'Hello')])))\n"

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ci.emulated_android import AndroidSoftware
+from devices.transports.llama_main import open_llama_main
+from devices.transports.local import LocalHost
+from devices.transports.remote_tokens import RemoteTokens
 from export.artifact import Artifact
+from fakes.android import AndroidSoftware
+from runtimes.engines.genai_engine import open_genai
 from runtimes.errors import UnsupportedError
-from runtimes.genai_engine import open_genai
-from runtimes.llama_main import open_llama_main
-from runtimes.local_host import LocalHost
+from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
 from runtimes.registry import open_tokens
-from runtimes.remote import RemoteTokens
-from runtimes.tokenizer import Tokenizer
-from runtimes.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
+from runtimes.text.tokenizer import Tokenizer
 
 SWITCH = 64
 IDS = np.random.default_rng(0).integers(3, 500, 128).tolist()

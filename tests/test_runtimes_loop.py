@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from runtimes.engines.fake import FakeEngine
 from runtimes.errors import RequestError
-from runtimes.fake import FakeEngine
-from runtimes.loop import TokenLoop
-from runtimes.tokens import NewToken, TokenRequest, TokensDone
+from runtimes.loop.loop import TokenLoop
+from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
 
 PROMPT = list(b"a prompt of some length")
 

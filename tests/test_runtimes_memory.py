@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtimes import memory
-from runtimes.memory import STATUS, MemorySampler, PeakMemory, read_memory, read_status
-from runtimes.win32 import ProcessMemory
+from runtimes.system import memory
+from runtimes.system.memory import STATUS, MemorySampler, PeakMemory, read_memory, read_status
+from runtimes.system.win32 import ProcessMemory
 
 needs_linux = pytest.mark.skipif(not STATUS.exists(), reason="needs /proc (Linux)")
 

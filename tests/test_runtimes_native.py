@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from ci.emulated_android import AndroidSoftware
+from devices.transports.local import LocalHost
+from devices.transports.remote_tokens import RemoteTokens
 from export.artifact import Artifact, open_artifact
-from runtimes.local_host import LocalHost
+from fakes.android import AndroidSoftware
+from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
 from runtimes.registry import open_tokens
-from runtimes.remote import RemoteTokens
-from runtimes.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
 
 pytestmark = pytest.mark.emulated
 

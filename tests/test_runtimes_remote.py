@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from runtimes.child import ChildLines
+from devices.transports.child import ChildLines
+from devices.transports.remote_tokens import Patience, RemoteTokens
+from runtimes.engines.fake import fake_artifact
 from runtimes.errors import EngineError, RequestError, TransportError, UnsupportedError
-from runtimes.fake import fake_artifact
-from runtimes.remote import Patience, RemoteTokens
-from runtimes.tokens import NewToken, Sampling, TokenRequest, TokensDone
+from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
 
 START = """
 import json, os, sys, time

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runtimes.errors import EngineError
-from runtimes.sampling import draw, sample
-from runtimes.tokens import Sampling
+from runtimes.loop.sampling import draw, sample
+from runtimes.loop.tokens import Sampling
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
 

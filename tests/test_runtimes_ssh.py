@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ci.emulated_pi import NAME, EmulatedPi
-from ci.odd_text import odd_names, odd_texts
-from ci.wire_checks import check_half_a_line, check_names, check_prompts
-from runtimes import ssh_wire
+from devices.transports import ssh_wire
+from devices.transports.ssh import SshHost
+from fakes.odd_text import odd_names, odd_texts
+from fakes.pi import NAME, EmulatedPi
+from fakes.wire_checks import check_half_a_line, check_names, check_prompts
 from runtimes.errors import ConnectionLostError, TransportError
-from runtimes.ssh import SshHost
 
 pytestmark = pytest.mark.emulated
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtimes import GenerateRequest, open_runtime
+from runtimes.engines.fake import fake_artifact, fake_opener
 from runtimes.errors import EngineError
-from runtimes.fake import fake_artifact, fake_opener
-from runtimes.text import StopScanner, TextJoiner
-from runtimes.token_bytes import TokenBytes
+from runtimes.text.stream import StopScanner, TextJoiner
+from runtimes.text.token_bytes import TokenBytes
 
 LLAMA_DECODER = {
     "type": "Sequence",

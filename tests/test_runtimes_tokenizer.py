@@ -12,11 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runtimes import Message
+from runtimes.engines.fake import CHAT_TEMPLATE, CONTROL_IDS, CONTROL_TOKENS, fake_artifact
 from runtimes.errors import EngineError, RequestError, UnsupportedError
-from runtimes.fake import CHAT_TEMPLATE, CONTROL_IDS, CONTROL_TOKENS, fake_artifact
-from runtimes.template import ChatTemplate, Piece
-from runtimes.text import TextJoiner
-from runtimes.tokenizer import Tokenizer
+from runtimes.text.stream import TextJoiner
+from runtimes.text.template import ChatTemplate, Piece
+from runtimes.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "phi3"
 LLAMA_STYLE = ("mini-4k", "mini-128k", "medium-4k", "phi-3.5-mini")

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from export.artifact import open_artifact
-from export.pipeline import ExportRequest, export_model
-from runtimes.dxgi import SOFTWARE, Adapter, GpuMeter, _Desc1, adapter_of, list_adapters
-from runtimes.engine import Graphics
+from export.job import ExportRequest
+from export.pipeline import export_model
+from runtimes.engines.directml import choose_adapter, choose_stack, open_windows
+from runtimes.engines.engine import Graphics
+from runtimes.engines.fake import FakeEngine
+from runtimes.engines.genai_engine import load_genai, open_genai, rare_id
+from runtimes.engines.onnx_engine import open_onnx
 from runtimes.errors import EngineError, RequestError
-from runtimes.fake import FakeEngine
-from runtimes.genai_engine import load_genai, open_genai, rare_id
-from runtimes.loop import TokenLoop
-from runtimes.onnx_engine import open_onnx
+from runtimes.loop.loop import TokenLoop
+from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
 from runtimes.registry import open_tokens
-from runtimes.tokens import NewToken, TokenRequest, TokensDone
-from runtimes.windows import choose_adapter, choose_stack, open_windows
+from runtimes.system.dxgi import SOFTWARE, Adapter, GpuMeter, _Desc1, adapter_of, list_adapters
 
 WINML = {"onnxruntime-genai-winml": "0.18.0", "onnxruntime-windowsml": "1.30.0", "windowsml": "2.5.96"}
 DIRECTML = {"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4"}

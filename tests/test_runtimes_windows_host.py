@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ci.emulated_pi import EmulatedPi
-from ci.emulated_windows import NAME, EmulatedWindows
+from devices.transports.windows_host import WindowsHost, check_name
+from fakes.pi import EmulatedPi
+from fakes.windows import NAME, EmulatedWindows
 from runtimes.errors import TransportError
-from runtimes.windows_host import WindowsHost, check_name
 
 ODD = [
     *("'", '"', '\\"', "\\", "\\\\", "%OS%", "%", "^", "!", "&", "|", "<", ">", "(", ")", "@", "~", ";", ",", "=", " "),

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import export.attention  # noqa: F401  (registers phi_edge::group_query_attention)
+import export.models.attention  # noqa: F401  (registers phi_edge::group_query_attention)
 from export.errors import CheckpointError
+from export.models.rope import RopeConfig, positive, read_rope
 from export.models.shape import EMBEDDING, Attend, Rows, Step
-from export.rope import RopeConfig, positive, read_rope
 
 # Keys whose only accepted value is the one that the module below computes.
 FIXED: Mapping[str, Any] = {

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.blocksparse import BlockPattern
 from export.errors import CheckpointError
+from export.models.blocksparse import BlockPattern
+from export.models.rope import RopeConfig, positive, read_rope
 from export.models.shape import EMBEDDING, Attend, Rows, Step
-from export.rope import RopeConfig, positive, read_rope
 
 GELU_SLOPE = 1.702  # of the sigmoid that stands for GELU
 FIXED: Mapping[str, Any] = {

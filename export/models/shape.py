@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from export.rope import RopeConfig
+from export.models.rope import RopeConfig
 
 # attend(layer, qkv): qkv is [batch, tokens, (heads + 2 * kv_heads) * head_dim], before rotation, its rows in the
 # checkpoint's order; the result is [batch, tokens, heads * head_dim].
@@ -103,7 +103,7 @@ class Model(Protocol):
         sin: Tensor,
         rows: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer's attention as one operator: see export.attention for the arguments."""
+        """One layer's attention as one operator: see export.models.attention for the arguments."""
         ...
 
 

@@ -1,5 +1,5 @@
 /* One model through onnxruntime-genai's C API, loaded at run time. It samples nothing and knows no sessions: ids at a
- * position in, the last one's logits out, as runtimes/engine.py. */
+ * position in, the last one's logits out, as runtimes/engines/engine.py. */
 #ifndef PHI_EDGE_ENGINE_H
 #define PHI_EDGE_ENGINE_H
 

@@ -1,4 +1,4 @@
-/* The generation loop: prefill, sample, forward, again; as runtimes/loop.py, which is the reference. */
+/* The generation loop: prefill, sample, forward, again; as runtimes/loop/loop.py, which is the reference. */
 #ifndef PHI_EDGE_GENERATE_H
 #define PHI_EDGE_GENERATE_H
 

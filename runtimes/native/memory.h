@@ -1,4 +1,4 @@
-/* Memory of this process. The peak by runtimes/memory.py's definition: max(VmHWM, max over samples of VmRSS + VmSwap). */
+/* Memory of this process. The peak by runtimes/system/memory.py's definition: max(VmHWM, max over samples of VmRSS + VmSwap). */
 #ifndef PHI_EDGE_MEMORY_H
 #define PHI_EDGE_MEMORY_H
 

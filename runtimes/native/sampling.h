@@ -1,4 +1,4 @@
-/* From logits to the next id, as runtimes/sampling.py: the same draws from the same seed, so the same tokens. */
+/* From logits to the next id, as runtimes/loop/sampling.py: the same draws from the same seed, so the same tokens. */
 #ifndef PHI_EDGE_SAMPLING_H
 #define PHI_EDGE_SAMPLING_H
 

@@ -31,9 +31,10 @@ class PhiEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
     def run(self) -> None:
         from optimum.exporters.tasks import TasksManager
 
-        from export.command import summary
         from export.errors import ExportError
-        from export.pipeline import ExportRequest, export_model
+        from export.job import ExportRequest
+        from export.pipeline import export_model
+        from phi_edge.export import summary
 
         task = TasksManager.map_from_synonym(self.args.task)
         if task not in ("text-generation", "text-generation-with-past"):

@@ -1,0 +1,1 @@
+"""How the embedded tiny model is trained. CI does not run this."""

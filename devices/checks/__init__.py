@@ -1,0 +1,1 @@
+"""What `phi-edge doctor` looks at, per kind of device. Start at doctor.py."""

@@ -1,0 +1,119 @@
+"""What `phi-edge doctor` looks at on an Android phone: one finding each, with the act that fixes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from devices.checks.board import judge_memory
+from devices.drivers.adb_conditions import read_adb_conditions
+from devices.drivers.driver import Finding
+from devices.drivers.files import SHORT_S
+from devices.drivers.staging import free_bytes
+from devices.lab import AdbDevice
+from devices.transports.adb import AdbHost
+from devices.transports.adb_devices import Client, list_devices
+from runtimes.errors import TransportError
+
+ROOM_BYTES = 4_000_000_000
+ABI = "arm64-v8a"
+ELF_AARCH64 = 183
+HOT_STATUS = 2  # Android's THERMAL_STATUS_MODERATE: it begins to throttle
+
+
+def examine_phone(device: AdbDevice, client: Client, connect: Callable[[], AdbHost]) -> Iterator[Finding]:
+    """A phone that cannot be reached is a finding, no error."""
+    try:
+        listed = list_devices(client)
+        lacking = not listed and ":" not in (device.serial or "")  # one on the network is connected to below
+        yield Finding(
+            what="adb devices",
+            state="wrong" if lacking else "ok",
+            seen=", ".join(f"{each.serial} {each.state}" for each in listed) or "none",
+            fix="plug a phone in, and allow USB debugging in its developer options" if lacking else None,
+        )
+        host = connect()
+    except TransportError as error:
+        first, _, _ = str(error).partition("\n")
+        yield Finding(what="reachable", state="wrong", seen=first, fix="see there, then `adb devices -l`")
+        return
+    yield from _files(device)
+    try:
+        yield from _phone(device, host)
+    except TransportError as error:
+        first, _, _ = str(error).partition("\n")
+        yield Finding(what="phone", state="wrong", seen=first, fix="plug it anew, then try again")
+
+
+def _files(device: AdbDevice) -> Iterator[Finding]:
+    names = [] if device.program is None else [device.program]
+    for name in (*names, *device.libraries):
+        wrong = _wrong(Path(name).expanduser())
+        yield Finding(
+            what=Path(name).name,
+            state="wrong" if wrong else "ok",
+            seen=f"{name} is {wrong}" if wrong else name,
+            fix="correct lab.toml, or build it: docs/android.md" if wrong else None,
+        )
+    if device.program is None:
+        fix = "build the native agent (runtimes/native/README.md) and name it in lab.toml: program"
+        yield Finding(what="program", state="wrong", seen="lab.toml names none", fix=fix)
+
+
+def _wrong(path: Path) -> str | None:
+    """Why a phone cannot run this program or load this library; a script is the phone's affair."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(20)
+    except OSError:
+        return "no file"
+    machine = int.from_bytes(head[18:20], "little")
+    return f"not for {ABI} (ELF machine {machine})" if head[:4] == b"\x7fELF" and machine != ELF_AARCH64 else None
+
+
+def _phone(device: AdbDevice, host: AdbHost) -> Iterator[Finding]:
+    abi = host.run(["getprop", "ro.product.cpu.abi"], deadline_s=SHORT_S).stdout.decode().strip()
+    yield Finding(
+        what="processor",
+        state="ok" if abi == ABI else "wrong",
+        seen=abi or "unknown",
+        fix=None if abi == ABI else f"a phone with {ABI}, or a program and libraries for {abi}",
+    )
+    probe = 'mkdir -p "$1" && : >"$1/.probe" && rm "$1/.probe"'
+    writable = host.run(["sh", "-c", probe, "sh", device.folder], deadline_s=SHORT_S).exit_code == 0
+    yield Finding(
+        what="folder",
+        state="ok" if writable else "wrong",
+        seen=device.folder if writable else f"{device.folder} cannot be written",
+        fix=None if writable else 'folder = "/data/local/tmp/phi-edge" in lab.toml',
+    )
+    free = free_bytes(host, device.folder) if writable else None
+    if free is not None:
+        enough = free >= ROOM_BYTES
+        fix = f"remove old artifacts: adb shell rm -r {device.folder}/artifacts"
+        yield Finding(
+            what="disk",
+            state="ok" if enough else "warning",
+            seen=f"{free / 1e9:.1f} GB free",
+            fix=None if enough else fix,
+        )
+    seen = read_adb_conditions(host)
+    yield from judge_memory(seen)
+    if seen.thermal_status is not None:
+        hot = seen.thermal_status >= HOT_STATUS
+        fix = "let it cool; take it out of its case"
+        yield Finding(
+            what="thermal status",
+            state="warning" if hot else "ok",
+            seen=str(seen.thermal_status),
+            fix=fix if hot else None,
+        )
+    if seen.battery_share is not None:
+        low = seen.battery_share < 0.2 and not seen.battery_charging
+        power = "charging" if seen.battery_charging else "on battery"
+        yield Finding(
+            what="battery",
+            state="warning" if low else "ok",
+            seen=f"{seen.battery_share:.0%}, {power}",
+            fix="charge it: phones slow down when low" if low else None,
+        )

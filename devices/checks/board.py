@@ -1,0 +1,155 @@
+"""What `phi-edge doctor` looks at on a board behind ssh: one finding each, with the command that fixes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from devices.drivers.driver import Finding
+from devices.drivers.files import SHORT_S
+from devices.drivers.provision import OLDEST, check_python
+from devices.drivers.staging import free_bytes
+from devices.errors import DeviceError
+from devices.lab import SshDevice
+from devices.measure import throttling
+from devices.transports.host import Host
+from runtimes.errors import RuntimesError, TransportError
+from runtimes.system.conditions import Conditions
+
+GLIBC = (2, 28)  # of the engines' wheels: manylinux_2_28
+ROOM_BYTES = 4_000_000_000  # for an engine and a Phi-3-mini in int4
+ODD = 'it\'s "$HOME" `id` \\ *\n;&|<>'  # must come back as it was sent
+# Runs on the device by itself, in any Python 3; prints one JSON object.
+_PROBE = """
+import json, os, platform, sys
+def version(name):
+    try:
+        return __import__(name).__version__
+    except ImportError as error:
+        return "missing: %s" % error
+print(json.dumps({"machine": platform.machine(), "glibc": platform.libc_ver()[1],
+                  "onnxruntime": version("onnxruntime"), "numpy": version("numpy")}))
+"""
+
+
+def examine_board(
+    host: Host, device: SshDevice, cache: Callable[[], str], look: Callable[[str], Conditions]
+) -> Iterator[Finding]:
+    """`cache` makes the cache folder and tells its path; `look` tells the conditions through a given Python."""
+    try:
+        echoed = host.run(["printf", "%s", ODD], deadline_s=SHORT_S)
+    except TransportError as error:
+        lines = str(error).splitlines()
+        hint = " ".join(lines[1:]) or lines[0]
+        fix = f"make `ssh {device.host} true` work without a password: the address, `ssh-copy-id {device.host}`"
+        yield Finding(what="reachable", state="wrong", seen=hint, fix=fix)
+        return
+    yield Finding(what="reachable", state="ok", seen=f"ssh {device.host}")
+    if echoed.stdout != ODD.encode():
+        seen = f"a test text came back as {echoed.stdout[:60]!r}"
+        fix = "make the login shell a POSIX shell that prints nothing at its start: chsh -s /bin/bash"
+        yield Finding(what="shell", state="wrong", seen=seen, fix=fix)
+        return
+    python = device.python or "python3"
+    try:
+        version = check_python(host, python)
+    except (DeviceError, RuntimesError) as error:
+        yield Finding(what="python", state="wrong", seen=str(error).splitlines()[0], fix=_PYTHON_MEND)
+        return
+    yield Finding(what="python", state="ok", seen=f"{python} {'.'.join(map(str, version))}")
+    yield from _software(host, device, python)
+    try:
+        folder = cache()
+        yield disk(folder, free_bytes(host, folder), f"rm -r {folder}/artifacts/*")
+        yield from judge_conditions(look(python))
+    except RuntimesError as error:
+        fix = f"look at the folder {device.cache} on the device, or set `cache` in lab.toml"
+        yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
+
+
+def judge_conditions(seen: Conditions) -> Iterator[Finding]:
+    """Memory, swap, throttling, heat, governor. What the device does not tell is no finding."""
+    yield from judge_memory(seen)
+    if seen.swap_devices:
+        zram = any("zram" in name for name in seen.swap_devices)
+        kind = "compressed memory (zram)" if zram else "a disk"
+        yield Finding(what="swap", state="ok", seen=f"{(seen.swap_total_bytes or 0) / 1e9:.1f} GB on {kind}")
+    if seen.throttled is not None:
+        yield from _throttling(seen.throttled)
+    elif (seen.cpu_model or "").startswith("Raspberry Pi"):
+        fix = "sudo usermod -aG video $USER on the board, then log in anew; or sudo apt-get install raspi-utils"
+        yield Finding(what="throttling", state="warning", seen="vcgencmd does not tell it", fix=fix)
+    if seen.temperature_c and (hottest := max(seen.temperature_c.values())) >= 75:
+        yield Finding(what="temperature", state="warning", seen=f"{hottest:.0f} °C", fix="cool it: a fan, a heat sink")
+    if seen.governor is not None:
+        slow = seen.governor == "powersave"
+        set_it = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        yield Finding(
+            what="governor", state="warning" if slow else "ok", seen=seen.governor, fix=set_it if slow else None
+        )
+
+
+def judge_memory(seen: Conditions) -> Iterator[Finding]:
+    """Is there room for a small Phi-3? No finding where the device does not tell."""
+    if seen.memory_total_bytes is not None and seen.memory_available_bytes is not None:
+        free, total = seen.memory_available_bytes / 1e9, seen.memory_total_bytes / 1e9
+        enough = seen.memory_available_bytes >= 3_000_000_000
+        yield Finding(
+            what="memory",
+            state="ok" if enough else "warning",
+            seen=f"{free:.1f} of {total:.1f} GB available",
+            fix=None if enough else "close what runs there; Phi-3-mini in int4 takes about 3 GB with a small context",
+        )
+
+
+def _software(host: Host, device: SshDevice, python: str) -> Iterator[Finding]:
+    facts: dict[str, Any] = json.loads(
+        host.run([python, "-c", _PROBE], deadline_s=2 * SHORT_S).checked("looking at the device's Python")
+    )
+    glibc = tuple(int(word) for word in str(facts["glibc"]).split(".") if word.isdigit())
+    old = bool(glibc) and glibc < GLIBC
+    yield Finding(
+        what="system",
+        state="wrong" if old else "ok",
+        seen=f"{facts['machine']}, glibc {facts['glibc'] or 'unknown'}",
+        fix=f"glibc {'.'.join(map(str, GLIBC))} or newer: Raspberry Pi OS Bookworm or newer" if old else None,
+    )
+    engine = str(facts["onnxruntime"])
+    if not engine.startswith("missing"):
+        yield Finding(what="onnxruntime", state="ok", seen=engine)
+    elif device.python is not None:
+        fix = f"{python} -m pip install 'onnxruntime>=1.31' numpy"
+        yield Finding(what="onnxruntime", state="wrong", seen=engine, fix=fix)
+    else:
+        seen = "not in the system's Python: the first run makes an environment with it"
+        yield Finding(what="onnxruntime", state="ok", seen=seen)
+
+
+def disk(folder: str, free: int | None, fix: str) -> Finding:
+    """Room for an engine and a model. `fix` makes some."""
+    if free is None:
+        return Finding(what="disk", state="warning", seen=f"df {folder} does not tell", fix=f"df -P {folder}")
+    enough = free >= ROOM_BYTES
+    return Finding(
+        what="disk",
+        state="ok" if enough else "warning",
+        seen=f"{free / 1e9:.1f} GB free at {folder}",
+        fix=None if enough else f"remove old artifacts: {fix}",
+    )
+
+
+def _throttling(bits: int) -> Iterator[Finding]:
+    now, before = throttling.now(bits), throttling.since_boot(bits)
+    if now:
+        yield Finding(what="throttling", state="wrong", seen=f"now: {'; '.join(now)}", fix="see there, then try again")
+    elif before:
+        fix = "if it comes back under load, fix it as it says; a restart clears the memory of it"
+        yield Finding(what="throttling", state="warning", seen=f"since its start: {'; '.join(before)}", fix=fix)
+    else:
+        yield Finding(what="throttling", state="ok", seen="none since its start")
+
+
+_PYTHON_MEND = (
+    f"sudo apt-get install python3 python3-venv ({'.'.join(map(str, OLDEST))} or newer), or `python` in lab.toml"
+)

@@ -1,0 +1,138 @@
+"""What `phi-edge doctor` looks at on a Windows machine behind ssh: one finding each, with the command that fixes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from devices.checks.board import ODD, disk, judge_conditions
+from devices.drivers.driver import Finding
+from devices.drivers.files import SHORT_S
+from devices.drivers.opening import conditions_of
+from devices.drivers.provision import OLDEST, WINDOWS, check_python
+from devices.errors import DeviceError
+from devices.lab import WindowsDevice
+from devices.transports.windows_host import WindowsHost
+from runtimes.engines.directml import STACKS, choose_adapter, choose_stack
+from runtimes.errors import EngineError, RuntimesError, TransportError
+from runtimes.system.dxgi import Adapter
+
+OLDEST_BUILD = 18362  # Windows 10, version 1903: DirectML's first
+_DEFAULT_SHELL = (
+    "in an administrator's PowerShell there: New-ItemProperty -Path HKLM:\\SOFTWARE\\OpenSSH -Name DefaultShell "
+    "-Value C:\\Windows\\System32\\cmd.exe -PropertyType String -Force"
+)
+# Runs on the device by itself, in any Python 3; prints one JSON object.
+_PROBE = """
+import json, platform, struct, sys
+print(json.dumps({"bits": 8 * struct.calcsize("P"), "machine": platform.machine(), "version": platform.version(),
+                  "echo": sys.argv[1]}))
+"""
+
+
+def examine_windows(
+    host: WindowsHost, device: WindowsDevice, python: str, cache: Callable[[], str], code: Callable[[str], str]
+) -> Iterator[Finding]:
+    """`python` starts Python there. `cache` makes the cache folder and tells its path; `code` brings ours for a given
+    Python and tells its folder."""
+    try:
+        shell = host.shell()
+    except TransportError as error:
+        lines = str(error).splitlines()
+        fix = (
+            f"make `ssh {device.host} exit` work without a password: the address; on Windows Start-Service sshd; your "
+            "public key in C:\\ProgramData\\ssh\\administrators_authorized_keys for an administrator, else in "
+            ".ssh\\authorized_keys"
+        )
+        yield Finding(what="reachable", state="wrong", seen=" ".join(lines[1:]) or lines[0], fix=fix)
+        return
+    yield Finding(what="reachable", state="ok", seen=f"ssh {device.host}")
+    yield _shell(shell)
+    if shell == "other":
+        return
+    try:
+        version = check_python(host, python, WINDOWS)
+        probe = [python, "-c", _PROBE, ODD]
+        facts = json.loads(host.run(probe, deadline_s=SHORT_S).checked("looking at the device's Python"))
+    except (DeviceError, RuntimesError) as error:
+        fix = f"{WINDOWS.python_fix} ({'.'.join(map(str, OLDEST))} or newer), or `launcher` in lab.toml"
+        yield Finding(what="python", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
+        return
+    yield from _python(python, version, facts)
+    try:
+        folder = cache()
+        old = f"{folder}/artifacts".replace("/", "\\")
+        yield disk(folder, host.free_bytes(folder), f'rmdir /s "{old}"')
+        environment = ["env", f"PYTHONPATH={code(python)}", python, "-m"]
+        sampled = host.run([*environment, "runtimes.agent", "--sample"], deadline_s=SHORT_S)
+        yield from judge_conditions(conditions_of(sampled.checked("reading the device's conditions").strip()))
+        looked = host.run([*environment, "runtimes.engines.directml"], deadline_s=SHORT_S)
+        told = json.loads(looked.checked("looking at the graphics adapters"))
+    except RuntimesError as error:
+        fix = f"look at the folder {device.cache} on the device, or set `cache` in lab.toml"
+        yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
+        return
+    yield judge_packages(told["distributions"], device)
+    yield judge_adapters([Adapter(**each) for each in told["adapters"]], device)
+
+
+def judge_packages(installed: Mapping[str, str], device: WindowsDevice) -> Finding:
+    """Where lab.toml names an interpreter, its packages must be whole; else a venv gets them."""
+    if device.python is None:
+        wanted = next(stack for stack in STACKS if stack.name == device.packages)
+        return Finding(
+            what="packages",
+            state="ok",
+            seen=f"the first run makes an environment with {', '.join(wanted.distributions)}",
+        )
+    try:
+        stack = choose_stack(installed)
+    except EngineError as error:
+        seen, _, fix = str(error).partition(": pip ")
+        if not fix:
+            seen, _, fix = str(error).partition("; pip ")
+        return Finding(what="packages", state="wrong", seen=seen, fix=f"{device.python} -m pip {fix}")
+    return Finding(
+        what="packages", state="ok", seen=", ".join(f"{name} {installed[name]}" for name in stack.distributions)
+    )
+
+
+def judge_adapters(adapters: list[Adapter], device: WindowsDevice) -> Finding:
+    """The one that DirectML would take."""
+    try:
+        chosen = choose_adapter(adapters, device.adapter)
+    except EngineError as error:
+        free = device.allow_cpu and device.adapter is None
+        fix = "install the graphics card's driver; or allow_cpu = true in lab.toml, or another `adapter` there"
+        return Finding(what="graphics", state="warning" if free else "wrong", seen=str(error), fix=fix)
+    return Finding(what="graphics", state="ok", seen=chosen.describe())
+
+
+def _shell(shell: str) -> Finding:
+    if shell == "cmd":
+        return Finding(what="shell", state="ok", seen="cmd.exe")
+    if shell == "powershell":
+        return Finding(what="shell", state="warning", seen="PowerShell, which was never tried", fix=_DEFAULT_SHELL)
+    seen = "neither cmd.exe nor PowerShell is the default shell of its sshd"
+    return Finding(what="shell", state="wrong", seen=seen, fix=_DEFAULT_SHELL)
+
+
+def _python(python: str, version: tuple[int, ...], facts: Mapping[str, Any]) -> Iterator[Finding]:
+    wide = facts["bits"] == 64
+    yield Finding(
+        what="python",
+        state="ok" if wide else "wrong",
+        seen=f"{python} {'.'.join(map(str, version))}, {facts['bits']} bits, {facts['machine']}",
+        fix=None if wide else f"{WINDOWS.python_fix} --architecture x64",
+    )
+    if facts["echo"] != ODD:
+        seen = f"a test text came back as {facts['echo']!r:.60}"
+        yield Finding(what="words", state="wrong", seen=seen, fix="name python.exe itself, no script, as `launcher`")
+    build = int(facts["version"].rpartition(".")[2])
+    yield Finding(
+        what="system",
+        state="ok" if build >= OLDEST_BUILD else "wrong",
+        seen=f"Windows {facts['version']}",
+        fix=None if build >= OLDEST_BUILD else "Windows 10, version 1903, or newer",
+    )

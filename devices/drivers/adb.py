@@ -1,0 +1,177 @@
+"""An Android phone behind the adb client, with the native agent or ExecuTorch's llama_main. See docs/android.md."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from devices.checks.adb import examine_phone
+from devices.drivers import memory_plan
+from devices.drivers.adb_conditions import read_adb_conditions
+from devices.drivers.driver import Finding, Opened, Say
+from devices.drivers.files import SHORT_S
+from devices.drivers.opening import open_agent
+from devices.drivers.staging import describe, push_file, stage_artifact
+from devices.errors import DeviceError
+from devices.lab import AdbDevice
+from devices.transports.adb import AdbHost
+from devices.transports.adb_devices import Client
+from export.artifact import Artifact, File
+from runtimes.errors import TransportError
+from runtimes.system.conditions import Conditions
+
+DIAGNOSIS_S = 5.0  # for a device that was lost to come back
+_ENDED = (
+    "the device is up and was not restarted, so the connection was cut or the agent was ended there (out of memory? "
+    "`adb logcat -b crash,events` tells)"
+)
+
+
+class AdbDriver:
+    """See devices.drivers.driver.Driver. It connects when it is first asked for something."""
+
+    def __init__(self, name: str, device: AdbDevice) -> None:
+        self._name = name
+        self._device = device
+        self._connected: AdbHost | None = None
+        self._staged: dict[Path, File] = {}  # size and hash of the program and its libraries: read once
+
+    def conditions(self) -> Conditions:
+        """See Driver.conditions."""
+        return read_adb_conditions(self._host())
+
+    def stage(self, artifact: Artifact, say: Say) -> None:
+        """See Driver.stage."""
+        self._check_format(artifact)
+        now = self.conditions()
+        if refusal := memory_plan.refusal(artifact.manifest, now):
+            raise DeviceError(f"device {self._name}: {refusal}")
+        if warning := memory_plan.warning(artifact.manifest, now):
+            say(f"warning: {warning}")
+        self._bring(self._program(), self._remote_program(), say)
+        for library in self._libraries():
+            self._bring(library, f"{self._remote_libraries()}/{_plain_name(library)}", say)
+        stage_artifact(self._host(), artifact, f"{self._device.folder}/artifacts", say)
+
+    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
+        """See Driver.open."""
+        self._check_format(artifact)
+        folder = f"{self._device.folder}/artifacts/{artifact.manifest.digest()}"
+        libraries = self._remote_libraries()
+        # The linker looks there for what the libraries themselves need, such as libc++_shared.so.
+        start = ["env", f"LD_LIBRARY_PATH={libraries}", *self._device.prefix, self._remote_program()]
+        if self._device.runner == "llama_main":
+            from devices.transports.llama_main import open_llama_main
+
+            boot_id = self._host().boot_id()
+            source = open_llama_main(
+                self._host(), start, artifact, folder, threads, deadline_s, diagnose=lambda: self._lost(boot_id)
+            )
+            return Opened(
+                source=source,
+                load_s=None,
+                open_s=None,
+                load_mode=None,
+                cached_share=None,
+                versions={},
+                finish=source.close,
+            )
+        # Asked in the same way before and after: an emulated agent sees another kernel's id.
+        boot_id = self._host().boot_id()
+        return open_agent(
+            self._host(),
+            [*start, folder, "--libraries", libraries],
+            artifact,
+            threads=threads,
+            hold=hold,
+            cold=cold,
+            deadline_s=deadline_s,
+            lock=f"{self._device.folder}/agent.lock",
+            diagnose=lambda _: self._lost(boot_id) or _ENDED,
+        )
+
+    def examine(self) -> Iterator[Finding]:
+        """See Driver.examine."""
+        yield from examine_phone(self._device, self._client(), self._host)
+
+    def close(self) -> None:
+        """See Driver.close."""
+        if self._connected is not None:
+            self._connected.close()
+            self._connected = None
+
+    def _client(self) -> Client:
+        return Client(self._device.adb, self._device.server)
+
+    def _host(self) -> AdbHost:
+        if self._connected is None:
+            self._connected = AdbHost(self._device.serial, client=self._client())
+        return self._connected
+
+    def _check_format(self, artifact: Artifact) -> None:
+        wanted = {"agent": "onnx", "llama_main": "executorch"}[self._device.runner]
+        if artifact.manifest.format != wanted:
+            raise DeviceError(
+                f"device {self._name}: its runner {self._device.runner} runs the format {wanted}, and the artifact's "
+                f"is {artifact.manifest.format}; export for another target, or set runner in lab.toml"
+            )
+
+    def _program(self) -> Path:
+        if self._device.program is None:
+            raise DeviceError(
+                f"device {self._name}: lab.toml has no program; build the native agent (runtimes/native/README.md) and "
+                'name it: program = "build-android/phi-edge-agent"'
+            )
+        return self._file(self._device.program)
+
+    def _libraries(self) -> list[Path]:
+        if not self._device.libraries and self._device.runner == "agent":
+            raise DeviceError(
+                f"device {self._name}: lab.toml has no libraries; name libonnxruntime.so and libonnxruntime-genai.so "
+                "for arm64-v8a: libraries = [...] (docs/android.md says where they are)"
+            )
+        return [self._file(name) for name in self._device.libraries]
+
+    def _file(self, name: str) -> Path:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise DeviceError(f"device {self._name}: {path} is no file; correct it in lab.toml")
+        return path
+
+    def _described(self, path: Path) -> File:
+        if path not in self._staged:
+            self._staged[path] = describe(path)
+        return self._staged[path]
+
+    def _remote_program(self) -> str:
+        program = self._program()
+        return f"{self._device.folder}/programs/{self._described(program).sha256}/{program.name}"
+
+    def _remote_libraries(self) -> str:
+        """A folder for this very set: libraries of two versions must not be mixed."""
+        known = hashlib.sha256()
+        for library in self._libraries():
+            known.update(f"{_plain_name(library)} {self._described(library).sha256}\n".encode())
+        return f"{self._device.folder}/libraries/{known.hexdigest()}"
+
+    def _bring(self, local: Path, remote: str, say: Say) -> None:
+        """A file whose folder's name is its hash: if it is there, it is whole."""
+        host = self._host()
+        if host.run(["test", "-f", remote], deadline_s=SHORT_S).exit_code == 0:
+            return
+        push_file(host, local, remote, self._described(local), say)
+        host.run(["chmod", "755", remote], deadline_s=SHORT_S).checked(f"making {remote} executable")
+
+    def _lost(self, boot_id: str) -> str | None:
+        """Is the device gone, or was it restarted? None if neither, as far as a look at it tells."""
+        try:
+            now = AdbHost(self._device.serial, client=self._client(), wait_s=DIAGNOSIS_S).boot_id(DIAGNOSIS_S)
+        except TransportError as error:
+            return f"the device cannot be reached any more ({str(error).splitlines()[0]})"
+        return None if now == boot_id else "the device was restarted in between (its boot id changed)"
+
+
+def _plain_name(library: Path) -> str:
+    """libonnxruntime.so for libonnxruntime.so.1.32.0: the name that the agent loads."""
+    return library.name.partition(".so")[0] + ".so"

@@ -1,0 +1,72 @@
+"""What bench, run and doctor ask of a device, whatever its transport: the behaviour to a row of lab.toml.
+
+Implementations: devices.drivers.local, devices.drivers.ssh, ...; the table is devices.drivers.table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from export.artifact import Artifact
+from runtimes.loop.tokens import TokenSource
+from runtimes.system.conditions import Conditions
+
+Say = Callable[[str], None]  # what is being done, for a progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An artifact that is loaded on a device, in a process of its own, and what is known of the loading."""
+
+    source: TokenSource
+    load_s: float | None  # process start to ready, by the device's clock; None where it cannot tell
+    open_s: float | None
+    load_mode: Literal["mmap", "read"] | None
+    cached_share: float | None  # of the weights, before they were opened
+    versions: Mapping[str, str]
+    accelerator: str | None = None  # what it computes on; None is the CPU, or unknown
+    finish: Callable[[], None]  # ends the process and raises TransportError if it fails at its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of `phi-edge doctor`."""
+
+    what: str  # "onnxruntime", "throttling"
+    state: Literal["ok", "warning", "wrong"]
+    seen: str
+    fix: str | None = None  # the command or act that fixes it; for all but ok
+
+
+class Driver(Protocol):
+    """A device, connected or ready to. Errors are TransportError (the wire, the device) and DeviceError (the rest)."""
+
+    def conditions(self) -> Conditions:
+        """The state of the device's machine now."""
+        ...
+
+    def stage(self, artifact: Artifact, say: Say) -> None:
+        """Bring to the device what it lacks to run the artifact: engine, agent, files, verified by hash. Idempotent;
+        a broken one is resumed. Refuses an artifact that the device's memory cannot hold."""
+        ...
+
+    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
+        """Load a staged artifact in a fresh process. `hold`: tokens come together at the end of each answer, so that
+        no writing is measured. `cold`: drop it from the page cache first. `deadline_s` is for every wait."""
+        ...
+
+    def examine(self) -> Iterator[Finding]:
+        """What is missing or wrong on the device. A device that cannot be reached is a finding, no error."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection. Safe to call twice."""
+        ...
+
+
+def worst(findings: Sequence[Finding]) -> Literal["ok", "warning", "wrong"]:
+    """The state of the whole."""
+    states = {finding.state for finding in findings}
+    return "wrong" if "wrong" in states else "warning" if "warning" in states else "ok"

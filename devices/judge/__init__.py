@@ -1,0 +1,1 @@
+"""Measurements in, verdicts out: budgets, comparisons, JUnit. Start at gate.py."""

@@ -1,0 +1,119 @@
+"""Budgets: what a measurement must keep to, read from TOML. It judges nothing (see gate).
+
+noise_floor = 0.05            # a change smaller than this is noise; only for --baseline
+
+[[budget]]
+match = {target = "raspberry-pi", format = "onnx", device = "local"}
+max_ttft_s = 1.5
+min_decode_tokens_per_s = 8
+max_peak_memory_bytes = 4_000_000_000
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from devices.errors import BudgetError
+from devices.measure.measurement import Measurement
+from devices.measure.metrics import METRICS
+from devices.strict import refuse_unknown
+
+Bound = Literal["max", "min"]
+
+# limit as written in the file -> the metric it bounds and from which side
+LIMITS: Mapping[str, tuple[str, Bound]] = {
+    f"{'max' if metric.better == 'lower' else 'min'}_{name}": (name, "max" if metric.better == "lower" else "min")
+    for name, metric in METRICS.items()
+}
+MATCH_KEYS = ("target", "format", "scheme", "source", "artifact", "device", "prompt_tokens", "generate_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """One [[budget]]: which measurements it is for, and their limits."""
+
+    match: Mapping[str, str | int]
+    limits: Mapping[str, float]
+    optional: bool = False  # it may match nothing
+
+    @property
+    def name(self) -> str:
+        """The match as it stands in the file."""
+        return ", ".join(f"{key}={value}" for key, value in self.match.items()) or "every measurement"
+
+    def matches(self, measurement: Measurement) -> bool:
+        """Do all keys of `match` have the measurement's values?"""
+        facts = match_facts(measurement)
+        return all(facts[key] == value for key, value in self.match.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """A budget file."""
+
+    budgets: Sequence[Budget]
+    noise_floor: float = 0.05
+
+
+def match_facts(measurement: Measurement) -> dict[str, str | int]:
+    """The values of MATCH_KEYS for a measurement."""
+    artifact, workload = measurement.artifact, measurement.workload
+    return {
+        "target": artifact.target,
+        "format": artifact.format,
+        "scheme": artifact.scheme,
+        "source": artifact.source,
+        "artifact": artifact.name,
+        "device": measurement.device.name,
+        "prompt_tokens": workload.prompt_tokens,
+        "generate_tokens": workload.generate_tokens,
+    }
+
+
+def read_budgets(path: Path) -> Budgets:
+    """Read a budget file, strictly. Raises BudgetError."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BudgetError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise BudgetError(f"{path}: is not TOML ({error})") from error
+    refuse_unknown(content, ["noise_floor", "budget"], str(path), BudgetError)
+    rows = content.get("budget", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BudgetError(f"{path}: write each budget as a table [[budget]]")
+    noise_floor = _number(content.get("noise_floor", 0.05), f"{path}: noise_floor")
+    if not 0 <= noise_floor < 1:
+        raise BudgetError(f"{path}: noise_floor {noise_floor}; give a share from 0 to below 1")
+    budgets = tuple(_budget(row, f"{path}: budget {number}") for number, row in enumerate(rows, start=1))
+    return Budgets(budgets=budgets, noise_floor=noise_floor)
+
+
+def _budget(row: Mapping[str, Any], where: str) -> Budget:
+    refuse_unknown(row, ["match", "optional", *LIMITS], where, BudgetError)
+    match = row.get("match", {})
+    if not isinstance(match, dict):
+        raise BudgetError(f"{where}: write match as a table, as in match = {{target = 'cpu'}}")
+    refuse_unknown(match, MATCH_KEYS, f"{where}: match", BudgetError)
+    for key, value in match.items():
+        kind = int if key.endswith("_tokens") else str
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise BudgetError(f"{where}: match.{key}: expected {kind.__name__}, saw {value!r}")
+    optional = row.get("optional", False)
+    if not isinstance(optional, bool):
+        raise BudgetError(f"{where}: optional: expected true or false, saw {optional!r}")
+    limits = {key: _number(value, f"{where}: {key}") for key, value in row.items() if key in LIMITS}
+    if not limits:
+        raise BudgetError(f"{where}: has no limit; known: {', '.join(LIMITS)}")
+    return Budget(match=match, limits=limits, optional=optional)
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise BudgetError(f"{where}: expected a number that is not negative, saw {value!r}")
+    return float(value)

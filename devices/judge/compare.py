@@ -1,0 +1,119 @@
+"""Two measurements of the same workload: which metrics changed. Pure: no clock, no files.
+
+The interval covers what differs between repetitions of one session. Two sessions differ by more (temperature, memory
+layout, a restart), so a change is called one only where its whole interval lies beyond the noise floor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from devices.errors import MeasurementError
+from devices.measure.measurement import Measurement
+from devices.measure.metrics import LEAST_REPETITIONS, METRICS, SEED, Metric, bootstrap, interval, summarize
+from devices.measure.validity import problems
+
+Verdict = Literal["regression", "improvement", "no-change", "inconclusive", "invalid"]
+
+# From worst to best: the verdict of a whole comparison is the worst of its metrics'.
+WORST_FIRST: Sequence[Verdict] = ("invalid", "regression", "inconclusive", "improvement", "no-change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One metric, candidate divided by baseline. `low` and `high` bound the ratio's 95 % interval."""
+
+    metric: str
+    baseline: float | None
+    candidate: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All metrics of two measurements."""
+
+    noise_floor: float
+    problems: Sequence[str]
+    changes: Sequence[Change]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the changes' verdicts; invalid when a measurement is."""
+        found = {change.verdict for change in self.changes} | ({"invalid"} if self.problems else set())
+        return next(verdict for verdict in WORST_FIRST if verdict in found)
+
+
+def compare(candidate: Measurement, baseline: Measurement, noise_floor: float) -> Comparison:
+    """Compare every metric that either has. Raises MeasurementError when they measured different things."""
+    _refuse_different(candidate, baseline)
+    found = [f"candidate: {problem}" for problem in problems(candidate)]
+    found += [f"baseline: {problem}" for problem in problems(baseline)]
+    changes = [_change(metric, candidate, baseline, noise_floor, valid=not found) for metric in METRICS.values()]
+    return Comparison(
+        noise_floor=noise_floor,
+        problems=found,
+        changes=[change for change in changes if change.baseline is not None or change.candidate is not None],
+    )
+
+
+def _refuse_different(candidate: Measurement, baseline: Measurement) -> None:
+    new, old = (
+        dataclasses.asdict(each.workload) | {"device": each.device.name, "cpu": each.before.cpu_model}
+        for each in (candidate, baseline)
+    )
+    # More repetitions only narrow the interval.
+    differing = [name for name in new if new[name] != old[name] and name != "repetitions"]
+    if differing:
+        spelled = ", ".join(f"{name} {new[name]!r} against the baseline's {old[name]!r}" for name in differing)
+        raise MeasurementError(f"the two measurements cannot be compared: {spelled}; measure both alike")
+
+
+def _change(metric: Metric, candidate: Measurement, baseline: Measurement, floor: float, *, valid: bool) -> Change:
+    new, old = summarize(metric, candidate), summarize(metric, baseline)
+    ratio = new.value / old.value if new and old and old.value > 0 else None
+    low, high = _ratio_interval(metric, candidate, baseline) if ratio is not None else (None, None)
+    return Change(
+        metric=metric.name,
+        baseline=old.value if old else None,
+        candidate=new.value if new else None,
+        ratio=ratio,
+        low=low,
+        high=high,
+        verdict=decide(low, high, metric.better, floor) if valid else "invalid",
+    )
+
+
+def decide(low: float | None, high: float | None, better: Literal["lower", "higher"], noise_floor: float) -> Verdict:
+    """The verdict on a ratio's interval: beyond the noise floor, within it, or across its edge."""
+    if low is None or high is None:
+        return "inconclusive"
+    if low > 1 + noise_floor:
+        return "regression" if better == "lower" else "improvement"
+    if high < 1 / (1 + noise_floor):
+        return "improvement" if better == "lower" else "regression"
+    return "no-change" if high <= 1 + noise_floor and low >= 1 / (1 + noise_floor) else "inconclusive"
+
+
+def _ratio_interval(
+    metric: Metric, candidate: Measurement, baseline: Measurement
+) -> tuple[float, float] | tuple[None, None]:
+    new, old = (
+        [np.asarray(group, dtype=np.float64) for group in metric.samples(measurement) if len(group)]
+        for measurement in (candidate, baseline)
+    )
+    if metric.exact:
+        return (ratio := float(new[0][0] / old[0][0])), ratio
+    if min(len(new), len(old)) < LEAST_REPETITIONS:
+        return None, None
+    above = bootstrap(new, metric.quantile, SEED)
+    below = bootstrap(old, metric.quantile, SEED + 1)
+    return interval(above / below) if below.all() else (None, None)

@@ -1,0 +1,64 @@
+"""Judgements and comparisons as JUnit XML, the form that CI systems show. One test case per budgeted metric."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from devices.judge.compare import Comparison
+from devices.judge.gate import Check, Judgement
+from devices.measure.metrics import METRICS
+from devices.report.numbers import show
+
+# XML 1.0 has no way to write these, not even escaped.
+UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def to_junit(judgements: Sequence[Judgement], comparison: Comparison | None) -> str:
+    """The XML document. Without times: the same verdict gives the same bytes."""
+    root = ElementTree.Element("testsuites", name="phi-edge gate")
+    for judgement in judgements:
+        suite = ElementTree.SubElement(root, "testsuite", name=_clean(judgement.label))
+        for check in judgement.checks:
+            _check(suite, judgement, check)
+    if comparison is not None:
+        _comparison(ElementTree.SubElement(root, "testsuite", name="baseline"), comparison)
+    for suite in root:
+        suite.set("tests", str(len(suite)))
+        suite.set("failures", str(len(suite.findall("testcase/failure"))))
+        suite.set("errors", str(len(suite.findall("testcase/error"))))
+    for key in ("tests", "failures", "errors"):
+        root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _check(suite: ElementTree.Element, judgement: Judgement, check: Check) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_clean(judgement.label), name=check.limit_name)
+    if check.outcome == "invalid":
+        ElementTree.SubElement(case, "error", message=_clean("invalid: " + "; ".join(judgement.problems)))
+    elif check.outcome == "missed":
+        unit = METRICS[check.metric].unit
+        message = f"{check.metric}: seen {show(check.seen, unit)}, limit {show(check.limit, unit)}"
+        exact = f"seen {check.seen!r}, limit {check.limit!r}"
+        ElementTree.SubElement(case, "failure", message=_clean(message)).text = exact
+
+
+def _comparison(suite: ElementTree.Element, comparison: Comparison) -> None:
+    for change in comparison.changes:
+        case = ElementTree.SubElement(suite, "testcase", classname="baseline", name=change.metric)
+        ratio = "none" if change.ratio is None else f"{change.ratio:.3f}"
+        known = change.low is not None and change.high is not None
+        bounds = f"95 % interval {change.low:.3f} to {change.high:.3f}" if known else "no interval"
+        message = f"{change.verdict}: ratio {ratio}, {bounds}"
+        if change.verdict == "invalid":
+            ElementTree.SubElement(case, "error", message=_clean("invalid: " + "; ".join(comparison.problems)))
+        elif change.verdict == "regression":
+            ElementTree.SubElement(case, "failure", message=_clean(message))
+        else:
+            ElementTree.SubElement(case, "system-out").text = _clean(message)
+
+
+def _clean(text: str) -> str:
+    return UNWRITABLE.sub("\ufffd", text)

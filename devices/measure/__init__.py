@@ -1,0 +1,1 @@
+"""Raw measurements and the metrics that are computed from them. Start at bench.py."""

@@ -1,0 +1,166 @@
+"""Measure an artifact on a device: every repetition is a fresh process. It computes no statistic (see metrics)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from devices.drivers.driver import Driver, Opened
+from devices.errors import DeviceError
+from devices.measure.measurement import (
+    SCHEMA,
+    DeviceFacts,
+    Measurement,
+    Memory,
+    PageCache,
+    Repetition,
+    Run,
+    Workload,
+    describe_artifact,
+    sha256_ids,
+)
+from export.artifact import Artifact, Manifest
+from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone
+
+Step = Callable[[int, str], None]  # requests done so far, and what is being done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do, in the units of the command line."""
+
+    prompt_tokens: int = 128
+    generate_tokens: int = 64
+    repetitions: int = 5
+    warmups: int = 1
+    threads: int | None = None
+    deadline_s: float = 600.0  # for each repetition
+
+    @property
+    def requests(self) -> int:
+        """How many requests all repetitions make."""
+        return self.repetitions * (self.warmups + 1)
+
+
+def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan, step: Step) -> Measurement:
+    """Run the plan on the device. Raises DeviceError or TransportError when a repetition fails: there is no half
+    measurement."""
+    manifest = artifact.manifest
+    total = plan.prompt_tokens + plan.generate_tokens
+    if total > manifest.context_tokens:
+        raise DeviceError(
+            f"{plan.prompt_tokens} prompt + {plan.generate_tokens} generated tokens are more than the artifact's "
+            f"context of {manifest.context_tokens}; lower --prompt-tokens or --generate-tokens"
+        )
+    prompt = prompt_ids(manifest, plan.prompt_tokens)
+    driver.stage(artifact, functools.partial(step, 0))
+    before = driver.conditions()
+    repetitions: list[Repetition] = []
+    versions: dict[str, str] = {}
+    accelerator: str | None = None
+    for number in range(plan.repetitions):
+        counted = functools.partial(_count_from, step, number * (plan.warmups + 1))
+        repetition, opened = _repeat(artifact, driver, plan, prompt, number == 0, counted)
+        repetitions.append(repetition)
+        versions, accelerator = dict(opened.versions), opened.accelerator
+    return Measurement(
+        schema=SCHEMA,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        artifact=describe_artifact(artifact),
+        device=device,
+        workload=Workload(
+            prompt_tokens=plan.prompt_tokens,
+            prompt_sha256=sha256_ids(prompt),
+            generate_tokens=plan.generate_tokens,
+            repetitions=plan.repetitions,
+            warmups=plan.warmups,
+            threads=plan.threads,
+        ),
+        versions=versions,
+        accelerator=accelerator,
+        before=before,
+        after=driver.conditions(),
+        repetitions=repetitions,
+    )
+
+
+def prompt_ids(manifest: Manifest, count: int) -> list[int]:
+    """The prompt: ordinary ids, the same for every artifact of one vocabulary.
+
+    Speed does not depend on which ids they are; ids need no tokenizer and give exactly `count`.
+    """
+    tokens = manifest.tokens
+    special = {tokens.bos, tokens.pad, *tokens.stop}
+    ordinary = [id_ for id_ in range(manifest.model.vocab_size) if id_ not in special]
+    return random.Random(0).choices(ordinary, k=count)
+
+
+def _repeat(
+    artifact: Artifact, driver: Driver, plan: Plan, prompt: Sequence[int], cold: bool, step: Step
+) -> tuple[Repetition, Opened]:
+    """One fresh process from its start to its end."""
+    step(0, "loading")
+    # Tokens are held back to the end of each answer: writing between two of them would be measured as their gap.
+    opened = driver.open(artifact, threads=plan.threads, hold=True, cold=cold, deadline_s=plan.deadline_s)
+    try:
+        request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
+        warmups = []
+        for number in range(plan.warmups):
+            step(number, "warming up")
+            warmups.append(_run(list(opened.source.stream(request))))
+        step(plan.warmups, "measuring")
+        run = _run(list(opened.source.stream(request)))
+        opened.finish()
+    finally:
+        opened.source.close()
+    step(plan.warmups + 1, "done")
+    repetition = Repetition(
+        page_cache=_page_cache(opened.cached_share),
+        cached_share=opened.cached_share,
+        load_s=opened.load_s,
+        open_s=opened.open_s,
+        load_mode=opened.load_mode,
+        warmups=warmups,
+        run=run,
+    )
+    return repetition, opened
+
+
+def _count_from(step: Step, first: int, done: int, doing: str) -> None:
+    step(first + done, doing)
+
+
+def _page_cache(cached_share: float | None) -> PageCache | None:
+    if cached_share is None:
+        return None
+    return "cold" if cached_share <= 0.05 else "warm" if cached_share >= 0.95 else "mixed"
+
+
+def _run(records: Sequence[TokenRecord]) -> Run:
+    """The facts of one answer, as its records tell them."""
+    done = records[-1]
+    assert isinstance(done, TokensDone)
+    if done.error is not None:
+        raise DeviceError(f"the runtime failed in the middle of an answer: {done.error}")
+    tokens = [record for record in records if isinstance(record, NewToken)]
+    stamps = [token.at_s for token in tokens if token.at_s is not None]
+    if len(stamps) < len(tokens):
+        raise DeviceError("the device's runner does not say when it sampled a token; measure with the agent")
+    ids, usage, memory = [token.id for token in tokens], done.usage, done.memory
+    return Run(
+        finish=done.finish,
+        prompt_tokens=usage.prompt,
+        reused_tokens=usage.reused,
+        prefilled_tokens=usage.prefilled,
+        completion_tokens=usage.completion,
+        prefill_s=done.prefill_s,
+        total_s=done.total_s,
+        token_ids_sha256=sha256_ids(ids),
+        token_ids=ids,
+        token_at_s=stamps,
+        memory=Memory(**{field.name: getattr(memory, field.name, None) for field in dataclasses.fields(Memory)}),
+    )

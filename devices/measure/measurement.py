@@ -1,0 +1,188 @@
+"""A measurement: what was asked, what came back with every raw time, and the conditions. No statistic is stored.
+
+Read strictly; written aside and renamed, so that a killed bench leaves no half file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from devices.errors import MeasurementError
+from devices.strict import build
+from export.artifact import Artifact
+from runtimes.system.conditions import Conditions
+
+SCHEMA = 1
+PageCache = Literal["cold", "warm", "mixed"]
+LoadMode = Literal["mmap", "read"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactFacts:
+    """What was measured, out of its manifest."""
+
+    name: str  # the folder's
+    digest: str
+    format: str
+    target: str
+    scheme: str
+    source: str
+    model_type: str
+    parameters: int
+    context_tokens: int
+    artifact_bytes: int  # all files of the folder
+    weights_bytes: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """Where it was measured."""
+
+    name: str
+    transport: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What every repetition did."""
+
+    prompt_tokens: int
+    prompt_sha256: str  # of the prompt's ids
+    generate_tokens: int
+    repetitions: int
+    warmups: int  # requests of the same shape before the measured one, in the same process
+    threads: int | None  # as asked for; None is all cores the process may use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Of the process that holds the model; None where the system cannot tell."""
+
+    peak_bytes: int | None  # max(VmHWM, max over samples of VmRSS + VmSwap); Windows: PeakWorkingSetSize
+    anonymous_bytes: int | None
+    file_bytes: int | None
+    swap_bytes: int | None
+    committed_bytes: int | None = None  # Windows alone, as the next two; see runtimes.api.MemoryUse
+    gpu_bytes: int | None = None
+    gpu_shared_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One request, as its events told it. Times are since the request was accepted, on the model's process's clock."""
+
+    finish: str
+    prompt_tokens: int
+    reused_tokens: int
+    prefilled_tokens: int
+    completion_tokens: int
+    prefill_s: float | None
+    total_s: float | None
+    token_ids_sha256: str
+    token_ids: Sequence[int]
+    token_at_s: Sequence[float]
+    memory: Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """One fresh process: load, warm-up requests, and the measured request."""
+
+    page_cache: PageCache | None  # of the artifact's weights when the process started; None where it cannot be told
+    cached_share: float | None  # of their bytes
+    load_s: float | None  # process start to ready line; None where the device cannot tell
+    open_s: float | None  # the part of it that opened the artifact
+    load_mode: LoadMode | None  # are the weights' files mapped into the process?
+    warmups: Sequence[Run]
+    run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One file of `phi-edge bench`."""
+
+    schema: int
+    created_at: str
+    artifact: ArtifactFacts
+    device: DeviceFacts
+    workload: Workload
+    versions: Mapping[str, str]
+    before: Conditions
+    after: Conditions
+    repetitions: Sequence[Repetition]
+    accelerator: str | None = None  # the graphics adapter that computed; None is the CPU
+
+    def to_json(self) -> str:
+        """The text of the file; lists of numbers take one line each."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+        return re.sub(r"\[\n\s+([-+.\deE,\s]*?)\s+\]", lambda list_: f"[{' '.join(list_[1].split())}]", text) + "\n"
+
+
+def sha256_ids(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids written as decimal numbers with commas."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
+
+
+def describe_artifact(artifact: Artifact) -> ArtifactFacts:
+    """The facts of an artifact that a measurement carries."""
+    manifest = artifact.manifest
+    return ArtifactFacts(
+        name=artifact.folder.resolve().name,
+        digest=manifest.digest(),
+        format=manifest.format,
+        target=manifest.target,
+        scheme=manifest.scheme.name,
+        source=manifest.source.name,
+        model_type=manifest.source.model_type,
+        parameters=manifest.model.parameters,
+        context_tokens=manifest.context_tokens,
+        artifact_bytes=sum(file.bytes for file in manifest.files.values()),
+        weights_bytes=manifest.memory.weights_bytes,
+        kv_bytes_per_token=manifest.memory.kv_bytes_per_token,
+    )
+
+
+def write_measurement(path: Path, measurement: Measurement) -> None:
+    """Write aside, flush to disk, rename."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            out.write(measurement.to_json())
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Read a file of `phi-edge bench`, strictly. Raises MeasurementError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MeasurementError(f"{path}: cannot be read ({error.strerror}); give a file of `phi-edge bench`") from error
+    except ValueError as error:
+        raise MeasurementError(f"{path}: is not JSON ({error}); give a file of `phi-edge bench`") from error
+    if not isinstance(content, dict) or "repetitions" not in content or content.get("schema") != SCHEMA:
+        seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise MeasurementError(
+            f"{path}: schema {seen!r}; this version reads measurements of schema {SCHEMA}; run bench"
+        )
+    measurement = build(Measurement, content, str(path), MeasurementError)
+    if not measurement.repetitions:
+        raise MeasurementError(f"{path}: holds no repetition; run bench again")
+    for number, repetition in enumerate(measurement.repetitions, start=1):
+        if len(repetition.run.token_ids) != len(repetition.run.token_at_s):
+            raise MeasurementError(
+                f"{path}: repetition {number} has ids and times of different length; run bench again"
+            )
+    return measurement

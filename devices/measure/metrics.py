@@ -1,0 +1,219 @@
+"""The metrics, defined once: from raw samples to the numbers that are printed. The table METRICS is the registry.
+
+A metric is a quantile of samples pooled over repetitions: the median where each repetition gives one sample, a
+percentile where it gives a series. Intervals are bootstrapped over repetitions, whose series stay whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.measure.measurement import Measurement, Repetition
+
+Samples = Sequence[float]  # of one repetition
+RESAMPLES = 2000
+LEAST_REPETITIONS = 5  # below it a bootstrap interval says more than the samples know
+SEED = 20261122
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table of metrics."""
+
+    name: str  # with its unit
+    label: str
+    unit: Literal["s", "tokens/s", "bytes"]
+    better: Literal["lower", "higher"]
+    samples: Callable[[Measurement], Sequence[Samples]]  # one entry per repetition that has any
+    definition: str
+    quantile: float = 0.5
+    exact: bool = False  # counted, not sampled: one look is enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A metric of a measurement, as printed. `low` and `high` bound the 95 % interval; None below 5 repetitions."""
+
+    value: float
+    low: float | None
+    high: float | None
+    samples: Sequence[float]  # pooled, raw
+
+
+def summarize(metric: Metric, measurement: Measurement) -> Summary | None:
+    """The metric's value and interval; None where it was not measured."""
+    groups = [np.asarray(group, dtype=np.float64) for group in metric.samples(measurement) if len(group)]
+    if not groups:
+        return None
+    pooled = np.concatenate(groups)
+    low = high = None
+    if len(groups) >= LEAST_REPETITIONS:
+        low, high = interval(bootstrap(groups, metric.quantile))
+    value = float(np.quantile(pooled, metric.quantile))
+    return Summary(value=value, low=low, high=high, samples=pooled.tolist())
+
+
+def bootstrap(groups: Sequence[NDArray[np.float64]], quantile: float, seed: int = SEED) -> NDArray[np.float64]:
+    """The quantile of RESAMPLES resamplings of whole groups."""
+    picks = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    if len({group.size for group in groups}) == 1:
+        pooled = np.stack(groups)[picks].reshape(RESAMPLES, -1)
+        return np.asarray(np.quantile(pooled, quantile, axis=1))
+    return np.array([np.quantile(np.concatenate([groups[i] for i in pick]), quantile) for pick in picks])
+
+
+def interval(estimates: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of bootstrap estimates."""
+    low, high = np.quantile(estimates, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ttft_s(repetition: Repetition) -> float | None:
+    """The first token's stamp: the clock started when the request was accepted."""
+    stamps = repetition.run.token_at_s
+    return stamps[0] if stamps else None
+
+
+def prefill_tokens_per_s(repetition: Repetition) -> float | None:
+    """Prompt tokens actually prefilled by the time to the first logits."""
+    run = repetition.run
+    return run.prefilled_tokens / run.prefill_s if run.prefill_s else None
+
+
+def decode_tokens_per_s(repetition: Repetition) -> float | None:
+    """Tokens after the first by the time they took; None for an answer of one token."""
+    stamps = repetition.run.token_at_s
+    if len(stamps) < 2 or stamps[-1] <= stamps[0]:
+        return None
+    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+
+def itl_s(repetition: Repetition) -> list[float]:
+    """Every gap between two tokens."""
+    return [after - before for before, after in itertools.pairwise(repetition.run.token_at_s)]
+
+
+def _each(value: Callable[[Repetition], float | None]) -> Callable[[Measurement], list[Samples]]:
+    def samples(measurement: Measurement) -> list[Samples]:
+        found = [value(repetition) for repetition in measurement.repetitions]
+        return [(one,) for one in found if one is not None]
+
+    return samples
+
+
+def _warm_load(measurement: Measurement) -> list[Samples]:
+    # Where the page cache cannot be looked at, the first repetition may be either and the next ones follow a load.
+    return [
+        (repetition.load_s,)
+        for number, repetition in enumerate(measurement.repetitions)
+        if repetition.load_s is not None
+        and (repetition.page_cache == "warm" or (repetition.page_cache is None and number > 0))
+    ]
+
+
+def _itl(measurement: Measurement) -> list[Samples]:
+    return [itl_s(repetition) for repetition in measurement.repetitions]
+
+
+def _artifact(measurement: Measurement) -> list[Samples]:
+    return [(measurement.artifact.artifact_bytes,)]
+
+
+ITL = "Every gap between two tokens of an answer, all repetitions together; {} % of the gaps are shorter."
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "load_s",
+            "Load, warm",
+            "s",
+            "lower",
+            _warm_load,
+            "From the start of the process to its ready line, when the artifact's files are in the page cache.",
+        ),
+        Metric(
+            "cold_load_s",
+            "Load, cold",
+            "s",
+            "lower",
+            _each(lambda repetition: repetition.load_s if repetition.page_cache == "cold" else None),
+            "The same when the artifact's files must come from the disk, as after a restart of the device.",
+        ),
+        Metric(
+            "ttft_s",
+            "Time to first token",
+            "s",
+            "lower",
+            _each(ttft_s),
+            "From the acceptance of the request to the first sampled token: prefill and sampling included.",
+        ),
+        Metric(
+            "prefill_tokens_per_s",
+            "Prefill",
+            "tokens/s",
+            "higher",
+            _each(prefill_tokens_per_s),
+            "Prompt tokens that were really computed, divided by the time to the first logits.",
+        ),
+        Metric(
+            "decode_tokens_per_s",
+            "Decode",
+            "tokens/s",
+            "higher",
+            _each(decode_tokens_per_s),
+            "Generated tokens but the first, divided by the time between the first and the last.",
+        ),
+        Metric("itl_p50_s", "Inter-token p50", "s", "lower", _itl, ITL.format(50), 0.50),
+        Metric("itl_p90_s", "Inter-token p90", "s", "lower", _itl, ITL.format(90), 0.90),
+        Metric("itl_p95_s", "Inter-token p95", "s", "lower", _itl, ITL.format(95), 0.95),
+        Metric("itl_p99_s", "Inter-token p99", "s", "lower", _itl, ITL.format(99), 0.99),
+        Metric(
+            "peak_memory_bytes",
+            "Peak memory",
+            "bytes",
+            "lower",
+            _each(lambda repetition: repetition.run.memory.peak_bytes),
+            "The most memory the process that holds the model took, what was swapped out included.",
+        ),
+        Metric(
+            "peak_committed_bytes",
+            "Peak committed memory",
+            "bytes",
+            "lower",
+            _each(lambda repetition: repetition.run.memory.committed_bytes),
+            "Windows: the most memory that was the process's own, paged out or not; files mapped into it do not count.",
+        ),
+        Metric(
+            "peak_gpu_memory_bytes",
+            "Peak GPU memory",
+            "bytes",
+            "lower",
+            _each(lambda repetition: repetition.run.memory.gpu_bytes),
+            "Windows: the most of the graphics adapters' own memory that the process held.",
+        ),
+        Metric(
+            "peak_gpu_shared_bytes",
+            "Peak GPU memory, shared",
+            "bytes",
+            "lower",
+            _each(lambda repetition: repetition.run.memory.gpu_shared_bytes),
+            "Windows: the most of the host's memory that the graphics adapters were lent; not to be added to the rest.",
+        ),
+        Metric(
+            "artifact_bytes",
+            "Artifact size",
+            "bytes",
+            "lower",
+            _artifact,
+            "All files of the artifact together: what is pushed to a device.",
+            exact=True,
+        ),
+    )
+}

@@ -1,0 +1,60 @@
+"""Which measurements are no measurements, and which are doubtful. Pure: it reads a Measurement and says why."""
+
+from __future__ import annotations
+
+from devices.measure.measurement import Measurement, Repetition, Workload, sha256_ids
+from devices.measure.throttling import during
+
+# What a background service takes stays below; another program at work on one core of three does not.
+BUSY_SHARE = 0.3
+
+
+def problems(measurement: Measurement) -> list[str]:
+    """Why the measurement is invalid, one line each; empty when it is valid."""
+    repetitions = measurement.repetitions
+    found = [
+        f"repetition {number}: {problem}"
+        for number, repetition in enumerate(repetitions, start=1)
+        for problem in _repetition(repetition, measurement.workload)
+    ]
+    if len(repetitions) != measurement.workload.repetitions:
+        found.append(f"{len(repetitions)} repetitions of {measurement.workload.repetitions}")
+    first = repetitions[0].run.token_ids_sha256
+    if differing := [str(n) for n, each in enumerate(repetitions, start=1) if each.run.token_ids_sha256 != first]:
+        found.append(
+            f"nondeterministic: greedy token ids of repetition {', '.join(differing)} differ from repetition 1's"
+        )
+    if measurement.before.boot_id != measurement.after.boot_id:
+        found.append("the device was restarted in the middle (its boot id changed)")
+    return found
+
+
+def doubts(measurement: Measurement) -> list[str]:
+    """What does not make the measurement invalid but its times worse than the device can do."""
+    found, before, after = [], measurement.before, measurement.after
+    if before.busy_share is not None and before.busy_share > BUSY_SHARE:
+        found.append(
+            f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close what else runs"
+        )
+    if measurement.artifact.target == "windows-directml" and measurement.accelerator is None:
+        found.append("the CPU ran an artifact that is made for a graphics adapter; its times are not DirectML's")
+    if before.throttled is not None and after.throttled is not None:
+        found += [f"the board's firmware held it back: {why}" for why in during(before.throttled, after.throttled)]
+    return found
+
+
+def _repetition(repetition: Repetition, workload: Workload) -> list[str]:
+    found = []
+    for what, run in [*(("warm-up", warmup) for warmup in repetition.warmups), ("measured request", repetition.run)]:
+        if run.finish != "length":
+            found.append(f"{what} finished with {run.finish!r}, not at its length")
+        if run.completion_tokens != workload.generate_tokens or len(run.token_ids) != workload.generate_tokens:
+            found.append(f"{what} generated {run.completion_tokens} of {workload.generate_tokens} tokens")
+        if run.prompt_tokens != workload.prompt_tokens or run.prefilled_tokens != workload.prompt_tokens:
+            found.append(f"{what} prefilled {run.prefilled_tokens} of {workload.prompt_tokens} prompt tokens")
+        if run.token_ids_sha256 != sha256_ids(run.token_ids):
+            found.append(f"{what}: token ids do not have the hash that stands beside them")
+    swap_bytes = repetition.run.memory.swap_bytes
+    if swap_bytes:
+        found.append(f"{swap_bytes} bytes of the process were swapped out, so its times are those of the swap")
+    return found

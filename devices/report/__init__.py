@@ -1,0 +1,1 @@
+"""Measurements side by side, as markdown, JSON or one HTML page."""

@@ -1,0 +1,140 @@
+"""Measurements side by side: a table in markdown, or JSON. The HTML page is page.py's; no statistic is made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from devices.measure.measurement import Measurement
+from devices.measure.metrics import METRICS, Summary, summarize
+from devices.measure.validity import doubts, problems
+from devices.report.numbers import NOT_MEASURED, digits, show, show_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One measurement as the report shows it."""
+
+    label: str
+    measurement: Measurement
+    summaries: Mapping[str, Summary | None]  # by metric
+    problems: Sequence[str]  # why it is invalid
+    doubts: Sequence[str]
+
+
+def labels(measurements: Sequence[Measurement]) -> list[str]:
+    """A name for each: artifact, format and device, numbered where several have the same."""
+    names = [f"{each.artifact.name} · {each.artifact.format} · {each.device.name}" for each in measurements]
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if names.count(name) == 1 else f"{name} #{seen[name]}")
+    return found
+
+
+def make_columns(measurements: Sequence[Measurement]) -> list[Column]:
+    """Summarize every metric of every measurement."""
+    return [
+        Column(
+            label=label,
+            measurement=measurement,
+            summaries={name: summarize(metric, measurement) for name, metric in METRICS.items()},
+            problems=problems(measurement),
+            doubts=doubts(measurement),
+        )
+        for label, measurement in zip(labels(measurements), measurements, strict=True)
+    ]
+
+
+def ratio(column: Column, first: Column, metric: str) -> float | None:
+    """A column's value by the first column's; None where either was not measured."""
+    value, base = column.summaries[metric], first.summaries[metric]
+    return value.value / base.value if value and base and base.value else None
+
+
+def to_json(columns: Sequence[Column]) -> str:
+    """Everything the report shows, for a script."""
+    content = [
+        {
+            "label": column.label,
+            "valid": not column.problems,
+            "problems": list(column.problems),
+            "doubts": list(column.doubts),
+            "artifact": dataclasses.asdict(column.measurement.artifact),
+            "device": dataclasses.asdict(column.measurement.device),
+            "workload": dataclasses.asdict(column.measurement.workload),
+            "metrics": {name: _metric_json(column, columns[0], name) for name in METRICS},
+        }
+        for column in columns
+    ]
+    return json.dumps({"schema": 1, "measurements": content}, indent=2, allow_nan=False) + "\n"
+
+
+def _metric_json(column: Column, first: Column, name: str) -> dict[str, float | int | str | None] | None:
+    summary = column.summaries[name]
+    if summary is None:
+        return None
+    return {
+        "value": summary.value,
+        "low": summary.low,
+        "high": summary.high,
+        "unit": METRICS[name].unit,
+        "better": METRICS[name].better,
+        "samples": len(summary.samples),
+        "ratio_to_first": ratio(column, first, name),
+    }
+
+
+def to_markdown(columns: Sequence[Column]) -> str:
+    """A table that GitHub renders: a row per metric, a column per measurement."""
+    lines = [
+        "| | " + " | ".join(escape_markdown(column.label) for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name, metric in METRICS.items():
+        if any(column.summaries[name] for column in columns):
+            cells = [_cell(column, columns[0], name) for column in columns]
+            lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
+    lines += ["", *(_footnote(column) for column in columns)]
+    for column in columns:
+        for kind, texts in (("invalid", column.problems), ("doubtful", column.doubts)):
+            lines += [f"- **{kind}**: {escape_markdown(column.label)}: {escape_markdown(text)}" for text in texts]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column: Column, first: Column, name: str) -> str:
+    summary = column.summaries[name]
+    if summary is None:
+        return NOT_MEASURED
+    text = show(summary.value, METRICS[name].unit)
+    if bounds := show_interval(summary.value, summary.low, summary.high, METRICS[name].unit):
+        text += f" ({bounds})"
+    if column is not first and (times := ratio(column, first, name)) is not None:
+        text += f", {digits(times)}x"
+    return text
+
+
+def _footnote(column: Column) -> str:
+    measurement = column.measurement
+    artifact, workload, before = measurement.artifact, measurement.workload, measurement.before
+    facts = [
+        f"{artifact.source}, {artifact.scheme}",
+        f"prompt {workload.prompt_tokens}, generate {workload.generate_tokens}",
+        f"{workload.repetitions} repetitions, each a fresh process",
+        f"threads {workload.threads or 'as many as cores'}",
+        before.cpu_model or "unknown CPU",
+        *([f"on {measurement.accelerator}"] if measurement.accelerator else []),
+        f"artifact {artifact.digest[:12]}",
+    ]
+    return f"- {escape_markdown(column.label)}: {escape_markdown('; '.join(facts))}"
+
+
+def escape_markdown(text: str) -> str:
+    """Text that GitHub shows as it is, on one line: no tag, no cell border, no emphasis, no link."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{char}" if char in "\\`*_[]|~$" else char for char in escaped)

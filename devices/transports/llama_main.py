@@ -1,0 +1,224 @@
+"""ExecuTorch's official runner, `llama_main`, as a TokenSource. One process for each request; greedy only.
+
+It takes and prints text, so ids are checked on the way in (the prompt's text must be these ids) and recovered on the
+way out (the answer's text is tokenised, and must have as many tokens as the runner counted). What it cannot do is
+refused: sampling with our seeds, other stop ids than the program's own, sessions, prompts beyond long rope's switch,
+where its context ends. Its tokens' at_s is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from devices.transports.host import Host, LineProcess
+from export.artifact import Artifact
+from runtimes.api import Finish, Usage
+from runtimes.errors import RequestError, TransportError, UnsupportedError
+from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, TokenSource, check_request
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+OBSERVER = b"PyTorchObserver "
+SHORT_S = 60.0
+
+
+def open_llama_main(
+    host: Host,
+    start: Sequence[str],
+    artifact: Artifact,
+    folder: str,
+    threads: int | None,
+    deadline_s: float,
+    diagnose: Callable[[], str | None] = lambda: None,
+) -> TokenSource:
+    """`start` is the command that starts the program; `folder` holds the artifact on the device. `deadline_s` ends a
+    request that takes longer. `diagnose` says why the device is gone, if it is. Loads nothing yet: the runner loads for
+    each request."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
+    return LlamaMain(host, start, artifact, folder, tokenizer, threads, deadline_s, diagnose)
+
+
+class LlamaMain:
+    """See TokenSource. Tokens come together at the end: the runner's pieces have no ids."""
+
+    def __init__(
+        self,
+        host: Host,
+        start: Sequence[str],
+        artifact: Artifact,
+        folder: str,
+        tokenizer: Tokenizer,
+        threads: int | None,
+        deadline_s: float,
+        diagnose: Callable[[], str | None],
+    ) -> None:
+        (program,) = (name for name in artifact.manifest.files if name.endswith(".pte"))
+        self._host = host
+        self._command = [*start, f"--model_path={folder}/{program}", f"--tokenizer_path={folder}/tokenizer.json"]
+        self._command += ["--temperature=0", *([] if threads is None else [f"--cpu_threads={threads}"])]
+        self._folder = folder
+        self._manifest = artifact.manifest
+        # It cannot prefill again with the long factors: the program ends its context at the switch.
+        self._context_tokens = artifact.manifest.rope.switch_tokens or artifact.manifest.context_tokens
+        self._tokenizer = tokenizer
+        self._deadline_s = deadline_s
+        self._diagnose = diagnose
+        self._running = threading.Lock()
+        self._process: LineProcess | None = None
+        self._cut: Finish | None = None  # why the process was ended by us
+
+    def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
+        """See TokenSource.stream."""
+        check_request(request, self._manifest.context_tokens, self._manifest.model.vocab_size)
+        self._refuse(request)
+        text = self._text(request.ids)
+        self._cut = None
+        return self._stream(request, text)
+
+    def cancel(self) -> None:
+        """Ends the process: the runner has no other way."""
+        self._end("cancelled")
+
+    def close(self) -> None:
+        """See TokenSource.close."""
+        self._end("cancelled")
+
+    def _refuse(self, request: TokenRequest) -> None:
+        if len(request.ids) >= self._context_tokens:
+            raise UnsupportedError(
+                f"the prompt has {len(request.ids)} tokens; llama_main ends at {self._context_tokens}, where long rope "
+                "switches its factors; shorten the prompt, or use the agent"
+            )
+        if request.sampling.temperature > 0 and request.sampling.top_k != 1:
+            raise UnsupportedError(
+                "llama_main draws with a seed of its own, without top_k and top_p; use temperature 0"
+            )
+        if request.session is not None:
+            raise UnsupportedError("llama_main keeps nothing between two requests; leave session out")
+        if request.stop_ids and set(request.stop_ids) != set(self._manifest.tokens.stop):
+            raise UnsupportedError(
+                f"llama_main stops at the program's own ids alone ({', '.join(map(str, self._manifest.tokens.stop))}); "
+                "leave stop_ids out, or use the agent"
+            )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        if self._encode(text) != list(ids):
+            raise UnsupportedError(
+                "llama_main takes text, and the tokenizer makes other ids of these ids' text; use the agent"
+            )
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _stream(self, request: TokenRequest, text: str) -> Generator[TokenRecord, None, None]:
+        if not self._running.acquire(blocking=False):
+            raise RequestError("another request is running; read it to its end or close it first")
+        try:
+            if request.deadline_s is not None and request.deadline_s <= 0:
+                yield self._cut_short(request, "deadline")
+                return
+            output = self._run(request, text)
+            if output is None:
+                assert self._cut is not None
+                yield self._cut_short(request, self._cut)
+                return
+            answer, observed = output
+            yield from self._records(request, text, answer, observed)
+        finally:
+            self._running.release()
+
+    def _run(self, request: TokenRequest, text: str) -> tuple[str, Mapping[str, Any]] | None:
+        """The answer's text and the runner's figures; None when it was cut short."""
+        room = min(request.max_new_tokens, self._context_tokens - len(request.ids))
+        # Through a file: a NUL or 100 kB of text cannot be an argument.
+        prompt = f"{self._folder}/prompt.{secrets.token_hex(8)}"
+        write = ["sh", "-c", 'cat >"$1"', "sh", prompt]
+        self._host.run(write, deadline_s=SHORT_S, stdin=text.encode()).checked("writing the prompt")
+        stops = [] if request.stop_ids else ["--ignore_eos"]
+        command = [*self._command, f"--prompt_file={prompt}", f"--max_new_tokens={room}", *stops]
+        reason: str | None = None
+        timer = threading.Timer(request.deadline_s or self._deadline_s, self._end, ("deadline",))
+        try:
+            self._process = process = self._host.start(command)
+            if self._cut is not None:  # cancelled before it was there
+                self._end(self._cut)
+            timer.start()
+            lines = list(process.lines())
+            code = process.wait(SHORT_S)
+            if self._cut is not None:
+                return None
+            if code != 0 or not lines or not lines[-1].startswith(OBSERVER):
+                last, reason = process.last_lines(), self._diagnose()
+                told = f"llama_main was lost: {reason}"
+                if reason is None:
+                    told = "llama_main failed on the device, or the connection was cut"
+                raise TransportError(told, command=command, exit_code=code, last_lines=last)
+        finally:
+            timer.cancel()
+            self._end(None)
+            if reason is None:  # else the device is gone: its file will be in nobody's way
+                with contextlib.suppress(TransportError):
+                    self._host.run(["rm", "-f", prompt], deadline_s=SHORT_S)
+        said = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
+        if not said.startswith(text):
+            raise TransportError("llama_main did not echo the prompt; is it ExecuTorch's own program?")
+        return said.removeprefix(text), json.loads(lines[-1].removeprefix(OBSERVER))
+
+    def _records(
+        self, request: TokenRequest, text: str, answer: str, observed: Mapping[str, Any]
+    ) -> Generator[TokenRecord, None, None]:
+        ids, prompt = self._encode(text + answer), len(request.ids)
+        expected = int(observed["generated_tokens"]) + 1  # the runner does not count the first
+        finish: Finish = "length"
+        stop_id = error = None
+        if ids[:prompt] != list(request.ids) or len(ids) - prompt != expected:
+            ids, finish = [], "error"
+            error = (
+                f"llama_main's answer of {expected} tokens reads as {max(0, len(ids) - prompt)}: its ids cannot be "
+                "told from its text; use the agent"
+            )
+        new = ids[prompt:]
+        # The runner does not look whether its first token is a stop id, and goes on (executorch 1.4).
+        end = next((place for place, id_ in enumerate(new) if id_ in request.stop_ids), None)
+        if end is not None:
+            finish, stop_id = "stop", new[end]
+            new = new[:end]
+        for id_ in new:
+            yield NewToken(id_, None)
+        yield TokensDone(
+            finish=finish,
+            stop_id=stop_id,
+            usage=Usage(prompt=prompt, reused=0, prefilled=prompt, completion=len(new)),
+            prefill_s=_seconds(observed, "inference_start_ms", "prompt_eval_end_ms"),  # its tokenising is in it
+            total_s=_seconds(observed, "model_load_start_ms", "inference_end_ms"),
+            error=error,
+        )
+
+    def _cut_short(self, request: TokenRequest, finish: Finish) -> TokensDone:
+        usage = Usage(prompt=len(request.ids), reused=0, prefilled=0, completion=0)
+        return TokensDone(finish=finish, usage=usage, prefill_s=None, total_s=None)
+
+    def _end(self, why: Finish | None) -> None:
+        if why is not None:
+            self._cut = self._cut or why
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+
+def _seconds(observed: Mapping[str, Any], start: str, end: str) -> float | None:
+    """Between two of the runner's moments; whole milliseconds are all it tells, so 0 is below one."""
+    if start not in observed or end not in observed:
+        return None
+    return (int(observed[end]) - int(observed[start])) / int(observed["SCALING_FACTOR_UNITS_PER_SECOND"])

@@ -1,0 +1,47 @@
+"""This machine as a Host: the transport without a wire. For bench's fresh processes, and tests of what uses hosts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from devices.transports.child import ChildLines, run_child
+from devices.transports.host import Finished, LineProcess
+from runtimes.errors import TransportError
+
+
+class LocalHost:
+    """See devices.transports.host.Host."""
+
+    def run(self, command: Sequence[str], *, deadline_s: float, stdin: bytes = b"") -> Finished:
+        """See Host.run."""
+        return run_child(command, deadline_s=deadline_s, stdin=stdin)
+
+    def start(self, command: Sequence[str]) -> LineProcess:
+        """See Host.start."""
+        return ChildLines(command)
+
+    def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
+        """See Host.push. Continues a shorter file, as a wire would."""
+        target = Path(remote)
+        try:
+            with local.open("rb") as source, target.open("ab") as out:
+                source.seek(out.tell())
+                shutil.copyfileobj(source, out, 1 << 20)
+        except OSError as error:
+            raise TransportError(f"{local} cannot be copied to {remote} ({error.strerror})") from error
+
+    def pull(self, remote: str, local: Path, *, deadline_s: float) -> None:
+        """See Host.pull."""
+        part = local.with_name(local.name + ".part")
+        try:
+            shutil.copyfile(remote, part)
+            part.replace(local)
+        except OSError as error:
+            raise TransportError(f"{remote} cannot be copied to {local} ({error.strerror})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,1 @@
+"""A checkpoint folder, read strictly: config, tensors, tokenizer. Start at open.py."""

@@ -1,0 +1,87 @@
+"""Safetensors shards, read by rows with plain reads: a memory map would count every page read as resident.
+
+Not a general reader: two-dimensional and one-dimensional tensors in bf16, fp16 or fp32, which is what Phi-3 has.
+Format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, bytes).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.errors import CheckpointError
+from export.weights.scratch import Scratch
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes lie."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def length(self) -> int:
+        return self.shape[0] * self.row_bytes
+
+    def read_rows(self, start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
+        """Rows start..stop (or elements, of a vector) in the stored dtype, in `scratch` where it is given."""
+        rows = (scratch or Scratch()).take("stored", (stop - start, *self.shape[1:]), self.dtype)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset + start * self.row_bytes)
+            view, done = rows.view(torch.uint8).numpy().data.cast("B"), 0
+            while done < len(view):  # one read gives at most 2 GiB
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(f"{self.file}: ends inside {self.name}; download the checkpoint again")
+                done += count
+            os.posix_fadvise(file.fileno(), self.offset, 0, os.POSIX_FADV_SEQUENTIAL)
+        return rows
+
+    def read(self) -> Tensor:
+        """The whole tensor in float32."""
+        return self.read_rows(0, self.shape[0]).float()
+
+
+def read_shard_header(path: Path) -> dict[str, StoredTensor]:
+    """A shard's tensors by name. Raises CheckpointError where the file is not whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise CheckpointError(
+                f"{path}: is truncated (its header alone needs {length + 8} bytes, the file has {size})"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
+    tensors: dict[str, StoredTensor] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; allowed: {', '.join(DTYPES)}")
+        start, end = entry["data_offsets"]
+        tensor = StoredTensor(name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
+        if tensor.offset + tensor.length > size or tensor.length != end - start:
+            raise CheckpointError(
+                f"{path}: is truncated ({name} ends at byte {8 + length + end}, the file has {size}); download it again"
+            )
+        tensors[name] = tensor
+    return tensors

@@ -1,0 +1,46 @@
+"""An ExecuTorch artifact's one file: the program, with its weights inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.job import Job
+from export.to_executorch import program
+from export.to_executorch.lowering import PREFILL_TOKENS
+from export.weights.slots import Slot
+from export.weights.weight_file import WeightFile
+
+
+class ExecuTorchLayout:
+    """model.pte, with its weights inside."""
+
+    files: tuple[str, ...] = ("model.pte",)
+
+    def __init__(self, job: Job) -> None:
+        tokens = job.checkpoint.tokens
+        self.program = program.build(
+            job.checkpoint.config,
+            job.scheme,
+            context_tokens=job.context_tokens,
+            bos=tokens.bos,
+            stop=list(tokens.stop),
+        )
+        self.slots: Mapping[str, Slot] = self.program.slots
+        self.coverage = self.program.coverage
+        self.spread: Mapping[str, Sequence[tuple[str, int]]] = self.program.spread
+        self.activations = "int8 by row, dynamic, in every linear layer" if job.scheme.bits else "float32"
+        self.options: Mapping[str, Any] = {
+            "backend": "xnnpack",
+            "delegates": job.model.layers + 1,
+            "kv_cache": "float32, state of the program",
+            "logits": "last token only",
+            "prefill_tokens": min(PREFILL_TOKENS, job.context_tokens),
+        }
+
+    def fill(self, sink: WeightFile) -> None:
+        """Nothing: the rotary tables are constants of the program."""
+
+    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+        self.program.finish(folder / "model.pte", digests)

@@ -1,0 +1,195 @@
+"""The traced module -> an ONNX graph of the operators that onnxruntime has fast kernels for.
+
+A form has one small function per traced operator (export.to_onnx.operators); an operator that is not in its table stops
+the export. The graph holds no weights: they stay in slots of the external data file, which export.weights.stream fills.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from export.models.shape import EMBEDDING, Config
+from export.scheme import Scheme
+from export.to_onnx.trace import DECODER, trace
+from export.weights.slots import ITEM_BITS, Slot
+
+MICROSOFT = "com.microsoft"
+OPSETS = {"": 21, MICROSOFT: 1}
+IR_VERSION = 10
+FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a graph is written for one execution provider: export.to_onnx.operators, export.to_onnx.directml."""
+
+    lowerings: Mapping[Any, Callable[[Graph, fx.Node], None]]
+    lengths: Callable[..., tuple[dict[str, ir.Value], list[ir.Value]]]  # see sequence_lengths
+    activations: str  # float32 or float16: of weights that stay float, scales, KV cache and logits too
+    scales: str  # what scales are rounded to: a graph with other activations has the same weights
+    zero_points: bool  # whether MatMulNBits is given the zero points that it has by default
+
+
+@dataclass
+class Graph:
+    """The ONNX graph under construction, and what each traced value became."""
+
+    config: Config
+    scheme: Scheme
+    form: Form
+    accuracy_level: int
+    slots: Mapping[str, Slot]  # initializer name -> its place in the data file
+    nodes: list[ir.Node] = field(default_factory=list)
+    initializers: dict[str, ir.Value] = field(default_factory=dict)
+    values: dict[Any, Any] = field(default_factory=dict)
+    parameters: dict[fx.Node, str] = field(default_factory=dict)  # placeholder -> the checkpoint's name
+    positions: ir.Value | None = None  # the input position_ids, where the form has one
+
+    @property
+    def float_type(self) -> ir.DataType:
+        return FLOATS[self.form.activations]
+
+    def add(
+        self,
+        name: str,
+        op: str,
+        inputs: list[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        domain: str = "",
+        outputs: int = 1,
+    ) -> list[ir.Value]:
+        """Append one node; its outputs are named after it."""
+        results = [ir.Value(name=f"{name}/output_{i}") for i in range(outputs)]
+        self.nodes.append(ir.node(op, inputs, attributes or {}, domain=domain, outputs=results, name=name))
+        return results
+
+    def weight(self, name: str, *, slot: str | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
+        """An initializer whose bytes lie in the external data file, in the slot of its name or in another's."""
+        if name not in self.initializers:
+            place = self.slots[slot or name]
+            shape = shape or place.shape
+            dtype = FLOATS.get(place.dtype) or ir.DataType[place.dtype.upper()]
+            length = math.prod(shape) * ITEM_BITS[place.dtype] // 8
+            tensor = ir.ExternalTensor(place.file, place.offset, length, dtype, shape=ir.Shape(shape), name=name)
+            self.initializers[name] = ir.Value(
+                name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape)
+            )
+        return self.initializers[name]
+
+    def constant(self, name: str, values: list[int] | float, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+        """A small constant inside the graph."""
+        if name not in self.initializers:
+            tensor = ir.tensor(values, dtype=dtype, name=name)
+            shape = ir.Shape([len(values)] if isinstance(values, list) else [])
+            self.initializers[name] = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=shape)
+        return self.initializers[name]
+
+    def table(self, name: str, values: npt.NDArray[Any]) -> ir.Value:
+        """A table of numbers inside the graph."""
+        if name not in self.initializers:
+            tensor = ir.tensor(values, name=name)
+            self.initializers[name] = ir.Value(
+                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape)
+            )
+        return self.initializers[name]
+
+    def attentions(self) -> int:
+        """How many layers' attention is in."""
+        return sum(node.op_type in ("GroupQueryAttention", "SparseAttention") for node in self.nodes)
+
+
+def label(node: fx.Node) -> str:
+    """A node's name from the module that it was traced from: model.layers.0.mlp -> /model/layers.0/mlp."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    path = path.removeprefix(DECODER).removeprefix(".")
+    return "/" + path.replace("layers.", "layers#").replace(".", "/").replace("layers#", "layers.")
+
+
+def build(
+    config: Config,
+    scheme: Scheme,
+    slots: Mapping[str, Slot],
+    *,
+    context_tokens: int,
+    accuracy_level: int,
+    form: Form,
+) -> ir.Model:
+    """Trace the model and translate it; the weights stay references into the data file."""
+    program = trace(config, context_tokens)
+    graph = Graph(config, scheme, form, accuracy_level, slots)
+    lengths, inputs = form.lengths(graph, switches=config.rope.switches(context_tokens))
+    signature = program.graph_signature
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            target = signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(node.name)
+            if target in ("cos", "sin"):
+                graph.values[node] = graph.weight(f"{target}_cache")
+            elif target is not None:
+                name = target.removeprefix(f"{DECODER}.")
+                # The trace may give a shared table either of its names.
+                graph.parameters[node] = EMBEDDING if config.tie_word_embeddings and name == "lm_head.weight" else name
+            elif node.name in lengths:
+                graph.values[node] = lengths[node.name]
+            else:
+                value = graph_input(node, graph)
+                graph.values[node] = value
+                inputs.append(value)
+        elif node.op == "call_function":
+            if node.target not in form.lowerings:
+                known = ", ".join(str(target) for target in form.lowerings)
+                raise NotImplementedError(f"{node.target}: no lowering to ONNX; known: {known}")
+            form.lowerings[node.target](graph, node)
+    outputs = name_outputs(program, graph, config)
+    inputs.sort(key=lambda value: (value.name != "input_ids", str(value.name).startswith("past")))
+    result = ir.Graph(
+        inputs,
+        outputs,
+        nodes=graph.nodes,
+        initializers=list(graph.initializers.values()),
+        opset_imports=OPSETS,
+        name="phi3",
+    )
+    return ir.Model(result, ir_version=IR_VERSION, producer_name="phi-edge")
+
+
+def graph_input(node: fx.Node, graph: Graph) -> ir.Value:
+    """input_ids, or one of the caches past_<2 * layer + (0 key, 1 value)>."""
+    if node.name == "input_ids":
+        return ir.Value(
+            name="input_ids",
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape(["batch_size", "sequence_length"]),
+        )
+    layer, part = divmod(int(node.name.removeprefix("past_")), 2)
+    return ir.Value(
+        name=f"past_key_values.{layer}.{('key', 'value')[part]}",
+        type=ir.TensorType(graph.float_type),
+        shape=ir.Shape(["batch_size", graph.config.num_key_value_heads, "past_sequence_length", graph.config.head_dim]),
+    )
+
+
+def name_outputs(program: torch.export.ExportedProgram, graph: Graph, config: Config) -> list[ir.Value]:
+    """logits, then present.N.key and present.N.value."""
+    (results,) = program.graph.output_node().args
+    outputs: list[ir.Value] = []
+    for index, node in enumerate(results):
+        value: ir.Value = graph.values[node]
+        value.type = ir.TensorType(graph.float_type)
+        if index == 0:
+            value.name, value.shape = "logits", ir.Shape(["batch_size", 1, config.vocab_size])
+        else:
+            layer, part = divmod(index - 1, 2)
+            value.name = f"present.{layer}.{('key', 'value')[part]}"
+            value.shape = ir.Shape(["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim])
+        outputs.append(value)
+    return outputs

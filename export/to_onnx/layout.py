@@ -1,0 +1,86 @@
+"""An ONNX artifact's files: the graph, its external data, and what onnxruntime-genai reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from export.coverage import onnx_coverage
+from export.job import Job
+from export.to_onnx import graph
+from export.to_onnx.directml import directml_form
+from export.to_onnx.genai_config import genai_config
+from export.to_onnx.operators import CPU
+from export.to_onnx.slots import part_slots, slots_for
+from export.weights.slots import Slot, weight_files
+from export.weights.weight_file import WeightFile
+
+
+class OnnxLayout:
+    """model.onnx, model.onnx.data (and more, if a file may not grow so large) and genai_config.json."""
+
+    def __init__(self, job: Job) -> None:
+
+        config = job.checkpoint.config
+        self.job = job
+        form = CPU
+        if job.target.provider == "dml":
+            form = directml_form(job.activations, lengths_as_inputs=job.lengths_as_inputs)
+        whole = slots_for(config, job.scheme, job.context_tokens, form, job.max_file_bytes)
+        self.slots: Mapping[str, Slot]
+        self.spread: Mapping[str, Sequence[tuple[str, int]]]
+        self.slots, self.spread = part_slots(config, whole)
+        # onnxruntime-genai gives a mask, not lengths.
+        genai = () if job.lengths_as_inputs else ("genai_config.json",)
+        self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *genai)
+        self.graph = graph.build(
+            config,
+            job.scheme,
+            whole,
+            context_tokens=job.context_tokens,
+            accuracy_level=job.target.accuracy_level,
+            form=form,
+        )
+        self.coverage = onnx_coverage(
+            ((str(node.name), node.op_type) for node in self.graph.graph), job.target.provider
+        )
+        quantised = job.scheme.bits is not None
+        int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
+        self.activations = job.activations + int8
+        self.options: Mapping[str, Any] = {
+            "opset": self.graph.opset_imports[""],
+            "accuracy_level": job.target.accuracy_level if quantised else None,
+            "kv_cache": f"{job.activations}, one buffer for past and present",
+            "logits": "last token only",
+            "max_file_bytes": job.max_file_bytes,
+            "lengths": "inputs" if job.lengths_as_inputs else "attention mask",
+            "provider": job.target.provider or "cpu",
+        }
+
+    def fill(self, sink: WeightFile) -> None:
+        tables = self.job.checkpoint.config.rope.stacked_tables(self.job.context_tokens)
+        for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
+            table = np.ascontiguousarray(table.astype(self.slots[name].dtype))
+            sink.append(name, table.view(np.uint8).data.cast("B"))
+        for name, middle in (("zero_points_4", b"\x88"), ("zero_points_8", b"\x80")):
+            if name in self.slots:
+                sink.append(name, memoryview(middle * self.slots[name].length))
+
+    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+        onnx_ir.save(self.graph, folder / "model.onnx")
+        if "genai_config.json" not in self.files:
+            return
+        job = self.job
+        content = genai_config(
+            job.model,
+            job.checkpoint.tokens,
+            model_type=job.checkpoint.config_content["model_type"],
+            context_tokens=job.context_tokens,
+            provider=job.target.provider,
+        )
+        (folder / "genai_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

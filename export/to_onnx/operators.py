@@ -1,0 +1,266 @@
+"""How each traced operator is written in ONNX for the CPU: one small function each, in the table LOWERINGS."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from export.models.shape import EMBEDDING
+from export.to_onnx.graph import MICROSOFT, Form, Graph, label
+from export.to_onnx.phi3small import block_sparse_attention, gegelu, never_chosen
+
+aten = torch.ops.aten
+
+
+def embedding(graph: Graph, node: fx.Node) -> None:
+    table, ids = node.args
+    assert isinstance(table, fx.Node)
+    name, scheme = graph.parameters[table], graph.scheme
+    if scheme.embedding_bits is None:
+        result = graph.add(label(node) + "/Gather", "Gather", [graph.weight(name), graph.values[ids]])
+    else:
+        result = graph.add(
+            label(node) + "/GatherBlockQuantized",
+            "GatherBlockQuantized",
+            [graph.weight(f"{name}_q"), graph.values[ids], graph.weight(f"{name}_scales")],
+            {"bits": scheme.embedding_bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1},
+            domain=MICROSOFT,
+        )
+    graph.values[node] = result[0]
+
+
+def linear(graph: Graph, node: fx.Node) -> None:
+    x, weight, *biases = node.args
+    assert isinstance(weight, fx.Node)
+    name, scheme = graph.parameters[weight], graph.scheme
+    bias = graph.weight(graph.parameters[biases[0]]) if biases and isinstance(biases[0], fx.Node) else None
+    tied = name == EMBEDDING  # a tied lm_head reads the embedding's bytes, in MatMulNBits's shape
+    bits = scheme.embedding_bits if tied else scheme.bits
+    if bits is None:
+        result = graph.add(
+            label(node) + "/FusedMatMul",
+            "FusedMatMul",
+            [graph.values[x], graph.weight(name)],
+            {"transB": 1},
+            domain=MICROSOFT,
+        )
+        if bias is not None:
+            result = graph.add(label(node) + "/Add", "Add", [result[0], bias])
+    else:
+        assert scheme.block_size
+        rows, columns = weight.meta["val"].shape
+        shape = (rows, columns // scheme.block_size, scheme.block_size * bits // 8)
+        packed = graph.weight("lm_head.weight_q" if tied else f"{name}_q", slot=f"{name}_q", shape=shape)
+        inputs = [graph.values[x], packed, graph.weight(f"{name}_scales")]
+        zeros = zero_points(graph, rows, shape[1], bits)
+        if bias is not None:
+            zeros = [*(zeros or [None]), None, bias]
+        result = graph.add(
+            label(node) + "/MatMulNBits",
+            "MatMulNBits",
+            [*inputs, *zeros],
+            {
+                "K": columns,
+                "N": rows,
+                "bits": bits,
+                "block_size": scheme.block_size,
+                "accuracy_level": graph.accuracy_level,
+            },
+            domain=MICROSOFT,
+        )
+    graph.values[node] = result[0]
+
+
+def zero_points(graph: Graph, rows: int, blocks: int, bits: int) -> list[ir.Value | None]:
+    """The middle code for every block: all the same bytes, so that every matrix reads them in one slot."""
+    if not graph.form.zero_points:
+        return []
+    row_bytes = -(-blocks * bits // 8)
+    return [graph.weight(f"zero_points_{rows}_{blocks}_{bits}", slot=f"zero_points_{bits}", shape=(rows, row_bytes))]
+
+
+def rms_norm(graph: Graph, node: fx.Node) -> None:
+    norm(graph, node, "SimplifiedLayerNormalization")
+
+
+def layer_norm(graph: Graph, node: fx.Node) -> None:
+    norm(graph, node, "LayerNormalization")
+
+
+def norm(graph: Graph, node: fx.Node, operator: str) -> None:
+    if node in graph.values:  # the residual addition before it has already taken it in
+        return
+    weights, epsilon = norm_weights(graph, node)
+    attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+    inputs = [graph.values[node.args[0]], *weights]
+    graph.values[node] = graph.add(f"{label(node)}/{operator}", operator, inputs, attributes)[0]
+
+
+def norm_weights(graph: Graph, node: fx.Node) -> tuple[list[ir.Value], float]:
+    """A norm's weight, a layer norm's bias too, and epsilon."""
+    weights = node.args[2 : 4 if node.target is aten.layer_norm.default else 3]
+    epsilon = node.args[2 + len(weights)]
+    assert isinstance(epsilon, float)
+    return [graph.weight(graph.parameters[weight]) for weight in weights if isinstance(weight, fx.Node)], epsilon
+
+
+# A norm -> the operator that takes in the addition before it.
+SKIPS: Mapping[Any, str] = {
+    aten.rms_norm.default: "SkipSimplifiedLayerNormalization",
+    aten.layer_norm.default: "SkipLayerNormalization",
+}
+
+
+def add(graph: Graph, node: fx.Node) -> None:
+    """A residual addition. The norm that reads it (at once, or after the last token is cut out) is fused with it."""
+    left, right = node.args
+    norm = next((user for user in node.users if user.target in SKIPS), None)
+    if norm is None:
+        graph.values[node] = graph.add(label(node) + "/Add", "Add", [graph.values[left], graph.values[right]])[0]
+        return
+    weights, epsilon = norm_weights(graph, norm)
+    result = graph.add(
+        label(norm) + "/SkipLayerNorm",
+        SKIPS[norm.target],
+        [graph.values[left], graph.values[right], *weights],
+        {"epsilon": epsilon},
+        domain=MICROSOFT,
+        outputs=4,
+    )
+    result[1].name, result[2].name = "", ""
+    graph.values[norm], graph.values[node] = result[0], result[3]
+
+
+def silu(graph: Graph, node: fx.Node) -> None:
+    x = graph.values[node.args[0]]
+    gate = graph.add(label(node) + "/Sigmoid", "Sigmoid", [x])[0]
+    graph.values[node] = graph.add(label(node) + "/SiLU", "Mul", [x, gate])[0]
+
+
+def mul(graph: Graph, node: fx.Node) -> None:
+    left, right = node.args
+    path, factor = label(node), graph.values.get(right)
+    if isinstance(right, float):  # muP's, which belong to no module
+        path, factor = f"/scale/{node.name}", graph.constant(f"/constants/{right}", right, graph.float_type)
+    graph.values[node] = graph.add(path + "/Mul", "Mul", [graph.values[left], factor])[0]
+
+
+def chunk(graph: Graph, node: fx.Node) -> None:
+    x, parts = node.args[:2]
+    assert isinstance(parts, int)
+    graph.values[node] = graph.add(
+        label(node) + "/Split", "Split", [graph.values[x]], {"axis": -1, "num_outputs": parts}, outputs=parts
+    )
+
+
+def last_token(graph: Graph, node: fx.Node) -> None:
+    """hidden[:, -1:], the one slice that the module makes."""
+    x, *_ = node.args
+    one, last, end = (graph.constant(f"/constants/{n}", [v]) for n, v in [("axis_1", 1), ("last", -1), ("end", 2**62)])
+    graph.values[node] = graph.add("/last_token/Slice", "Slice", [graph.values[x], last, end, one])[0]
+
+
+def get_item(graph: Graph, node: fx.Node) -> None:
+    source, index = node.args
+    graph.values[node] = graph.values[source][index]
+
+
+def attention(graph: Graph, node: fx.Node) -> None:
+    qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows, *numbers = node.args
+    heads, kv_heads, window = numbers
+    graph.values[node] = graph.add(
+        f"/model/layers.{graph.attentions()}/attn/GroupQueryAttention",
+        "GroupQueryAttention",
+        [
+            graph.values[qkv], None, None, graph.values[past_key], graph.values[past_value],
+            graph.values[last_position], graph.values[total_tokens], graph.values[cos], graph.values[sin],
+            *([graph.values[rows]] if rows is not None else []),
+        ],
+        {
+            "num_heads": heads,
+            "kv_num_heads": kv_heads,
+            "do_rotary": 1,
+            "rotary_interleaved": 0,
+            "local_window_size": window,
+            "scale": float(graph.config.head_dim**-0.5),
+        },
+        domain=MICROSOFT,
+        outputs=3,
+    )  # fmt: skip
+
+
+def table_rows(graph: Graph, node: fx.Node) -> None:
+    """Positions, moved down to the long factors' rows where the sequence is long: the tables are never copied.
+
+    An If that returns the short or the long table, as onnxruntime-genai's builder makes it, copies both each time.
+    """
+    input_ids, last_position, sequence_tokens, original = node.args
+    assert isinstance(original, int)
+
+    def op(kind: str, *inputs: ir.Value, name: str = "", **attributes: Any) -> ir.Value:
+        return graph.add(f"/rope/{name or kind}", kind, list(inputs), attributes)[0]
+
+    to = ir.DataType.INT64.value
+    one = graph.constant("/constants/one", 1)
+    long = op(
+        "Greater", graph.values[sequence_tokens], graph.constant("/constants/original", original, ir.DataType.INT32)
+    )
+    offset = op("Mul", op("Cast", long, to=to), graph.constant("/constants/original_64", original))
+    last = op("Cast", graph.values[last_position], name="last/Cast", to=to)
+    last = op("Squeeze", last)
+    end = op("Add", op("Add", last, one, name="end/Add"), offset)
+    count = op("Gather", op("Shape", graph.values[input_ids]), one, axis=0)
+    rows = op("Range", op("Sub", end, count), end, one)
+    graph.values[node] = op("Unsqueeze", rows, graph.constant("/constants/axis_0", [0]))
+
+
+def sequence_lengths(graph: Graph, *, switches: bool) -> tuple[dict[str, ir.Value], list[ir.Value]]:
+    """The lengths that GroupQueryAttention wants, from the attention mask that onnxruntime-genai gives.
+
+    With long rope's switch, the mask's ones say what is in and its width how long the sequence will be: zeros after
+    the ones tell the first pieces of a long prompt that it is long. onnxruntime-genai gives no zeros (batch 1).
+    Returns the traced placeholders they stand for, and the graph's input.
+    """
+    mask = ir.Value(
+        name="attention_mask",
+        type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape(["batch_size", "total_sequence_length"]),
+    )
+    one, axis = graph.constant("/constants/one", 1), graph.constant("/constants/axis_1", [1])
+    total = graph.add("/lengths/ReduceSum", "ReduceSum", [mask, axis], {"keepdims": 0})[0]
+    filled = total
+    last = graph.add("/lengths/Sub", "Sub", [total, one])[0]
+    last = graph.add("/lengths/last/Cast", "Cast", [last], {"to": ir.DataType.INT32.value})[0]
+    shape = graph.add("/lengths/Shape", "Shape", [mask])[0]
+    width = graph.add("/lengths/Gather", "Gather", [shape, one], {"axis": 0})[0]
+    width = graph.add("/lengths/total/Cast", "Cast", [width], {"to": ir.DataType.INT32.value})[0]
+    lengths = {"last_position": last, "total_tokens": width, "sequence_tokens": width}
+    if switches:
+        lengths["total_tokens"] = graph.add("/lengths/in/Cast", "Cast", [filled], {"to": ir.DataType.INT32.value})[0]
+    return lengths, [mask]
+
+
+LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
+    aten.embedding.default: embedding,
+    aten.linear.default: linear,
+    aten.rms_norm.default: rms_norm,
+    aten.layer_norm.default: layer_norm,
+    aten.add.Tensor: add,
+    aten.mul.Tensor: mul,
+    aten.silu.default: silu,
+    aten.chunk.default: chunk,
+    aten.slice.Tensor: last_token,
+    operator.getitem: get_item,
+    torch.ops.phi_edge.group_query_attention.default: attention,
+    torch.ops.phi_edge.table_rows.default: table_rows,
+    torch.ops.phi_edge.block_sparse_attention.default: block_sparse_attention,
+    torch.ops.phi_edge.gegelu.default: gegelu,
+    torch.ops.phi_edge.never_chosen.default: never_chosen,
+}
+
+CPU = Form(lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False)

@@ -1,0 +1,1 @@
+"""An artifact compared with its checkpoint's model. Start at conformance.py."""

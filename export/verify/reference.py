@@ -1,0 +1,108 @@
+"""What an artifact is held against: the checkpoint's model in float32, by an implementation that is not the artifact's.
+
+transformers for model_type phi3; for phi3small, which transformers does not have, our own float module. Neither keeps a
+cache, so that nothing of a shorter sequence is left in a longer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from export.checkpoint.open import Checkpoint
+from export.models.shape import EMBEDDING, on_meta
+
+Rows = npt.NDArray[np.float32]
+
+
+class Reference(Protocol):
+    """logits(ids, lengths) -> [len(lengths), vocab]: after the first n ids, for each n, computed from `ids` at once.
+
+    With long rope all of the lengths are on one side of the switch.
+    """
+
+    name: str
+
+    def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows: ...
+
+
+class Transformers:
+    """Phi3ForCausalLM with given weights."""
+
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+        import transformers
+
+        self.name = f"transformers {transformers.__version__}"
+        config = transformers.Phi3Config(**todays_spelling(checkpoint.config_content))
+        config.tie_word_embeddings = "lm_head.weight" not in weights
+        with torch.device("meta"):
+            model = transformers.Phi3ForCausalLM(config)
+        # The rotary embedding is computed, not loaded: it must be made on the real device.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config)
+        model.load_state_dict(dict(weights), strict=False, assign=True)
+        model.tie_weights()
+        assert not any(parameter.is_meta for parameter in model.parameters())
+        self.model: Any = model.eval()
+
+    def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
+        """See Reference."""
+        with torch.inference_mode():
+            keep = torch.tensor([length - 1 for length in lengths])
+            result: Rows = self.model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=keep).logits[0].numpy()
+        return result
+
+
+class FloatModule:
+    """export.models' module with given weights: the mask over dense attention that defines block-sparse attention."""
+
+    name = "our float module"
+
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+        self.config = checkpoint.config
+        model = on_meta(self.config)
+        assert isinstance(model, nn.Module)
+        # A format that cannot share the tied table has a second one, quantised by itself.
+        head = weights.get("lm_head.weight", weights[EMBEDDING])
+        model.load_state_dict(dict(weights) | {"lm_head.weight": head}, assign=True)
+        self.model = model
+
+    def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
+        """See Reference."""
+        rope, count = self.config.rope, len(ids)
+        long = rope.type == "longrope" and max(lengths) > rope.original_context_tokens
+        cos, sin = (torch.from_numpy(table) for table in rope.tables(count, long=long))
+        total = torch.tensor([count], dtype=torch.int32)
+        empty = torch.empty(1, self.config.num_key_value_heads, count, self.config.head_dim)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            return self.model.attention(layer, qkv, empty, empty, total - 1, total, cos, sin, None)[0]
+
+        with torch.inference_mode():
+            *stages, head = self.model.stages(attend)
+            values = torch.tensor([list(ids)])
+            for stage in stages:
+                values = stage(values)
+            result: Rows = head(values[:, [length - 1 for length in lengths]])[0].numpy()
+        return result
+
+
+def todays_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json as transformers 5 reads it: no "su", and the original length beside the factors."""
+    scaling = dict(content.get("rope_parameters") or content.get("rope_scaling") or {})
+    if scaling.get("rope_type", scaling.get("type")) not in ("su", "longrope"):
+        return dict(content)
+    original = scaling.get("original_max_position_embeddings", content.get("original_max_position_embeddings"))
+    scaling |= {"rope_type": "longrope", "type": "longrope", "original_max_position_embeddings": original}
+    kept = {key: value for key, value in content.items() if key not in ("rope_scaling", "rope_parameters")}
+    return kept | {"rope_scaling": scaling}
+
+
+def open_reference(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Reference:
+    """The reference for this checkpoint's model_type, with these weights."""
+    reference = FloatModule if checkpoint.config_content["model_type"] == "phi3small" else Transformers
+    return reference(checkpoint, weights)

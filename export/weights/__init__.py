@@ -1,0 +1,1 @@
+"""Weights through the export: read in chunks, quantised, written into their slots, journalled. Start at stream.py."""

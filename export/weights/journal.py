@@ -1,0 +1,122 @@
+"""What an export has finished, so that the same command can go on after an interruption with the same bytes.
+
+One line for each finished stage of the forward pass: the SHA-256 of every slot it filled, the meter's sums, and the
+hidden state that the next stage starts from (in a file beside it). A line is believed only if the bytes still match.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.artifact import sha256_file
+from export.errors import SpaceError
+from export.weights.loss import LossMeter
+from export.weights.weight_file import WeightFile
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage."""
+
+    number: int
+    slots: Mapping[str, str]  # slot -> SHA-256 of its bytes
+    meter: Mapping[str, Any]
+    shape: list[int]  # of the values it ended with
+    values: str  # SHA-256 of their file
+
+
+class Journal:
+    """The journal of one job in its work folder. Holding it open locks the folder against a second export."""
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self.folder, self.job = folder, job
+        self.path = folder / "journal.jsonl"
+        self.stages: list[Stage] = []
+
+    def __enter__(self) -> Journal:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as busy:
+            self.lock.close()
+            raise SpaceError(
+                f"{self.folder}: another export is writing here; wait for it, or give another OUT"
+            ) from busy
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lock.close()
+
+    def is_empty(self) -> bool:
+        """Whether no stage, of this job or another, has been noted here."""
+        return not self.path.is_file() or len(self.path.read_bytes().splitlines()) < 2
+
+    def forget(self) -> None:
+        """Start anew."""
+        self.path.unlink(missing_ok=True)
+
+    def resume(self, sink: WeightFile) -> int:
+        """Take over every stage whose bytes are still what they were; -> how many. Starts anew for another job."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        if not lines or lines[0] != json.dumps({"job": self.job}):
+            self._rewrite()
+            return 0
+        for line in lines[1:]:
+            try:
+                stage = Stage(**json.loads(line))
+            except (ValueError, TypeError):  # a line cut off by the interruption
+                break
+            if stage.number != len(self.stages) or not self._holds(stage, sink):
+                break
+            sink.restore(stage.slots)
+            self.stages.append(stage)
+        self._rewrite()
+        return len(self.stages)
+
+    def last(self) -> tuple[Tensor, LossMeter]:
+        """The values and the meter that the last finished stage ended with."""
+        stage = self.stages[-1]
+        data = bytearray(self._values(stage.number).read_bytes())
+        return torch.frombuffer(data, dtype=torch.float32).view(stage.shape), LossMeter(**stage.meter)
+
+    def record(self, values: Tensor, meter: LossMeter, slots: Mapping[str, str]) -> None:
+        """Note that the next stage is finished: its bytes are in the weight file by now."""
+        number = len(self.stages)
+        self._values(number).write_bytes(values.contiguous().numpy().tobytes())
+        stage = Stage(number, slots, asdict(meter), list(values.shape), sha256_file(self._values(number)))
+        self.stages.append(stage)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(stage)) + "\n")
+
+    def _holds(self, stage: Stage, sink: WeightFile) -> bool:
+        values = self._values(stage.number)
+        if not values.is_file() or sha256_file(values) != stage.values:
+            return False
+        return all(sink.stored_sha256(name) == digest for name, digest in stage.slots.items())
+
+    def _values(self, number: int) -> Path:
+        return self.folder / f"stage-{number}.values"
+
+    def _rewrite(self) -> None:
+        lines = [json.dumps({"job": self.job}), *(json.dumps(asdict(stage)) for stage in self.stages)]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        part.replace(self.path)
+
+
+def discard(folder: Path) -> None:
+    """Remove a work folder and everything in it."""
+    shutil.rmtree(folder, ignore_errors=True)

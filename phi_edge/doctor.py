@@ -1,0 +1,50 @@
+"""`phi-edge doctor`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from devices.drivers.driver import Finding
+
+_SIGNS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
+
+
+@click.command("doctor")
+@click.argument("device", required=False)
+@click.option(
+    "--lab", type=click.Path(path_type=Path), help="The lab file; lab.toml of this folder where there is one."
+)
+def doctor_command(device: str | None, lab: Path | None) -> None:
+    """List what is missing or wrong on this machine and on DEVICE, each with the command that fixes it.
+
+    Exit 0: nothing is wrong; 1: something is. Warnings are not urgent and do not change the exit code.
+    """
+    from devices.checks.doctor import examine_host
+    from devices.drivers.driver import worst
+    from devices.drivers.table import find_device, open_driver
+    from devices.lab import LocalDevice
+
+    row = LocalDevice() if device is None else find_device(device, lab)
+    findings = list(_print("this machine", examine_host(row)))
+    if device is not None and row.transport != "local":
+        with contextlib.closing(open_driver(device, row)) as driver:
+            findings += _print(device, driver.examine())
+    if worst(findings) == "wrong":
+        raise SystemExit(1)
+
+
+def _print(title: str, findings: Iterator[Finding]) -> Sequence[Finding]:
+    click.echo(f"{title}:")
+    kept = []
+    for finding in findings:
+        kept.append(finding)
+        click.echo(f"  {_SIGNS[finding.state]}  {finding.what}: {finding.seen}")
+        if finding.fix is not None:
+            click.echo(f"           -> {finding.fix}")
+    return kept

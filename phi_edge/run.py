@@ -1,0 +1,140 @@
+"""`phi-edge run`: one answer on stdout, as text or as JSON lines, or a conversation on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from devices.drivers.table import open_device_runtime
+from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
+from runtimes.engines.engine import ANY_ADAPTER, Graphics
+from runtimes.errors import EngineError, RequestError
+from runtimes.registry import open_runtime
+from runtimes.text.chat import chat
+
+
+@click.command("run")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("--chat", "as_chat", is_flag=True, help="Put the prompt through the artifact's chat template.")
+@click.option("--system", metavar="TEXT", help="A system message before the prompt; with --chat.")
+@click.option("--max-new-tokens", type=int, default=256, show_default=True, metavar="N")
+@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy.")
+@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens.")
+@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that make up the share P.")
+@click.option("--seed", type=int, metavar="S", help="The same seed gives the same text, on every target.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated.")
+@click.option("--threads", type=int, metavar="N", help="Default: all cores this process may use.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="End the answer after this time.")
+@click.option("--device", help="A device of lab.toml; this process unless given.")
+@click.option(
+    "--lab", type=click.Path(path_type=Path), help="The lab file; lab.toml of this folder where there is one."
+)
+@click.option("--adapter", metavar="WHICH",
+              help="On Windows, for DirectML: a graphics adapter's number, LUID or part of its name.")  # fmt: skip
+@click.option("--allow-cpu", is_flag=True, help="On Windows: without an adapter for DirectML, run on the CPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per token, and a last one.")
+def run_command(
+    artifact: Path,
+    prompt: str | None,
+    as_chat: bool,
+    system: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    threads: int | None,
+    deadline: float | None,
+    device: str | None,
+    lab: Path | None,
+    adapter: str | None,
+    allow_cpu: bool,
+    as_json: bool,
+) -> None:
+    """Generate text with ARTIFACT, the folder that `phi-edge export` wrote.
+
+    PROMPT is taken as it is; - reads it from stdin. With --chat and no PROMPT, on a terminal, it is a conversation.
+    """
+    if system is not None and not as_chat:
+        raise RequestError("--system needs --chat: a plain prompt has no system message")
+    if prompt is None and not (as_chat and sys.stdin.isatty()):
+        raise RequestError("no prompt; give one, or - to read it from stdin, or --chat on a terminal to converse")
+    if prompt is None and as_json:
+        raise RequestError("--json needs a prompt: a conversation on a terminal is for people")
+    template = GenerateRequest(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        deadline_s=deadline,
+    )
+    opening = [] if system is None else [Message("system", system)]
+    graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)
+    if device is None:
+        runtime = open_runtime(artifact, threads=threads, graphics=graphics)
+    elif graphics != ANY_ADAPTER:
+        raise RequestError("--adapter and --allow-cpu are for this machine; a device's stand in its row of lab.toml")
+    else:
+        runtime = open_device_runtime(
+            artifact, device, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True)
+        )
+    with contextlib.closing(runtime):
+        if prompt is None:
+            chat(runtime, opening, template)
+            return
+        text = sys.stdin.read() if prompt == "-" else prompt
+        if as_chat:
+            request = dataclasses.replace(template, messages=[*opening, Message("user", text)])
+        else:
+            request = dataclasses.replace(template, prompt=text)
+        (_print_json if as_json else _print_text)(runtime, request)
+
+
+def _print_text(runtime: Runtime, request: GenerateRequest) -> None:
+    times: list[float] = []
+    for event in runtime.generate(request):
+        click.echo(event.text, nl=False)
+        if isinstance(event, TokenEvent):
+            if event.at_s is not None:
+                times.append(event.at_s)
+        else:
+            click.echo()
+            click.echo(summary(event, times), err=True)
+            _refuse_error(event)
+
+
+def _print_json(runtime: Runtime, request: GenerateRequest) -> None:
+    for event in runtime.generate(request):
+        kind = "token" if isinstance(event, TokenEvent) else "done"
+        click.echo(json.dumps({"type": kind} | dataclasses.asdict(event)))
+        if isinstance(event, DoneEvent):
+            _refuse_error(event)
+
+
+def _refuse_error(done: DoneEvent) -> None:
+    if done.finish == "error":
+        raise EngineError(done.error or "the device reported an error without a message")
+
+
+def summary(done: DoneEvent, times: list[float]) -> str:
+    """One line for people: how it ended, how many tokens, how fast. `times` are the tokens' at_s."""
+    said = done.finish if done.stop_string is None else f"{done.finish} at {done.stop_string!r}"
+    parts = [f"{done.usage.prompt} + {done.usage.completion} tokens, {said}"]
+    if times:
+        parts.append(f"first token after {times[0]:.3f} s")
+    if done.timings.prefill_s and done.usage.prefilled:
+        parts.append(f"prefill {done.usage.prefilled / done.timings.prefill_s:.1f} tokens/s")
+    if len(times) > 1 and times[-1] > times[0]:
+        parts.append(f"decode {(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s")
+    if done.memory is not None and done.memory.peak_bytes is not None:
+        parts.append(f"peak memory {done.memory.peak_bytes / 2**20:.0f} MiB")
+    return "; ".join(parts)

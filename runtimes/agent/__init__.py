@@ -1,0 +1,1 @@
+"""The process on a device that holds a loaded artifact and speaks JSON lines; `python -m runtimes.agent`."""

@@ -1,0 +1,109 @@
+"""What an agent tells of itself in its ready line. None for what the system does not tell."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from export.artifact import Artifact
+from runtimes.agent.wire import CAPABILITIES, MAX_LINE_BYTES, PROTOCOL
+from runtimes.system.cores import available_cores
+
+# distribution -> the import package that shows whether it is loaded; Windows' have other names
+LIBRARIES = {
+    **{name: name.replace("-", "_") for name in ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")},
+    **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "windowsml")},
+    **{f"onnxruntime-genai-{kind}": "onnxruntime_genai" for kind in ("directml", "winml")},
+}
+
+
+def describe(artifact: Artifact, threads: int | None) -> dict[str, Any]:
+    """The part of the ready line that does not depend on this moment."""
+    manifest = artifact.manifest
+    return {
+        "event": "ready",
+        "protocol": PROTOCOL,
+        "agent": f"phi-edge {_version('phi-edge') or 'from source'} python",
+        "pid": os.getpid(),
+        "artifact": manifest.digest(),
+        "format": manifest.format,
+        "context_tokens": manifest.context_tokens,
+        "vocab_size": manifest.model.vocab_size,
+        "threads": available_cores() if threads is None else threads,
+        "capabilities": list(CAPABILITIES),
+        "versions": versions(),
+        "max_line_bytes": MAX_LINE_BYTES,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the known libraries that this process really loaded."""
+    found = {"python": platform.python_version()}
+    for name, package in LIBRARIES.items():
+        if package in sys.modules and (version := _version(name)):
+            found[name] = version
+    return found
+
+
+def weights(artifact: Artifact) -> list[Path]:
+    """The files that make up the artifact's size; a runtime may never read the small ones beside them."""
+    files = artifact.manifest.files
+    largest = max(file.bytes for file in files.values())
+    return [artifact.folder / name for name, file in files.items() if file.bytes * 20 >= largest]
+
+
+def load_mode(artifact: Artifact) -> Literal["mmap", "read"] | None:
+    """`mmap` if the artifact's largest file is mapped into this process; None where the system does not tell."""
+    largest = max(artifact.manifest.files, key=lambda name: artifact.manifest.files[name].bytes)
+    if sys.platform == "win32":
+        return None
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    path = str((artifact.folder / largest).resolve())
+    return "mmap" if any(line.endswith(path) for line in maps.splitlines()) else "read"
+
+
+def boot_id() -> str | None:
+    """Which start of the system this is."""
+    if sys.platform == "win32":
+        from runtimes.system import win32
+
+        return win32.boot_id()
+    return kernel_text("random/boot_id")
+
+
+def kernel_text(name: str) -> str | None:
+    """A value of /proc/sys/kernel."""
+    try:
+        return (Path("/proc/sys/kernel") / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def age_s() -> float | None:
+    """Seconds since the kernel started this process; on Linux in its ticks of 10 ms."""
+    if sys.platform == "win32":
+        from runtimes.system import win32
+
+        return win32.process_age_s()
+    try:
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+        started_s = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+    return age if 0 <= age < 1e6 else None  # an emulator may leave the field at 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

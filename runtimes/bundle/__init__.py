@@ -1,0 +1,1 @@
+"""What an app ships, made from an artifact: the model's files and source code that runs them."""

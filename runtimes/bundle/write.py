@@ -1,0 +1,147 @@
+"""What an app ships, made from an artifact: the model's files and source code that runs them.
+
+It compiles nothing and installs nothing. The sources are the templates in runtimes/bundle/templates.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.artifact import MANIFEST, Artifact, Format, verify
+from runtimes.bundle.values import control_tokens, csharp_text, kotlin_text, read_turns, systemd_text
+from runtimes.errors import RequestError
+
+# Of the libraries that the sources were written for; an artifact's own exporter may be newer than a release of these.
+EXECUTORCH_ANDROID = "1.4.1"
+ONNXRUNTIME_ANDROID = "1.32.0"
+GENAI = "0.18.0"
+SYSTEM_BYTES = 500_000_000  # what the agent takes besides weights and cache: Python, numpy, ONNX Runtime, scratch
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of app: formats it can ship, where the model's files go, and its sources (template -> path)."""
+
+    text: Callable[[str], str]  # how its language writes a text
+    model: str
+    sources: Mapping[Format, Mapping[str, str]]
+
+
+_PI = {"phi-edge.socket.j2": "phi-edge.socket", "phi-edge@.service.j2": "phi-edge@.service"}
+KINDS: dict[str, Kind] = {
+    "android": Kind(
+        kotlin_text,
+        "model",
+        {
+            "executorch": {
+                "android/README.md.j2": "README.md",
+                "android/build.gradle.kts.j2": "build.gradle.kts",
+                "android/Chat.kt.j2": "src/main/java/com/example/phiedge/Chat.kt",
+                "android/ExecutorchPhi.kt.j2": "src/main/java/com/example/phiedge/PhiEdge.kt",
+            },
+            "onnx": {
+                "android/README.md.j2": "README.md",
+                "android/build.gradle.kts.j2": "build.gradle.kts",
+                "android/Chat.kt.j2": "src/main/java/com/example/phiedge/Chat.kt",
+                "android/OnnxPhi.kt.j2": "src/main/java/com/example/phiedge/PhiEdge.kt",
+            },
+        },
+    ),
+    "windows": Kind(
+        csharp_text,
+        "model",
+        {
+            "onnx": {
+                "windows/README.md.j2": "README.md",
+                "windows/PhiEdge.csproj.j2": "PhiEdge.csproj",
+                "windows/PhiEdge.cs.j2": "PhiEdge.cs",
+            }
+        },
+    ),
+    "raspberry-pi": Kind(
+        systemd_text,
+        "model",
+        {
+            form: {
+                "raspberry-pi/README.md.j2": "README.md",
+                **{f"raspberry-pi/{template}": path for template, path in _PI.items()},
+            }
+            for form in ("onnx", "executorch")
+        },
+    ),
+}
+
+
+def write_bundle(artifact: Artifact, out: Path, name: str) -> None:
+    """Written aside and renamed. Raises RequestError, UnsupportedError and ArtifactError."""
+    if out.exists():
+        raise RequestError(f"{out}: is there already; give a new folder")
+    if not out.parent.is_dir():
+        raise RequestError(f"{out}: its folder does not exist; make it first")
+    sources = render_sources(artifact, name)
+    verify(artifact)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        for path, text in sources.items():
+            target = part / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        for file in (*artifact.manifest.files, MANIFEST):
+            target = part / KINDS[name].model / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.folder / file, target)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
+    """Path in the bundle -> text."""
+    import jinja2
+
+    kind, form = KINDS[name], artifact.manifest.format
+    if form not in kind.sources:
+        raise RequestError(
+            f"an app for {name} ships the format {', '.join(kind.sources)}, and this artifact's is {form}; export it "
+            "for that target"
+        )
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["text"] = kind.text
+    folder = importlib.resources.files("runtimes.bundle") / "templates"
+    values = _values(artifact)
+    return {
+        path: environment.from_string((folder / template).read_text(encoding="utf-8")).render(values)
+        for template, path in kind.sources[form].items()
+    }
+
+
+def _values(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    memory = manifest.memory
+    needed = memory.weights_bytes + manifest.context_tokens * memory.kv_bytes_per_token
+    return {
+        "name": manifest.source.name,
+        "form": manifest.format,
+        "digest": manifest.digest(),
+        "context_tokens": manifest.context_tokens,
+        "stop_ids": list(manifest.tokens.stop),
+        "control_tokens": control_tokens(artifact),
+        "turns": read_turns(artifact),
+        "program": next((file for file in manifest.files if file.endswith(".pte")), None),
+        "model_bytes": sum(file.bytes for file in manifest.files.values()),
+        "needed_bytes": needed,
+        "limit_mib": -(-(needed + SYSTEM_BYTES) // 2**20),
+        "executorch_android": EXECUTORCH_ANDROID,
+        "onnxruntime_android": ONNXRUNTIME_ANDROID,
+        "genai": GENAI,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+    }

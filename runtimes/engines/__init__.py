@@ -1,0 +1,1 @@
+"""Loaded models in this process, one file per engine; ids in, logits out. The interface is engine.py."""

@@ -1,0 +1,171 @@
+"""ExecuTorch through its C++ bindings: forward(tokens int64 [1, S], start_pos int64 [1]) -> logits [1, vocab].
+
+The KV cache lives inside the program; it is overwritten from start_pos on. The program file is mapped, not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.artifact import Artifact
+from runtimes.errors import EngineError
+from runtimes.system.cores import available_cores
+
+if TYPE_CHECKING:
+    from runtimes.engines.engine import Engine, Logits
+
+# Kernels outside the bindings: the KV cache and attention, and quantised embeddings.
+_KERNELS = {
+    "llama::custom_sdpa.out": ("executorch.extension.llm", "custom_ops/*custom_ops_aot_lib.*"),
+    "quantized_decomposed::embedding_4bit.out": ("executorch.kernels", "quantized/*quantized_ops_aot_lib.*"),
+}
+
+
+def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
+    """Load the artifact's one .pte file. Raises EngineError.
+
+    ExecuTorch has one thread pool per process, so `threads` holds for all of its models.
+    """
+    library = _load_library()
+    names = [name for name in artifact.manifest.files if name.endswith(".pte")]
+    if len(names) != 1:
+        raise EngineError(f"{artifact.folder}: has {len(names)} .pte files, expected one; export it again")
+    path = artifact.path(names[0])
+    wanted = available_cores() if threads is None else threads
+    with _quiet() as said:
+        try:
+            if library._threadpool_get_thread_count() != wanted:
+                # "Unsafe" while a model runs on the pool.
+                library._unsafe_reset_threadpool(wanted)
+            program = library._load_program(str(path))
+            limit = int(program.load_method("get_max_seq_len").call(())[0])
+            # Packs the weights: loading, not part of the first prompt's time.
+            method = program.load_method("forward")
+        except RuntimeError as error:
+            # The exception has a number; the reason (a missing kernel, say) is only in the log.
+            raise EngineError(f"ExecuTorch cannot load {path}: {error}; its last lines: {said()}") from error
+    return ExecutorchEngine(program, method, artifact, limit)
+
+
+class ExecutorchEngine:
+    """See Engine."""
+
+    def __init__(self, program: Any, method: Any, artifact: Artifact, max_forward_tokens: int) -> None:
+        import torch
+
+        self.context_tokens = artifact.manifest.context_tokens
+        self.vocab_size = artifact.manifest.model.vocab_size
+        self.switch_tokens = artifact.manifest.rope.switch_tokens
+        self.max_forward_tokens = max_forward_tokens
+        self.continues = True
+        self.accelerator = None
+        self._program, self._method = program, method
+        self._start = torch.zeros(1, dtype=torch.int64)
+        self._one = torch.zeros((1, 1), dtype=torch.int64)
+        # numpy views of the same memory: an element written through torch takes 4 us, through numpy 0.1.
+        self._start_value, self._one_value = self._start.numpy(), self._one.numpy()
+
+    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
+        """See Engine.forward."""
+        import torch
+
+        # Positions counted from the context's length on ask the program for the long factors.
+        self._start_value[0] = start + (self.context_tokens if long and self.switch_tokens is not None else 0)
+        if len(ids) == 1:
+            self._one_value[0, 0] = ids[0]
+            tokens = self._one
+        else:
+            tokens = torch.tensor([ids], dtype=torch.int64)
+        try:
+            outputs = self._method.call((tokens, self._start))
+        except RuntimeError as error:
+            raise EngineError(f"ExecuTorch failed at position {start}: {error}") from error
+        logits: Logits = outputs[0].numpy().reshape(-1)
+        return logits
+
+    def close(self) -> None:
+        """Free the program and its KV cache."""
+        self._program = self._method = None
+
+
+def _load_library() -> Any:
+    """ExecuTorch's C++ bindings, with the kernels that our programs use registered.
+
+    Its public Python modules for the same (`portable_lib`, `custom_ops`) also import the exporter and torch's
+    compiler: 4 s and 290 MB where this takes 2 s and 190 MB, all of it torch.
+    """
+    try:
+        torch = _import_torch()
+        from executorch.extension.pybindings import _portable_lib
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"this artifact needs executorch ({error.name} is not installed): pip install 'phi-edge[executorch]' "
+            "(on ARM Linux as docs/raspberry-pi.md says)"
+        ) from error
+    for kernel, (package, pattern) in _KERNELS.items():
+        if kernel in _portable_lib._get_operator_names():
+            continue
+        spec = importlib.util.find_spec(package)
+        folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+        found = [path for folder in folders for path in Path(folder).glob(pattern)]
+        if len(found) != 1:
+            raise EngineError(
+                f"the installed executorch has no library with {kernel}; install the wheel: "
+                "pip install 'phi-edge[executorch]'"
+            )
+        torch.ops.load_library(found[0])
+    return _portable_lib
+
+
+def _import_torch() -> Any:
+    """torch with one OpenMP thread, where this is its first import.
+
+    The attention kernel multiplies with torch's BLAS inside ExecuTorch's own threads. With OpenMP's default each of
+    those starts a team of spinning threads of its own: on a busy machine a forward of 2 tokens took 2,300 ms, not 1.
+    OpenMP reads the variable once, while it loads; nothing else can set this for threads that exist later.
+    """
+    if sys.modules.get("torch") is not None:
+        return sys.modules["torch"]
+    kept = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        import torch
+
+        torch.get_num_threads()
+    finally:
+        if kept is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = kept
+    return torch
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Callable[[], str]]:
+    """Keep the C++ log off the user's terminal while a model loads; yields a function that gives its last lines.
+
+    On a healthy load it complains that this is not an Android phone.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", buffering=1) as log:
+
+        def said() -> str:
+            log.seek(0)
+            return " | ".join([line for line in log.read().splitlines() if "cpuinfo_utils" not in line][-3:])
+
+        kept = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            # Some of the log goes to the file descriptor, some to Python's sys.stderr, which may be another file.
+            with contextlib.redirect_stderr(log):
+                yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,182 @@
+"""ONNX Runtime on the CPU: one session, buffers bound once, the KV cache written in place.
+
+The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S] (one for DirectML: position_ids int64 [1, S] too,
+and perhaps seqlens_k and total_sequence_length int32 [1] in the mask's place), past_key_values.N.key/value
+[1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
+the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.artifact import Artifact
+from runtimes.errors import EngineError
+from runtimes.system.cores import available_cores
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from runtimes.engines.engine import Engine, Logits
+
+_ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_CPU = ("cpu", 0)
+
+
+def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
+    """Load the artifact's one .onnx file. Raises EngineError."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            "this artifact needs onnxruntime, which is not installed: pip install 'phi-edge[onnx]'"
+        ) from error
+    names = [name for name in artifact.manifest.files if name.endswith(".onnx")]
+    if len(names) != 1:
+        raise EngineError(f"{artifact.folder}: has {len(names)} .onnx files, expected one; export it again")
+    onnxruntime.disable_telemetry_events()
+    session = _session(artifact.path(names[0]), threads)
+    return OnnxEngine(session, artifact)
+
+
+class OnnxEngine:
+    """See Engine. `forward` returns a view of one buffer that the next call overwrites."""
+
+    def __init__(self, session: Any, artifact: Artifact) -> None:
+        import numpy as np
+
+        model = artifact.manifest.model
+        self.context_tokens = artifact.manifest.context_tokens
+        self.vocab_size = model.vocab_size
+        self.switch_tokens = artifact.manifest.rope.switch_tokens
+        self.max_forward_tokens = self.context_tokens
+        self.continues = True
+        self.accelerator = None
+        self._session = session
+        self._kv_type = _check_graph(session, model.layers)
+        self._binding = session.io_binding()
+        shape = (1, model.kv_heads, self.context_tokens, model.head_dim)
+        self._kv = [_fresh_pages(shape, self._kv_type) for _ in range(2 * model.layers)]
+        for number, buffer in enumerate(self._kv):
+            tail = f"{number // 2}.{'value' if number % 2 else 'key'}"
+            self._bind_input(f"past_key_values.{tail}", buffer, shape)
+            self._bind_output(f"present.{tail}", buffer, shape)
+        self._logits = np.zeros(model.vocab_size, _ELEMENT_TYPES[session.get_outputs()[0].type])
+        self._bind_output("logits", self._logits, (1, 1, model.vocab_size))
+        self._mask = np.ones(self.context_tokens, np.int64)
+        self._ids = np.zeros(self.context_tokens, np.int64)
+        self._bound_length = 0
+        # A graph for DirectML has positions of its own, and may have the lengths as numbers in the mask's place.
+        names = {item.name for item in session.get_inputs()}
+        self._positions = np.zeros(self.context_tokens, np.int64) if "position_ids" in names else None
+        self._lengths = np.zeros(2, np.int32) if "seqlens_k" in names else None
+        if self._lengths is not None:
+            self._bind_input("seqlens_k", self._lengths[:1], (1,))
+            self._bind_input("total_sequence_length", self._lengths[1:], (1,))
+
+    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
+        """See Engine.forward."""
+        import numpy as np
+        from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+        length, end = len(ids), start + len(ids)
+        self._ids[:length] = ids
+        if length != self._bound_length:
+            self._bind_input("input_ids", self._ids, (1, length))
+            self._bound_length = length
+        early = self.switch_tokens if long and self.switch_tokens is not None and end <= self.switch_tokens else 0
+        width = end
+        if self._positions is not None:
+            # The long factors' rows lie below the short ones'; a call past the switch goes there by itself.
+            self._positions[:length] = np.arange(start + early, end + early)
+            self._bind_input("position_ids", self._positions, (1, length))
+        elif early:
+            # The graph takes the long factors where the mask is wider than the switch; its ones are what is in.
+            width = early + 1
+            self._mask[end:width] = 0
+        if self._lengths is not None:
+            self._lengths[:] = end - 1, end
+        else:
+            self._bind_input("attention_mask", self._mask, (1, width))
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except (failures.Fail, failures.RuntimeException, failures.InvalidArgument) as error:
+            raise EngineError(f"onnxruntime failed at position {start}: {error}") from error
+        finally:
+            self._mask[end:width] = 1
+        return self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
+
+    def close(self) -> None:
+        """Free the session and the KV cache."""
+        self._binding = self._session = None
+        self._kv = []
+
+    def _bind_input(self, name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
+        self._binding.bind_input(name, *_CPU, buffer.dtype, shape, buffer.ctypes.data)
+
+    def _bind_output(self, name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
+        self._binding.bind_output(name, *_CPU, buffer.dtype, shape, buffer.ctypes.data)
+
+
+def _fresh_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeroes that cost memory only once a position is written.
+
+    Every head has rows of its own, megabytes apart: on the huge pages that numpy asks for, the first token would take
+    the whole cache (3 GB for Phi-3-mini at 4096 tokens, and 4 s to clear it).
+    """
+    import numpy as np
+
+    pages = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Every token has a new mask length, and a memory pattern would be planned and kept for each of them.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (
+        failures.Fail,
+        failures.InvalidGraph,
+        failures.InvalidProtobuf,
+        failures.NotImplemented,
+        failures.NoSuchFile,
+        failures.RuntimeException,
+    ) as error:
+        raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
+
+
+def _check_graph(session: Any, layers: int) -> npt.DTypeLike:
+    """Refuse a graph with other inputs or outputs than ours; the element type of its KV cache."""
+    tails = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    seen_inputs = {item.name for item in session.get_inputs()}
+    lengths = {"seqlens_k", "total_sequence_length"} if "seqlens_k" in seen_inputs else {"attention_mask"}
+    expected_inputs = {"input_ids", *lengths, *({"position_ids"} & seen_inputs)}
+    expected_inputs |= {f"past_key_values.{tail}" for tail in tails}
+    expected_outputs = {"logits", *(f"present.{tail}" for tail in tails)}
+    for kind, seen, expected in (
+        ("inputs", seen_inputs, expected_inputs),
+        ("outputs", {item.name for item in session.get_outputs()}, expected_outputs),
+    ):
+        if seen != expected:
+            odd = ", ".join(sorted(seen ^ expected)[:4])
+            raise EngineError(f"the graph's {kind} are not those of a phi-edge export ({odd}, ...); export it again")
+    types = {item.type for item in session.get_inputs() if re.match("past_key_values", item.name)}
+    if len(types) != 1 or not types <= set(_ELEMENT_TYPES):
+        raise EngineError(f"the graph's KV cache is {', '.join(sorted(types))}; known: {', '.join(_ELEMENT_TYPES)}")
+    return _ELEMENT_TYPES[types.pop()]

@@ -1,0 +1,1 @@
+"""Token ids to token ids: prefill, sampling, sessions. Start at loop.py."""

@@ -1,0 +1,178 @@
+"""The generation loop: prefill, sample, forward, again. Token ids only; the same code in process and on a device.
+
+It owns what an engine does not know: the KV cache's contents, sessions, the long-rope switch, deadlines, cancelling.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING
+
+from runtimes.api import Finish, Usage
+from runtimes.engines.engine import Engine
+from runtimes.errors import EngineError, RequestError
+from runtimes.loop.sampling import sample
+from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_request
+from runtimes.system.memory import PeakMemory
+
+if TYPE_CHECKING:
+    from runtimes.engines.engine import Logits
+
+# A prompt is prefilled in pieces of this length, so that a cancel or a deadline need not wait for all of it.
+PREFILL_CHUNK_TOKENS = 512
+
+
+class TokenLoop:
+    """A TokenSource over an engine in this process. One request at a time; `cancel` may come from another thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._engine = engine
+        chunk = prefill_chunk_tokens if engine.continues else engine.context_tokens
+        self._chunk_tokens = min(chunk, engine.max_forward_tokens)
+        self._clock = clock
+        self._running = threading.Lock()
+        self._cancelled = threading.Event()
+        self._cached: list[int] = []  # the ids whose keys and values are in the engine, by position
+        self._cached_long = False  # they were computed with the long rope factors
+        self._session: str | None = None  # whose they are
+
+    @property
+    def accelerator(self) -> str | None:
+        """See Engine.accelerator."""
+        return self._engine.accelerator
+
+    def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
+        """See TokenSource.stream."""
+        accepted = self._clock()
+        check_request(request, self._engine.context_tokens, self._engine.vocab_size)
+        if not self._running.locked():
+            self._cancelled.clear()  # here and not at the first record: a cancel counts from the acceptance on
+        return self._stream(request, accepted)
+
+    def cancel(self) -> None:
+        """See TokenSource.cancel."""
+        self._cancelled.set()
+
+    def forget(self) -> None:
+        """Drop the sessions' cached prefix: the next request prefills from position 0."""
+        self._cached, self._session = [], None
+
+    def close(self) -> None:
+        """Free the engine. The loop cannot be used afterwards."""
+        self._engine.close()
+
+    def _stream(self, request: TokenRequest, accepted: float) -> Generator[TokenRecord, None, None]:
+        if not self._running.acquire(blocking=False):
+            raise RequestError("another request is running; read it to its end or close it first")
+        try:
+            yield from self._generate(request, accepted)
+        finally:
+            self._cancelled.clear()
+            self._running.release()
+
+    def _generate(self, request: TokenRequest, accepted: float) -> Generator[TokenRecord, None, None]:
+        memory = PeakMemory()
+        ids = list(request.ids)
+        prompt, reused, prefilled, completion = len(ids), self._reusable(request), 0, 0
+        room = min(request.max_new_tokens, self._engine.context_tokens - prompt)
+        prefill_s: float | None = None
+        stop_id: int | None = None
+        error: str | None = None
+        finish: Finish | None = self._ended(request, accepted)
+        try:
+            while finish is None:
+                if completion == 0:
+                    began = self._clock()
+                    logits = self._prefill(ids, reused, request, accepted)
+                    prefill_s = None if logits is None else self._clock() - began
+                    prefilled = len(self._cached) - reused
+                    memory.sample()
+                else:
+                    logits = self._step(ids, request, accepted)
+                if logits is None:
+                    finish = self._ended(request, accepted)
+                    break
+                token = sample(logits, request.sampling, completion)
+                at_s = self._clock() - accepted
+                if token in request.stop_ids:
+                    finish, stop_id = "stop", token
+                    break
+                completion += 1
+                yield NewToken(token, at_s)
+                ids.append(token)
+                finish = self._ended(request, accepted) or ("length" if completion == room else None)
+        except EngineError as failure:
+            # What the cache holds now is unknown.
+            self.forget()
+            finish, error = "error", str(failure)
+        memory.sample()
+        assert finish is not None
+        yield TokensDone(
+            finish=finish,
+            stop_id=stop_id,
+            usage=Usage(prompt=prompt, reused=reused, prefilled=prefilled, completion=completion),
+            prefill_s=prefill_s,
+            total_s=self._clock() - accepted,
+            memory=memory.use(),
+            error=error,
+        )
+
+    def _ended(self, request: TokenRequest, accepted: float) -> Finish | None:
+        if self._cancelled.is_set():
+            return "cancelled"
+        if request.deadline_s is not None and self._clock() - accepted >= request.deadline_s:
+            return "deadline"
+        return None
+
+    def _reusable(self, request: TokenRequest) -> int:
+        """Trim the cache to what this request may keep of it, and return how many tokens that is."""
+        same = request.session is not None and request.session == self._session
+        if not same or not self._engine.continues or self._is_long(len(request.ids)) != self._cached_long:
+            self._cached = []
+        self._session = request.session
+        keep = 0
+        # The last prompt token is always computed: its logits are wanted.
+        for cached, wanted in zip(self._cached, request.ids[:-1], strict=False):
+            if cached != wanted:
+                break
+            keep += 1
+        del self._cached[keep:]
+        return keep
+
+    def _step(self, ids: list[int], request: TokenRequest, accepted: float) -> Logits | None:
+        """The logits after ids[-1], whose predecessors are cached. None when cancelled or past the deadline."""
+        if self._is_long(len(ids)) != self._cached_long:
+            return self._prefill(ids, 0, request, accepted)
+        return self._forward(ids[-1:], len(ids) - 1)
+
+    def _prefill(self, ids: list[int], start: int, request: TokenRequest, accepted: float) -> Logits | None:
+        """Compute ids[start:] in pieces and return the last logits. None when cancelled or past the deadline."""
+        del self._cached[start:]
+        self._cached_long = self._is_long(len(ids))
+        logits: Logits | None = None
+        while start < len(ids):
+            if logits is not None and self._ended(request, accepted):
+                return None
+            end = min(start + self._chunk_tokens, len(ids))
+            logits = self._forward(ids[start:end], start)
+            start = end
+        return logits
+
+    def _forward(self, ids: Sequence[int], start: int) -> Logits:
+        # Until the engine is back, the cache beyond `start` is in an unknown state.
+        del self._cached[start:]
+        logits = self._engine.forward(ids, start, long=self._cached_long)
+        self._cached.extend(ids)
+        return logits
+
+    def _is_long(self, length: int) -> bool:
+        switch = self._engine.switch_tokens
+        return switch is not None and length > switch

@@ -1,0 +1,113 @@
+"""The token-level interface: ids in, ids out. What a device's agent speaks; text is the host's work (runtimes.text).
+
+Everything here is made of numbers and short strings, so that it can cross a pipe as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtimes.api import Finish, MemoryUse, Usage
+from runtimes.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. Greedy at temperature 0; otherwise seeded, the same on every target."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0  # 0 <= seed < 2**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRequest:
+    """What to generate, in ids alone. `stop_ids` are all of them: the artifact's own and the request's."""
+
+    ids: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop_ids: Sequence[int] = ()  # empty: generate exactly max_new_tokens
+    deadline_s: float | None = None  # from the moment the source accepts this request
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One sampled id. A stop id is not one: it is told by TokensDone.stop_id."""
+
+    id: int
+    # Since the source accepted the request, on the source's monotonic clock, stamped when sampled; None if it cannot.
+    at_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensDone:
+    """The last record of every stream. `finish` is "stop" for any stop id."""
+
+    finish: Finish
+    stop_id: int | None = None
+    usage: Usage
+    prefill_s: float | None  # how long the prompt took, to its logits
+    total_s: float | None  # since the source accepted the request
+    memory: MemoryUse | None = None
+    error: str | None = None
+
+
+TokenRecord = NewToken | TokensDone
+
+
+class TokenSource(Protocol):
+    """A loaded model, here or on a device."""
+
+    def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
+        """New tokens as they are sampled, then one TokensDone. The request counts as accepted now.
+
+        Closing the stream cancels, and nothing more comes. Raises RequestError at once for a request that cannot be
+        served, and from the first record while another request runs.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """End the request that runs now, within one token or one prefill chunk; its stream still ends with a
+        TokensDone, finish "cancelled". Without effect when none runs. May be called from another thread."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. The source cannot be used afterwards."""
+        ...
+
+
+def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -> None:
+    """Refuse what no model of this context and vocabulary can serve. Raises RequestError."""
+    if not request.ids:
+        raise RequestError("the prompt has no tokens; give at least one")
+    if len(request.ids) >= context_tokens:
+        raise RequestError(
+            f"the prompt has {len(request.ids)} tokens; a context of {context_tokens} takes at most "
+            f"{context_tokens - 1} and one new one; shorten the prompt, or export with a longer --context"
+        )
+    for name, ids in (("token id", request.ids), ("stop id", request.stop_ids)):
+        if (wrong := next((id for id in ids if not 0 <= id < vocab_size), None)) is not None:
+            raise RequestError(f"{name} {wrong} is not in the model's vocabulary; allowed: 0 to {vocab_size - 1}")
+    _check_number("max_new_tokens", request.max_new_tokens, request.max_new_tokens >= 1, "1 or more")
+    sampling = request.sampling
+    temperature = sampling.temperature
+    _check_number("temperature", temperature, math.isfinite(temperature) and temperature >= 0, "0 (greedy) or more")
+    if sampling.top_k is not None:
+        _check_number("top_k", sampling.top_k, sampling.top_k >= 1, "1 or more, or leave it out")
+    if sampling.top_p is not None:
+        _check_number("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0, at most 1, or leave it out")
+    _check_number("seed", sampling.seed, 0 <= sampling.seed < 1 << 64, "0 to 2**64 - 1")
+    if request.deadline_s is not None:
+        deadline = request.deadline_s
+        _check_number("deadline_s", deadline, math.isfinite(deadline), "a number of seconds, or leave it out")
+
+
+def _check_number(name: str, seen: float, fits: bool, allowed: str) -> None:
+    if not fits:
+        raise RequestError(f"{name} is {seen}; allowed: {allowed}")

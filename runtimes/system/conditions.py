@@ -1,0 +1,194 @@
+"""The state of the machine that a measurement was made on. Linux is read in full, Windows as far as it tells without a
+helper; elsewhere much is None, never 0."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+BUSY_LOOK_S = 0.25
+VCGENCMD_S = 5.0
+CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """One sample of the machine. None where the system does not tell."""
+
+    at: str  # UTC, ISO 8601
+    system: str  # "Linux 6.1.0 x86_64"
+    boot_id: str | None
+    cpu_model: str | None
+    logical_cores: int | None
+    allowed_cores: int | None  # that this process may run on
+    governor: str | None
+    frequency_hz: Sequence[int] | None  # of each core, at this moment
+    temperature_c: Mapping[str, float] | None  # by thermal zone
+    load_average_1min: float | None
+    busy_share: float | None  # of all cores' time, in the quarter of a second of this look
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    swap_total_bytes: int | None
+    swap_used_bytes: int | None
+    swap_devices: Mapping[str, int] | None = None  # bytes by device; a zram one swaps into compressed memory
+    throttled: int | None = None  # a Raspberry Pi's `vcgencmd get_throttled`; its bits: devices.measure.throttling
+    thermal_status: int | None = None  # Android's, 0 (none) to 6 (shutdown)
+    battery_share: float | None = None  # 0 to 1
+    battery_charging: bool | None = None  # a cable or a pad gives it power
+
+
+def read_conditions(root: Path = Path("/")) -> Conditions:
+    """Read the conditions now. `root` is where /proc and /sys are."""
+    return _windows_conditions() if sys.platform == "win32" else _linux_conditions(root)
+
+
+def _linux_conditions(root: Path) -> Conditions:
+    memory = _meminfo(root)
+    total, free = memory.get("SwapTotal"), memory.get("SwapFree")
+    return Conditions(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        boot_id=_text(root / "proc/sys/kernel/random/boot_id"),
+        cpu_model=_cpu_model(root),
+        logical_cores=os.cpu_count(),
+        allowed_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        governor=_text(root / CPUFREQ.format(0, "scaling_governor")),
+        frequency_hz=_frequencies(root),
+        temperature_c=_temperatures(root),
+        load_average_1min=_load_average(root),
+        busy_share=_busy_share(lambda: _cpu_times(root)),
+        memory_total_bytes=memory.get("MemTotal"),
+        memory_available_bytes=memory.get("MemAvailable"),
+        swap_total_bytes=total,
+        swap_used_bytes=None if total is None or free is None else total - free,
+        swap_devices=_swap_devices(root),
+        throttled=_throttled(),
+    )
+
+
+def _windows_conditions() -> Conditions:
+    from runtimes.system import win32
+
+    memory, power = win32.machine_memory(), win32.power()
+    return Conditions(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        system=f"{platform.system()} {platform.version()} {platform.machine()}",
+        boot_id=win32.boot_id(),
+        cpu_model=win32.cpu_model(),
+        logical_cores=os.cpu_count(),
+        allowed_cores=win32.allowed_cores(),
+        governor=None,
+        frequency_hz=None,
+        temperature_c=None,
+        load_average_1min=None,
+        busy_share=_busy_share(win32.cpu_times),
+        memory_total_bytes=None if memory is None else memory[0],
+        memory_available_bytes=None if memory is None else memory[1],
+        swap_total_bytes=None,
+        swap_used_bytes=None,
+        battery_share=power.battery_share,
+        battery_charging=power.charging,
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def _cpuinfo(root: Path, key: str) -> list[str]:
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    return [value.strip() for line in lines for name, _, value in [line.partition(":")] if name.strip() == key]
+
+
+def _cpu_model(root: Path) -> str | None:
+    # An ARM board has no "model name"; its device tree knows the board.
+    names = _cpuinfo(root, "model name")
+    return names[0] if names else _text(root / "proc/device-tree/model") or platform.processor() or None
+
+
+def _frequencies(root: Path) -> tuple[int, ...] | None:
+    khz = [_text(root / CPUFREQ.format(core, "scaling_cur_freq")) for core in range(os.cpu_count() or 0)]
+    known = [int(value) * 1000 for value in khz if value is not None and value.isdigit()]
+    if not known:
+        known = [round(float(mhz) * 1e6) for mhz in _cpuinfo(root, "cpu MHz")]
+    return tuple(known) or None
+
+
+def _temperatures(root: Path) -> dict[str, float] | None:
+    found: dict[str, float] = {}
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        millidegrees = _text(zone / "temp")
+        try:
+            found[f"{zone.name} {_text(zone / 'type') or ''}".strip()] = int(millidegrees or "") / 1000
+        except ValueError:
+            continue  # a zone that is switched off has no number
+    if celsius := re.search(r"temp=([\d.]+)", _vcgencmd("measure_temp")):
+        found["vcgencmd"] = float(celsius[1])
+    return found or None
+
+
+def _swap_devices(root: Path) -> dict[str, int] | None:
+    text = _text(root / "proc/swaps")
+    if text is None:
+        return None
+    rows = [line.split() for line in text.splitlines()[1:]]
+    return {row[0]: int(row[2]) * 1024 for row in rows if len(row) >= 3}
+
+
+def _throttled() -> int | None:
+    bits = re.search(r"throttled=(0x[0-9a-fA-F]+)", _vcgencmd("get_throttled"))
+    return int(bits[1], 16) if bits else None
+
+
+def _vcgencmd(question: str) -> str:
+    """What a Raspberry Pi's firmware says; nothing on another machine, or without the right to ask (group video)."""
+    program = shutil.which("vcgencmd")
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run([program, question], capture_output=True, text=True, timeout=VCGENCMD_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def _load_average(root: Path) -> float | None:
+    words = (_text(root / "proc/loadavg") or "").split()
+    return float(words[0]) if words else None
+
+
+def _busy_share(cpu_times: Callable[[], tuple[int, int] | None]) -> float | None:
+    # The load average still counts what ended a minute ago; this does not.
+    before = cpu_times()
+    if before is None:
+        return None
+    time.sleep(BUSY_LOOK_S)
+    after = cpu_times()
+    if after is None or after[1] <= before[1]:
+        return None
+    return 1 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _cpu_times(root: Path) -> tuple[int, int] | None:
+    """Idle and total time of all cores since the start, in ticks."""
+    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()[1:9]
+    ticks = [int(word) for word in words]
+    return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) == 8 else None  # idle and iowait
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    lines = (_text(root / "proc/meminfo") or "").splitlines()
+    pairs = [line.split() for line in lines]
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in pairs if len(words) == 3 and words[2] == "kB"}

@@ -1,0 +1,165 @@
+"""Peak memory of a process, by one definition: max(VmHWM, max over samples of VmRSS + VmSwap).
+
+The high-water mark misses pages that were swapped out (zram on phones), samples miss short peaks; together they do
+not. On Windows its own counters (runtimes.system.win32). Elsewhere everything is None, never 0.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from runtimes.api import MemoryUse
+
+if TYPE_CHECKING:
+    from runtimes.system.win32 import ProcessMemory
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySample:
+    """What the system says of a process at one moment, in bytes; None for what it does not."""
+
+    high_water_bytes: int  # VmHWM or PeakWorkingSetSize: highest resident size since the process began
+    resident_bytes: int
+    anonymous_bytes: int | None
+    file_bytes: int | None
+    swap_bytes: int | None
+    committed_bytes: int | None = None  # Windows: the highest since the process began, see MemoryUse
+    gpu_bytes: int | None = None
+    gpu_shared_bytes: int | None = None
+
+
+Reader = Callable[[], MemorySample | None]
+
+
+def open_reader(status: Path = STATUS) -> Reader:
+    """What samples this process again and again: by /proc, or by Windows' counters."""
+    if sys.platform == "win32":
+        from runtimes.system.win32 import WindowsMeter
+
+        meter = WindowsMeter()
+        return lambda: _windows_sample(meter.read())
+    return lambda: read_status(status)
+
+
+def read_memory() -> MemorySample | None:
+    """One sample of this process; None where the system does not tell."""
+    return open_reader()()
+
+
+def read_status(status: Path) -> MemorySample | None:
+    """One sample from /proc/PID/status (25 us); None where there is no such file or it lacks a figure."""
+    try:
+        text = status.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    values = dict(line.split(":", 1) for line in text.splitlines() if line.endswith(" kB"))
+    try:
+        high, resident, anonymous, file, swap = (
+            int(values[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS", "RssAnon", "RssFile", "VmSwap")
+        )
+    except KeyError:
+        return None
+    return MemorySample(
+        high_water_bytes=high, resident_bytes=resident, anonymous_bytes=anonymous, file_bytes=file, swap_bytes=swap
+    )
+
+
+class PeakMemory:
+    """The peak over the samples taken so far. The split is that of the sample that held the most; a GPU's peak is its
+    own, whenever it was."""
+
+    def __init__(self, status: Path = STATUS) -> None:
+        self._read = open_reader(status)
+        self._high_water_bytes = 0
+        self._most: MemorySample | None = None
+        self._committed_bytes: int | None = None
+        self._gpu_bytes: int | None = None
+        self._gpu_shared_bytes: int | None = None
+
+    def sample(self) -> None:
+        """Take one sample."""
+        now = self._read()
+        if now is None:
+            return
+        self._high_water_bytes = max(self._high_water_bytes, now.high_water_bytes)
+        self._committed_bytes = _higher(self._committed_bytes, now.committed_bytes)
+        self._gpu_bytes = _higher(self._gpu_bytes, now.gpu_bytes)
+        self._gpu_shared_bytes = _higher(self._gpu_shared_bytes, now.gpu_shared_bytes)
+        if self._most is None or _held(now) >= _held(self._most):
+            self._most = now
+
+    def use(self) -> MemoryUse | None:
+        """The peak and its split; None where the system cannot tell."""
+        if self._most is None:
+            return None
+        return MemoryUse(
+            peak_bytes=max(self._high_water_bytes, _held(self._most)),
+            anonymous_bytes=self._most.anonymous_bytes,
+            file_bytes=self._most.file_bytes,
+            swap_bytes=self._most.swap_bytes,
+            committed_bytes=self._committed_bytes,
+            gpu_bytes=self._gpu_bytes,
+            gpu_shared_bytes=self._gpu_shared_bytes,
+        )
+
+
+class MemorySampler:
+    """`with MemorySampler() as sampler: ...; sampler.use()`: samples a process from a thread while the block runs."""
+
+    def __init__(self, interval_s: float = 0.01, status: Path = STATUS) -> None:
+        self._interval_s = interval_s
+        self._peak = PeakMemory(status)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
+
+    def __enter__(self) -> MemorySampler:
+        self._peak.sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._peak.sample()
+
+    def use(self) -> MemoryUse | None:
+        """The peak so far; None where the system cannot tell."""
+        return self._peak.use()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._peak.sample()
+
+
+def _held(sample: MemorySample) -> int:
+    return sample.resident_bytes + (sample.swap_bytes or 0)
+
+
+def _higher(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _windows_sample(told: tuple[ProcessMemory, tuple[int, int] | None] | None) -> MemorySample | None:
+    if told is None:
+        return None
+    host, gpu = told
+    return MemorySample(
+        high_water_bytes=host.peak_resident_bytes,
+        resident_bytes=host.resident_bytes,
+        anonymous_bytes=None,
+        file_bytes=None,
+        swap_bytes=None,
+        committed_bytes=host.peak_committed_bytes,
+        gpu_bytes=None if gpu is None else gpu[0],
+        gpu_shared_bytes=None if gpu is None else gpu[1],
+    )

@@ -1,0 +1,1 @@
+"""Text around token ids: chat template, tokenizer, whole characters, stop strings. Start at runtime.py."""

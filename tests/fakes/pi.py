@@ -1,0 +1,93 @@
+"""A lab device without hardware: a real sshd on 127.0.0.1 in front of the emulated Raspberry Pi 5.
+
+The wire, the client, the keys and the aarch64 libraries are real; the shell's small programs (cat, mv, sha256sum) are
+this machine's. `phi-edge` reaches it by a lab file like any other board.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from fakes.sshd import SSHD, LocalSshd, all_pids
+
+REPOSITORY = Path(__file__).parents[2]
+NAME = "pi5"
+
+
+def missing() -> str | None:
+    """What this machine lacks to emulate a Pi; None if nothing."""
+    lacking = [name for name in ("qemu-aarch64-static", SSHD, "ssh") if shutil.which(name) is None]
+    return f"needs {', '.join(lacking)}: ci/install_system.sh" if lacking else None
+
+
+def pi_folder() -> Path:
+    """Where the emulated Pi is kept between runs; another checkout's, made in another way, stands beside it."""
+    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
+    made_of = [REPOSITORY / name for name in ("tests/fakes/emulate_pi5.sh", "constraints.txt")]
+    return cache / f"pi5-{hashlib.sha256(b''.join(path.read_bytes() for path in made_of)).hexdigest()[:8]}"
+
+
+def build_pi() -> Path:
+    """Build it unless it is there; a minute the first time."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    subprocess.run(
+        [str(REPOSITORY / "tests/fakes/emulate_pi5.sh"), str(pi_folder())], check=True, timeout=600, env=environment
+    )
+    return pi_folder()
+
+
+def build_executorch(pi: Path) -> Path:
+    """The board's Python with ExecuTorch; 440 MB are downloaded the first time."""
+    script, environment = REPOSITORY / "tests/fakes/emulate_pi5_executorch.sh", os.environ | {"PYTHON": sys.executable}
+    subprocess.run([str(script), str(pi)], check=True, timeout=1200, env=environment)
+    return pi / "bin/python3-executorch"
+
+
+class EmulatedPi(LocalSshd):
+    """`with EmulatedPi(folder, pi) as board: ... --lab board.lab --device pi5`. Its keys are in `folder`."""
+
+    def __init__(self, folder: Path, pi: Path) -> None:
+        # A home of its own: the shell would run this machine's start-up files for every command.
+        super().__init__(folder, NAME, {"SetEnv": f"PATH={pi}/bin:/usr/local/bin:/usr/bin:/bin HOME={folder}"})
+        self.pi = pi
+        self.lab = folder / "lab.toml"
+        self.cache = folder / "cache on the board"
+
+    def __enter__(self) -> EmulatedPi:
+        self.prepare()
+        self.lab.write_text(self.row())
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def agents(self) -> list[int]:
+        """The agents that run on the board now."""
+        return [pid for pid in all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
+
+    def row(self, **changes: str) -> str:
+        """The lab file's row, with other or further keys."""
+        keys = {
+            "transport": "ssh",
+            "host": NAME,
+            "config": str(self.config),
+            "cache": str(self.cache),
+            "python": str(self.pi / "bin/python3-onnx"),
+        } | changes
+        return f"[device.{NAME}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items() if value)
+
+
+def _words(pid: int) -> list[bytes]:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return [b""]

@@ -1,0 +1,104 @@
+"""A Windows lab device without hardware: a real sshd on 127.0.0.1 in front of Wine.
+
+The wire, the client, cmd.exe's and Python's own taking apart of a command line, python.exe, its libraries and
+onnxruntime's are real; Windows itself is Wine, and the server's way of starting a command is wine/session.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+from fakes.sshd import SSHD, LocalSshd
+from fakes.windows_session import build_windows, windows_path
+from fakes.windows_session import missing as wine_lacks
+
+NAME = "laptop"
+SESSION = Path(__file__).parent / "wine" / "session.py"
+
+
+def missing() -> str | None:
+    """What this machine lacks to emulate Windows behind ssh; None if nothing."""
+    if (lacking := wine_lacks()) is not None:
+        return lacking
+    lacking_ssh = [name for name in (SSHD, "ssh", "Xvfb") if shutil.which(name) is None]
+    return f"needs {', '.join(lacking_ssh)}: ci/install_system.sh" if lacking_ssh else None
+
+
+class EmulatedWindows(LocalSshd):
+    """`with EmulatedWindows(folder) as device: ... --lab device.lab --device laptop`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.windows = build_windows()
+        self._entry = folder / "entry"
+        super().__init__(folder, NAME, {"ForceCommand": str(self._entry)})
+        self.lab = folder / "lab.toml"
+        self.cache = folder / "cache of it"
+        self._screen: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> EmulatedWindows:
+        display = self._start_screen()
+        environment = {
+            "DISPLAY": display,
+            "LC_ALL": "C.UTF-8",  # how Wine writes a file's name
+            "WINEDEBUG": "-all",
+            "WINEPREFIX": str(self.windows / "prefix"),
+            "WINEPATH": windows_path(self.windows / "python"),
+        }
+        self._environment = os.environ | environment
+        # Windows' services start with the first program, and end with the last: they shall not be a session's.
+        self._services = subprocess.Popen(
+            ["wine", "cmd"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=self._environment,
+            start_new_session=True,
+        )
+        exported = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
+        python = self.windows / "python" / "python.exe"
+        self._entry.write_text(f"#!/bin/sh\n{exported}exec wine '{python}' -IS '{windows_path(SESSION)}'\n")
+        self._entry.chmod(0o755)
+        self.prepare()
+        self.lab.write_text(self.row())
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        assert self._services.stdin is not None
+        self._services.stdin.close()
+        self._services.wait(60)
+        if self._screen is not None:
+            self._screen.kill()
+            self._screen.wait()
+
+    def row(self, **changes: str) -> str:
+        """The lab file's row, with other or further keys; each value as TOML writes it."""
+        keys = {
+            "transport": '"windows"',
+            "host": f'"{NAME}"',
+            "config": f'"{self.config}"',
+            "cache": f'"{self.windows_cache}"',
+            "python": '"python"',
+        } | changes
+        return f"[device.{NAME}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items() if value)
+
+    @property
+    def windows_cache(self) -> str:
+        """The cache's folder as the device names it."""
+        return "Z:" + str(self.cache)
+
+    def _start_screen(self) -> str:
+        """Wine's graphics adapters are those of a screen."""
+        reading, writing = os.pipe()
+        command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "640x480x24", "-nolisten", "tcp"]
+        self._screen = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            return f":{told.readline().strip()}"

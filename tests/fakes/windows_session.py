@@ -1,0 +1,116 @@
+"""The real Windows onnxruntime under Wine: load a model, say where its nodes went, and run it on the CPU provider.
+
+    python -m fakes.windows_session MODEL.onnx [--strict]
+
+Exits with 1 and names each node that left DirectML unexpectedly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ci.placements import Placement, count, fallen_back, read_placements
+
+SCRIPT = Path(__file__).parent / "wine" / "session.js"
+DIRECTML = "DmlExecutionProvider"
+LIMIT_S = 120
+
+
+def windows_folder() -> Path:
+    """Where the emulated Windows lies: `windows` in $PHI_EDGE_CACHE or ~/.cache/phi-edge."""
+    return Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "windows"
+
+
+def missing() -> str | None:
+    """What has to be installed first; None where nothing is missing."""
+    lacking = [program for program in ("wine", "xvfb-run", "npm") if shutil.which(program) is None]
+    return f"needs {', '.join(lacking)}: run ci/install_system.sh" if lacking else None
+
+
+def build_windows() -> Path:
+    """Lay out the emulated Windows unless it is there (a minute), and return its folder."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    script = str(SCRIPT.parent.parent / "emulate_windows.sh")
+    subprocess.run([script, str(windows_folder())], check=True, timeout=600, env=environment)
+    return windows_folder()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsSession:
+    """What became of a session. `error` is onnxruntime's own text."""
+
+    error: str | None
+    logits: Sequence[Sequence[float]]
+    log: str
+
+    def placements(self) -> list[Placement]:
+        return read_placements(self.log)
+
+
+def run_session(
+    folder: Path,
+    model: Path,
+    provider: Literal["cpu", "dml"],
+    *,
+    strict: bool = False,
+    feeds: Sequence[Mapping[str, Mapping[str, Any]]] = (),
+) -> WindowsSession:
+    """Make a session, and run it once for each feed; see wine/session.js."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
+        job = {"model": windows_path(model), "provider": provider, "strict": strict, "feeds": feeds}
+        (work / "job.json").write_text(json.dumps(job))
+        (work / "session.js").write_bytes(SCRIPT.read_bytes())  # node looks for packages above its script
+        environment = os.environ | {
+            "WINEDEBUG": "-all",
+            "WINEPREFIX": str(folder / "prefix"),
+            "NODE_SKIP_PLATFORM_CHECK": "1",
+        }
+        files = [windows_path(work / file) for file in ("session.js", "job.json", "result.json")]
+        command = ["xvfb-run", "-a", "wine", str(folder / "node" / "bin" / "node.exe"), *files]
+        with (work / "log").open("wb") as log:
+            subprocess.run(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, timeout=LIMIT_S, check=False
+            )
+        told = (work / "log").read_text(encoding="utf-8", errors="replace")
+        if not (work / "result.json").is_file():
+            return WindowsSession(error="node.exe ended without a result: " + told[-500:], logits=(), log=told)
+        result = json.loads((work / "result.json").read_text())
+    return WindowsSession(error=result.get("error"), logits=result.get("logits", ()), log=told)
+
+
+def windows_path(path: Path) -> str:
+    """A path as Wine's programs see it."""
+    return "Z:" + str(path.resolve()).replace("/", "\\")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--strict", action="store_true", help="forbid the CPU fallback")
+    options = parser.parse_args()
+    session = run_session(build_windows(), options.model, "dml", strict=options.strict)
+    if session.error is not None:
+        print(session.error, file=sys.stderr)
+        return 1
+    placements = session.placements()
+    for provider, operators in count(placements).items():
+        print(provider, json.dumps(operators))
+    astray = fallen_back(placements, DIRECTML)
+    for item in astray:
+        print(f"not on DirectML: {item.node} ({item.operator}) is on {item.provider}", file=sys.stderr)
+    return 1 if astray else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
