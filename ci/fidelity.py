@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ci.variants import VARIANTS, make_checkpoint
 from export.artifact import Format
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from export.target import TARGETS
 from export.verify.conformance import Report, examine
 from runtimes.subject import open_subject

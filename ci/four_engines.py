@@ -30,8 +30,8 @@ from ci.stock_engines import genai_answers, runner_answers
 from ci.tiny.text import Message, chat_text
 from export.artifact import Artifact
 from export.checkpoint.open import TINY, open_checkpoint
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from export.verify.reference import Reference, open_reference
 from export.weights.dequantize import read_weights
 from runtimes.loop.tokens import NewToken, TokenRequest

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
 from export.artifact import Format, Memory, Model
 from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import OptionError
+from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import Target, target_named
 
 PLANNED_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportRequest:
-    """What the user asked for; None takes the target's default."""
-
-    checkpoint: str
-    out: Path
-    target: str = "cpu"
-    format: str | None = None
-    scheme: str | None = None
-    context_tokens: int | None = None
-    activations: str | None = None
-    lengths_as_inputs: bool = False
-    require_full_delegation: bool = False
-    max_file_bytes: int | None = None
-    fresh: bool = False  # forget what an interrupted export has finished
 
 
 @dataclass(frozen=True, kw_only=True)

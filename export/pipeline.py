@@ -25,8 +25,9 @@ from export.artifact import (
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, SpaceError
 from export.formats import LAYOUTS, Layout
-from export.job import ExportRequest, Job, plan_memory, resolve
+from export.job import Job, plan_memory, resolve
 from export.plan import peak_bytes
+from export.request import ExportRequest
 from export.system import memory_room
 from export.weights.journal import Journal, discard
 from export.weights.loss import text_ids

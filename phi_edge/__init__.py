@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.artifact import Artifact, open_artifact
-    from export.job import ExportRequest
     from export.pipeline import export_model
+    from export.request import ExportRequest
     from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
     from runtimes.registry import open_runtime
 
@@ -33,7 +33,7 @@ __all__ = [
 _HOME = {
     "Artifact": "export.artifact",
     "open_artifact": "export.artifact",
-    "ExportRequest": "export.job",
+    "ExportRequest": "export.request",
     "export_model": "export.pipeline",
     "DoneEvent": "runtimes.api",
     "GenerateRequest": "runtimes.api",

@@ -37,12 +37,12 @@ def bench_command(
     out: Path,
 ) -> None:
     """Measure an ARTIFACT: load, time to first token, prefill, decode, every token's latency, peak memory."""
-    from devices.drivers.progress import steps
     from devices.drivers.table import find_device, open_driver
     from devices.measure.bench import Plan, measure
     from devices.measure.measurement import DeviceFacts, write_measurement
     from devices.measure.validity import doubts, problems
     from export.artifact import open_artifact
+    from phi_edge.progress import steps
 
     device = find_device(name, lab)
     opened = open_artifact(artifact)

@@ -12,7 +12,7 @@ from export.artifact import Artifact
 from export.errors import DelegationError, OptionError
 
 if TYPE_CHECKING:
-    from export.job import ExportRequest
+    from export.request import ExportRequest
 
 
 @click.command("export")
@@ -61,8 +61,8 @@ def export_command(
     )
     from rich.progress import Progress as Bars
 
-    from export.job import ExportRequest
     from export.pipeline import Progress, export_model
+    from export.request import ExportRequest
 
     class Shown(Progress):
         def __init__(self, bars: Bars) -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from devices.transports.adb_devices import Client
 from export.artifact import Artifact
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from fakes.adbd import FakeAdbd
 from fakes.android import AndroidSoftware, build_android
 from fakes.android import missing as emulated_android_lacks

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from ci.fidelity import BEGIN, END, HEADER, PAGE, Kind, context_for, examine_variant, kinds_for, write_rows
 from ci.variants import VARIANTS, make_checkpoint
 from export.checkpoint.open import open_checkpoint
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from phi_edge.main import main
 
 SAMPLE: list[tuple[str, Kind]] = [

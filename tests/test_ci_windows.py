@@ -17,8 +17,8 @@ from ci.placements import PlacementError, count, fallen_back, read_placements
 from ci.variants import make_checkpoint
 from export.artifact import Artifact, open_artifact
 from export.coverage import DIRECTML_LENGTHS
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from fakes.windows_session import DIRECTML, WindowsSession, build_windows, missing, run_session
 from runtimes.engines.onnx_engine import open_onnx
 

@@ -19,8 +19,8 @@ from devices.measure.validity import problems
 from devices.transports.remote_tokens import RemoteTokens
 from devices.transports.windows_host import WindowsHost
 from export.artifact import open_artifact
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from fakes.windows import NAME, EmulatedWindows
 from fakes.windows_session import windows_path
 from phi_edge.main import main

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from export.artifact import open_artifact, verify
 from export.errors import ArtifactError
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from phi_edge.main import main
 
 

@@ -15,8 +15,8 @@ import pytest
 from ci.variants import VARIANTS, make_checkpoint
 from export.artifact import MANIFEST, describe_files
 from export.errors import OptionError
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 
 RECORDED = Path(__file__).parent / "golden" / "bytes.json"
 # What each target's default was when the digests were recorded.

@@ -15,8 +15,8 @@ import pytest
 
 from export.artifact import describe_files, open_artifact
 from export.errors import OptionError
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from export.to_onnx import operators as onnx_operators
 from runtimes.engines.onnx_engine import open_onnx
 

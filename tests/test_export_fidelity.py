@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from export.artifact import open_artifact
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from runtimes.engines.engine import Engine
 from runtimes.registry import ENGINES
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from export.artifact import Artifact
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from runtimes.api import GenerateRequest, TokenEvent
 from runtimes.registry import ENGINES, open_runtime
 

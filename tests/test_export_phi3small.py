@@ -25,10 +25,10 @@ from export.artifact import Artifact, Format, verify
 from export.checkpoint.byte_ranks import RANKS
 from export.checkpoint.open import open_checkpoint
 from export.errors import CheckpointError
-from export.job import ExportRequest
 from export.models.blocksparse import BlockPattern, ungroup
 from export.models.phi3small import MLP, Phi3SmallConfig, read_config
 from export.pipeline import Progress, export_model
+from export.request import ExportRequest
 from export.verify.conformance import examine
 from export.verify.reference import open_reference
 from export.weights.dequantize import read_weights

@@ -17,8 +17,8 @@ import pytest
 from export.artifact import MANIFEST, Artifact, Format, open_artifact, verify
 from export.checkpoint.shards import StoredTensor
 from export.errors import SpaceError
-from export.job import ExportRequest
 from export.pipeline import Progress, export_model
+from export.request import ExportRequest
 from export.weights.journal import Journal
 from export.weights.scratch import Scratch
 

@@ -16,8 +16,8 @@ from ci.variants import make_checkpoint
 from devices.transports.local import LocalHost
 from devices.transports.remote_tokens import RemoteTokens
 from export.artifact import Artifact
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from fakes.android import AndroidSoftware
 from runtimes.engines.genai_engine import open_genai
 from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokenSource

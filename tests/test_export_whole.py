@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from export.artifact import Artifact, describe_files, open_artifact, seal
-from export.job import ExportRequest, resolve
+from export.job import resolve
 from export.models.shape import EMBEDDING, Rows
+from export.request import ExportRequest
 from export.to_executorch.layers import Marks, QuantisedEmbedding
 from export.to_executorch.lowering import Between, First, Last
 from export.to_executorch.program import quiet, stand_ins_for

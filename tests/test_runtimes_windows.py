@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from export.artifact import open_artifact
-from export.job import ExportRequest
 from export.pipeline import export_model
+from export.request import ExportRequest
 from runtimes.engines.directml import choose_adapter, choose_stack, open_windows
 from runtimes.engines.engine import Graphics
 from runtimes.engines.fake import FakeEngine

@@ -16,8 +16,9 @@ from torch import Tensor
 from export.artifact import Artifact
 from export.errors import ArtifactError
 from export.formats import LAYOUTS
-from export.job import ExportRequest, resolve
+from export.job import resolve
 from export.models.shape import EMBEDDING
+from export.request import ExportRequest
 from export.weights.slots import Slot
 
 DTYPES = {

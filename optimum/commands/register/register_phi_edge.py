@@ -32,8 +32,8 @@ class PhiEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
         from optimum.exporters.tasks import TasksManager
 
         from export.errors import ExportError
-        from export.job import ExportRequest
         from export.pipeline import export_model
+        from export.request import ExportRequest
         from phi_edge.export import summary
 
         task = TasksManager.map_from_synonym(self.args.task)

@@ -1,0 +1,153 @@
+"""What a user can ask of an export: each option once, with its flag and its help.
+
+`phi-edge export` and `optimum-cli export phi-edge` make their options from these fields. A new option is one field here
+and the place that uses it. It imports only tables, so that `--help` is fast and needs no library.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from export.artifact import Format
+from export.errors import OptionError
+from export.scheme import SCHEMES
+from export.target import TARGETS, Target
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How a command line offers one field of an ExportRequest."""
+
+    field: str
+    flag: str
+    help: str
+    default: object
+    default_text: str | None  # how the default is chosen, where it is not one value
+    choices: Sequence[str] | None
+    parse: Callable[[str], object] | None  # text -> value; raises OptionError or ValueError. None for a plain switch
+    metavar: str | None
+
+
+def parse_size(text: str) -> int:
+    """500MB, 2GB or a number of bytes -> bytes. Raises OptionError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|MB|KB|)", text.strip().upper())
+    if match is None:
+        raise OptionError(f"{text!r} is not a size; give a number with KB, MB or GB, such as 500MB")
+    return int(float(match[1]) * {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}[match[2]])
+
+
+def _option(
+    flag: str,
+    help: str,
+    default: T,
+    *,
+    default_text: str | None = None,
+    choices: Sequence[str] | None = None,
+    parse: Callable[[str], object] | None = str,
+    metavar: str | None = None,
+) -> T:
+    """A field with its command-line option; to a type checker it is its default."""
+    words = {"flag": flag, "help": help, "default_text": default_text, "choices": choices}
+    return field(default=default, metadata={"option": words | {"parse": parse, "metavar": metavar}})
+
+
+def _by_target(value: Callable[[Target], object]) -> str:
+    """A default that the target decides, for the help: `onnx (cpu, raspberry-pi), executorch (android)`."""
+    names: dict[str, list[str]] = {}
+    for target in TARGETS.values():
+        names.setdefault(str(value(target)), []).append(target.name)
+    return "the target's: " + ", ".join(f"{text} ({', '.join(those)})" for text, those in names.items())
+
+
+def _schemes(target: Target) -> str:
+    return " or ".join(
+        f"{target.schemes[format]} as {format}" for format in get_args(Format) if format in target.formats
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What the user asked for. None takes the target's default."""
+
+    checkpoint: str
+    out: Path
+    target: str = _option(
+        "--target",
+        "The kind of device. It decides the defaults below.",
+        "cpu",
+        choices=tuple(TARGETS),
+    )
+    format: str | None = _option(
+        "--format",
+        "The artifact's format.",
+        None,
+        choices=get_args(Format),
+        default_text=_by_target(lambda target: target.format),
+    )
+    scheme: str | None = _option(
+        "--scheme",
+        "How weights are stored: int4-b32 is 4 bits with one scale for 32 weights, -e8 keeps the embedding in 8 bits, "
+        "fp32 quantises nothing.",
+        None,
+        choices=tuple(SCHEMES),
+        default_text=_by_target(_schemes),
+    )
+    context_tokens: int | None = _option(
+        "--context",
+        "The longest sequence, in tokens. A longer one needs more memory on the device.",
+        None,
+        default_text=_by_target(lambda target: target.context_tokens)
+        + ", or less where the model's context or its sliding window ends before",
+        parse=int,
+        metavar="TOKENS",
+    )
+    activations: str | None = _option(
+        "--activations",
+        "The number type in the ONNX graph and its KV cache.",
+        None,
+        choices=tuple(dict.fromkeys(name for target in TARGETS.values() for name in target.activations)),
+        default_text=_by_target(lambda target: target.activations[0]),
+    )
+    lengths_as_inputs: bool = _option(
+        "--lengths-as-inputs",
+        "For DirectML only: take sequence lengths as inputs, so that every node runs on the GPU. onnxruntime-genai "
+        "cannot load such a model.",
+        False,
+        parse=None,
+    )
+    max_file_bytes: int | None = _option(
+        "--max-file-size",
+        "Split ONNX weights into files of at most this size, such as 500MB or 2GB.",
+        None,
+        default_text="one file",
+        parse=parse_size,
+        metavar="SIZE",
+    )
+    require_full_delegation: bool = _option(
+        "--require-full-delegation",
+        "Fail with exit code 1 if a node would run outside the accelerator (DirectML or XNNPACK).",
+        False,
+        parse=None,
+    )
+    # Forget what an interrupted export has finished.
+    fresh: bool = _option(
+        "--fresh",
+        "Start again from the beginning, even if an interrupted export can be continued.",
+        False,
+        parse=None,
+    )
+
+
+def export_options() -> list[Option]:
+    """Every option of an export, in the order of the help."""
+    return [
+        Option(field=each.name, default=each.default, **each.metadata["option"])
+        for each in fields(ExportRequest)
+        if "option" in each.metadata
+    ]
