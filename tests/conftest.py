@@ -193,7 +193,8 @@ def llama_main(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A program with llama_main's command line."""
     folder = tmp_path_factory.mktemp("llama_main")
     wire = folder / "wire"
-    server = subprocess.Popen([sys.executable, "-m", "fakes.llama_main", "--serve", str(wire)], cwd=REPOSITORY)
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"}
+    server = subprocess.Popen([sys.executable, "-m", "fakes.llama_main", "--serve", str(wire)], env=environment)
     until_s = time.monotonic() + 60
     while not wire.exists() and time.monotonic() < until_s:
         time.sleep(0.05)
