@@ -1,9 +1,9 @@
-# make setup | demo | test | check | format
+# make setup | demo | test | check | format | golden | docs
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check format golden
+.PHONY: setup demo test check format golden docs
 setup: $(VENV)/.ready
 
 # torch comes first and pinned: an unpinned one brings several GB of CUDA.
@@ -32,3 +32,6 @@ format: setup
 
 golden: setup
 	$(BIN)/python -m pytest --rewrite-golden tests
+
+docs: setup
+	$(BIN)/python ci/cli_page.py

@@ -32,6 +32,7 @@ class Option:
     choices: Sequence[str] | None
     parse: Callable[[str], object] | None  # text -> value; raises OptionError or ValueError. None for a plain switch
     metavar: str | None
+    shapes_artifact: bool  # False for what changes only how the work is done
 
 
 def parse_size(text: str) -> int:
@@ -51,10 +52,12 @@ def _option(
     choices: Sequence[str] | None = None,
     parse: Callable[[str], object] | None = str,
     metavar: str | None = None,
+    shapes_artifact: bool = True,
 ) -> T:
     """A field with its command-line option; to a type checker it is its default."""
-    words = {"flag": flag, "help": help, "default_text": default_text, "choices": choices}
-    return field(default=default, metadata={"option": words | {"parse": parse, "metavar": metavar}})
+    words = {"flag": flag, "help": help, "default_text": default_text, "choices": choices, "parse": parse}
+    more = {"metavar": metavar, "shapes_artifact": shapes_artifact}
+    return field(default=default, metadata={"option": words | more})
 
 
 def _by_target(value: Callable[[Target], object]) -> str:
@@ -134,6 +137,7 @@ class ExportRequest:
         "Fail with exit code 1 if a node would run outside the accelerator (DirectML or XNNPACK).",
         False,
         parse=None,
+        shapes_artifact=False,
     )
     # Forget what an interrupted export has finished.
     fresh: bool = _option(
@@ -141,6 +145,7 @@ class ExportRequest:
         "Start again from the beginning, even if an interrupted export can be continued.",
         False,
         parse=None,
+        shapes_artifact=False,
     )
 
 

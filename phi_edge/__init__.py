@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,17 +52,29 @@ def __getattr__(name: str) -> Any:
 
 
 def _refuse_strangers() -> None:
-    """A file export.py, runtimes.py or devices.py of the user's own, earlier on the path than ours, would be imported
-    in the place of our rooms. Raises ImportError, which names the file."""
+    """Refuse a user's file or folder that has the name of one of our rooms and would be imported instead of it.
+
+    Raises ImportError, which names the file. Under `python -m phi_edge`, where nobody catches it, exits with one line.
+    """
     ours = Path(__file__).resolve().parent.parent
     for room in ("export", "runtimes", "devices"):
-        spec = importlib.util.find_spec(room)
-        places = [spec.origin] if spec and spec.origin else list(spec.submodule_search_locations or ()) if spec else []
-        found = Path(places[0]).resolve() if places and places[0] else None
+        found = _origin(room)
         if found is not None and not found.is_relative_to(ours / room):
-            raise ImportError(
-                f"{found} hides the package {room!r} of phi-edge: rename it, or run python -P from another folder"
-            )
+            message = f"{found} hides the package {room!r} of phi-edge: rename it, or run python -P from another folder"
+            if sys.argv[:1] == ["-m"]:
+                print(f"Error: {message}", file=sys.stderr)
+                raise SystemExit(2)
+            raise ImportError(message, name=room, path=str(found))
+
+
+def _origin(room: str) -> Path | None:
+    """The file that `import room` would run, or has run."""
+    if room in sys.modules:
+        origin = getattr(sys.modules[room], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(room)
+        origin = spec.origin if spec else None
+    return Path(origin).resolve() if origin else None
 
 
 _refuse_strangers()

@@ -1,4 +1,4 @@
-"""`phi-edge bench`."""
+"""`phi-edge bench`: measure an artifact on a device."""
 
 from __future__ import annotations
 
@@ -7,23 +7,36 @@ from pathlib import Path
 
 import click
 
-from phi_edge.files import FILE, check_writable
+from phi_edge.files import FILE, FOLDER, check_writable
+from phi_edge.lab import DeviceName, lab_option
+from phi_edge.verb import Verb
 
 
-@click.command("bench")
-@click.argument("artifact", type=FILE)
-@click.option("--device", "name", default="local", show_default=True, help="A device of lab.toml, or this machine.")
-@click.option("--lab", type=FILE, default=None, help="The lab file; lab.toml of this folder where there is one.")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--generate-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--reps", type=click.IntRange(1), default=5, show_default=True, help="Each is a fresh process.")
-@click.option(
-    "--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests before the measured one."
+@click.command(
+    "bench",
+    cls=Verb,
+    examples=[
+        "phi-edge bench my-artifact --out here.json",
+        "phi-edge bench my-artifact --device pi5 --prompt-tokens 512 --out pi5.json",
+    ],
+    groups={
+        "Where": ("name", "lab", "threads"),
+        "What is measured": ("prompt_tokens", "generate_tokens", "reps", "warmup", "deadline_s"),
+    },
 )
-@click.option("--threads", type=click.IntRange(1), default=None, help="All cores it may use unless given.")
-@click.option("--deadline-s", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True,
-              help="For each repetition.")  # fmt: skip
-@click.option("--out", type=FILE, required=True, help="The measurement's file.")
+@click.argument("artifact", type=FOLDER)
+@click.option("--device", "name", type=DeviceName(), default="local", help="A device of the lab file, or local.")
+@lab_option
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the engine.",
+              show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
+@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", default=128, help="Length of the prompt.")
+@click.option("--generate-tokens", type=click.IntRange(1), metavar="N", default=64, help="Length of the answer.")
+@click.option("--reps", type=click.IntRange(1), metavar="N", default=5, help="Repetitions, each in a fresh process.")
+@click.option("--warmup", type=click.IntRange(0), metavar="N", default=1,
+              help="Requests before the measured one, in each process.")  # fmt: skip
+@click.option("--deadline-s", type=click.FloatRange(0, min_open=True), metavar="SECONDS", default=600.0,
+              help="The longest time for one repetition.")  # fmt: skip
+@click.option("--out", type=FILE, metavar="FILE", required=True, help="The measurement file to write.")
 def bench_command(
     artifact: Path,
     name: str,
@@ -36,7 +49,11 @@ def bench_command(
     deadline_s: float,
     out: Path,
 ) -> None:
-    """Measure an ARTIFACT: load, time to first token, prefill, decode, every token's latency, peak memory."""
+    """Measure ARTIFACT on a device: load time, first token, speed, memory.
+
+    ARTIFACT is a folder that `phi-edge export` wrote. The measurement file keeps the raw times of every token; show it
+    with `phi-edge report`, judge it with `phi-edge gate`.
+    """
     from devices.drivers.table import find_device, open_driver
     from devices.measure.bench import Plan, measure
     from devices.measure.measurement import DeviceFacts, write_measurement

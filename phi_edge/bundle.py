@@ -1,4 +1,4 @@
-"""`phi-edge bundle`."""
+"""`phi-edge bundle`: what an app with an artifact ships."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from pathlib import Path
 
 import click
 
+from phi_edge.files import FOLDER
+from phi_edge.verb import Choice, Verb
+from runtimes.bundle.write import KINDS
 
-@click.command("bundle")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--for", "kind", type=click.Choice(["android", "windows", "raspberry-pi"]), required=True, help="The kind of app."
-)
+
+@click.command("bundle", cls=Verb, examples=["phi-edge bundle my-artifact my-app --for android"])
+@click.argument("artifact", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--for", "kind", type=Choice(list(KINDS)), required=True, help="The kind of app.")
 def bundle_command(artifact: Path, out: Path, kind: str) -> None:
-    """Lay out in the new folder OUT what an app with ARTIFACT ships: the model's files, source code, a README."""
+    """Write a folder with everything an app needs to run ARTIFACT.
+
+    The new folder OUT gets the model's files, source code that runs them (Kotlin for Android, C# for Windows, systemd
+    units for a Raspberry Pi) and a README. Nothing is compiled or installed.
+    """
     from export.artifact import open_artifact
     from runtimes.bundle.write import write_bundle
 

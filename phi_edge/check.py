@@ -9,28 +9,40 @@ import click
 
 from export.artifact import open_artifact, verify
 from export.errors import OptionError
+from phi_edge.errors import Failed
 from phi_edge.export import summary
+from phi_edge.files import FILE, FOLDER
+from phi_edge.verb import Verb
 
 if TYPE_CHECKING:
     from export.verify.conformance import Report
 
 
-@click.command("check")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "--against", help="The checkpoint it was exported from: compare logits and greedy tokens at every boundary."
+@click.command(
+    "check",
+    cls=Verb,
+    examples=[
+        "phi-edge check my-artifact",
+        "phi-edge check my-artifact --against microsoft/Phi-3-mini-4k-instruct --json report.json",
+    ],
+    extra="export",
 )
-@click.option("--json", "out", type=click.Path(path_type=Path), help="With --against: write the report to this file.")
+@click.argument("artifact", type=FOLDER)
+@click.option("--against", metavar="CHECKPOINT", show_default="only the files are verified",
+              help="The checkpoint it was exported from: also compare logits and greedy tokens with it.")  # fmt: skip
+@click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
+              help="With --against: write the report to this file.")  # fmt: skip
 def check_command(artifact: Path, against: str | None, out: Path | None) -> None:
-    """Verify ARTIFACT: whole, unchanged since its export, and every path inside its folder.
+    """Verify that ARTIFACT is whole and unchanged since its export.
 
-    With --against it is run beside the float model, at the lengths where others break: around the sliding window and
-    the original context length, prefilled whole, in pieces and token by token. Exit code 1 where a bound is missed.
+    Every file is compared with the size and SHA-256 in its manifest. With --against, the artifact also runs beside the
+    float model, at the lengths where implementations often fail: around the sliding window and the original context
+    length, with the prompt whole, in pieces and token by token. Exit code 1 if a bound is missed.
     """
     if out is not None and against is None:
-        raise OptionError("--json is the report of --against; give the checkpoint too")
+        raise OptionError("--json writes the report of --against: give --against CHECKPOINT too, or leave --json out")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise OptionError(f"--json {out}: cannot be written; give a file in a folder that is there")
+        raise OptionError(f"--json {out}: cannot be written; give a file in a folder that exists")
     opened = open_artifact(artifact)
     verify(opened)
     click.echo(summary(opened))
@@ -45,11 +57,11 @@ def check_command(artifact: Path, against: str | None, out: Path | None) -> None
     click.echo(table(report))
     if report.failures:
         click.echo("\n".join(f"missed: {failure}" for failure in report.failures), err=True)
-        raise SystemExit(1)
+        raise Failed("")
 
 
 def table(report: Report) -> str:
-    """A line for each case and each decode, then the sum of them."""
+    """A line for each case and each greedy decode, then a line for all."""
     lines = [
         f"against {report.checkpoint} ({report.reference})",
         f"  {'length':>7}  {'prefilled':<10}  {'max |Δ|':>8}  KL",
@@ -58,10 +70,10 @@ def table(report: Report) -> str:
         top1 = "" if case.same_top1 else "  another top token"
         lines.append(f"  {case.length:>7}  {case.way:<10}  {case.max_difference:8.1e}  {case.kl:.1e}{top1}")
     for decode in report.decodes:
-        said = (
+        outcome = (
             f"token {decode.first_difference} differs (gap {decode.gap:.1e})" if decode.gap is not None else "the same"
         )
-        lines.append(f"  greedy from {decode.start} across {decode.boundary}: {decode.tokens} tokens, {said}")
+        lines.append(f"  greedy from {decode.start} across {decode.boundary}: {decode.tokens} tokens, {outcome}")
     lines.append(
         f"  max |Δ| {report.max_difference:.1e} ({report.relative:.1e} deviations, at most "
         f"{report.bounds.max_difference:g}), KL {report.mean_kl:.1e}, top-1 {report.top1_agreement:.0%}: bounds "

@@ -14,9 +14,12 @@ from pathlib import Path
 import click
 
 from devices.errors import DeviceError
+from export.target import TARGETS
+from phi_edge.errors import Failed
+from phi_edge.files import FOLDER
+from phi_edge.verb import Verb
 
 MARK = ".made-by-phi-edge-demo"
-TARGETS = ("cpu", "raspberry-pi", "android", "windows-directml")
 ENGINES = {"cpu": "ONNX Runtime", "android": "ExecuTorch"}  # the targets that this machine runs, one of each format
 QUESTIONS = ("Turn off the lamp in the kitchen.", "How many grams are 7 kilograms?")
 STEP_DEADLINE_S = 300.0
@@ -34,10 +37,20 @@ class Step:
         return shlex.join(["phi-edge", *self.words])
 
 
-@click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Made anew.")
+@click.command(
+    "demo",
+    cls=Verb,
+    examples=["phi-edge demo", "phi-edge demo --out /tmp/phi-edge-demo"],
+    extra="export,onnx,report",
+)
+@click.option("--out", type=FOLDER, metavar="FOLDER", default=Path("demo"),
+              help="Where the results go: a new or empty folder, or one that an earlier demo made.")  # fmt: skip
 def demo_command(out: Path) -> None:
-    """Export the embedded tiny model for every target, chat with both engines, measure both, write the report."""
+    """Show the whole pipeline on a tiny model that ships with the package.
+
+    It exports the model for every target, asks it questions in both engines, measures both and writes a report: about a
+    minute on two cores.
+    """
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -98,6 +111,6 @@ def _run(step: Step, where: str) -> None:
     try:
         code = subprocess.run([sys.executable, "-P", "-m", "phi_edge", *step.words], timeout=STEP_DEADLINE_S).returncode
     except subprocess.TimeoutExpired:
-        raise click.ClickException(f"{where} took longer than {STEP_DEADLINE_S:.0f} s: {step.command_line}") from None
+        raise Failed(f"{where} took longer than {STEP_DEADLINE_S:.0f} s: {step.command_line}") from None
     if code != 0:
-        raise click.ClickException(f"{where} failed with exit code {code}: {step.command_line}")
+        raise Failed(f"{where} failed with exit code {code}: {step.command_line}")

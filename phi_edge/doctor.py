@@ -1,4 +1,4 @@
-"""`phi-edge doctor`."""
+"""`phi-edge doctor`: what is missing or wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from phi_edge.errors import Failed
+from phi_edge.lab import DeviceName, lab_option
+from phi_edge.verb import Verb
+
 if TYPE_CHECKING:
     from devices.drivers.driver import Finding
 
 _SIGNS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
 
 
-@click.command("doctor")
-@click.argument("device", required=False)
-@click.option(
-    "--lab", type=click.Path(path_type=Path), help="The lab file; lab.toml of this folder where there is one."
-)
+@click.command("doctor", cls=Verb, examples=["phi-edge doctor", "phi-edge doctor pi5 --lab my-lab.toml"])
+@click.argument("device", required=False, type=DeviceName())
+@lab_option
 def doctor_command(device: str | None, lab: Path | None) -> None:
-    """List what is missing or wrong on this machine and on DEVICE, each with the command that fixes it.
+    """List what is missing or wrong on this machine and on DEVICE.
 
-    Exit 0: nothing is wrong; 1: something is. Warnings are not urgent and do not change the exit code.
+    DEVICE is a name of the lab file; without it only this machine is examined. Each finding comes with the command that
+    fixes it. Exit code 1 if something is wrong. Warnings are not urgent and do not change the exit code.
     """
     from devices.checks.doctor import examine_host
     from devices.drivers.driver import worst
@@ -36,7 +39,7 @@ def doctor_command(device: str | None, lab: Path | None) -> None:
         with contextlib.closing(open_driver(device, row)) as driver:
             findings += _print(device, driver.examine())
     if worst(findings) == "wrong":
-        raise SystemExit(1)
+        raise Failed("")
 
 
 def _print(title: str, findings: Iterator[Finding]) -> Sequence[Finding]:

@@ -1,124 +1,73 @@
-"""`phi-edge export`."""
+"""`phi-edge export`: a checkpoint becomes an artifact. Its options are the fields of export.request.ExportRequest."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from export.artifact import Artifact
-from export.errors import DelegationError, OptionError
+from export.request import ExportRequest, Option, export_options
+from phi_edge.files import FOLDER
+from phi_edge.verb import Choice, Parsed, Verb
 
-if TYPE_CHECKING:
-    from export.request import ExportRequest
+
+def click_option(option: Option) -> click.Option:
+    """One option of an export as click knows it."""
+    if option.parse is None:
+        return click.Option([option.flag, option.field], is_flag=True, help=option.help)
+    kind: click.ParamType[Any] = Parsed(option.metavar or "text", option.parse)
+    if option.choices is not None:
+        kind = Choice(option.choices)
+    elif option.parse is int:
+        kind = click.INT
+    return click.Option(
+        [option.flag, option.field],
+        type=kind,
+        default=option.default,
+        metavar=option.metavar,
+        help=option.help,
+        show_default=option.default_text or True,
+    )
 
 
-@click.command("export")
+@click.command(
+    "export",
+    cls=Verb,
+    params=[click_option(option) for option in export_options()],
+    examples=[
+        "phi-edge export tiny my-artifact",
+        "phi-edge export microsoft/Phi-3-mini-4k-instruct phi3-android --target android --dry-run",
+        "phi-edge export ./my-finetuned-phi3 phi3-pi --target raspberry-pi --scheme int4-b32 --context 4096",
+    ],
+    groups={
+        "What to build": [option.field for option in export_options() if option.shapes_artifact],
+    },
+    extra="export",
+)
 @click.argument("checkpoint")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--target", default="cpu", show_default=True, help="cpu, raspberry-pi, android or windows-directml.")
-@click.option("--format", help="onnx or executorch; the target has a default.")
-@click.option("--scheme", help="Quantisation, such as int4-b32 or fp32; the target has a default.")
-@click.option("--context", type=int, help="Longest sequence in tokens; the target has a default.")
-@click.option("--activations", help="float16 or float32, in the ONNX graph and its KV cache; the target has a default.")
-@click.option("--lengths-as-inputs", is_flag=True, help="windows-directml: no node needs the CPU; not for genai.")
-@click.option("--max-file-size", help="Split ONNX weights into files no larger than this, such as 500MB or 2GB.")
-@click.option("--dry-run", is_flag=True, help="Only say what the export and its artifact would take.")
-@click.option("--fresh", is_flag=True, help="Forget what an interrupted export has finished; start anew.")
-@click.option("--require-full-delegation", is_flag=True, help="Fail (exit 1) where a node leaves the accelerator.")
+@click.argument("out", type=FOLDER)
+@click.option("--dry-run", is_flag=True, help="Write nothing: show the memory, disk and time that it would take.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def export_command(
-    checkpoint: str,
-    out: Path,
-    target: str,
-    format: str | None,
-    scheme: str | None,
-    context: int | None,
-    activations: str | None,
-    lengths_as_inputs: bool,
-    require_full_delegation: bool,
-    max_file_size: str | None,
-    dry_run: bool,
-    fresh: bool,
-    quiet: bool,
-) -> None:
-    """Export CHECKPOINT to the folder OUT.
+def export_command(checkpoint: str, out: Path, dry_run: bool, quiet: bool, **options: Any) -> None:
+    """Export CHECKPOINT to OUT, a folder that a device can run.
 
-    CHECKPOINT is a local folder, a hub id such as microsoft/Phi-3-mini-4k-instruct, or `tiny`, the small Phi-3 that
-    ships with this package.
+    CHECKPOINT is a local folder, a Hugging Face id such as microsoft/Phi-3-mini-4k-instruct (owner/name@revision for a
+    fixed revision), or `tiny`, a small Phi-3 that ships with this package. OUT must be new or empty. If an export is
+    interrupted, the same command continues it.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as Bars
+    from export.pipeline import export_model
+    from phi_edge.progress import export_progress
 
-    from export.pipeline import Progress, export_model
-    from export.request import ExportRequest
-
-    class Shown(Progress):
-        def __init__(self, bars: Bars) -> None:
-            self.bars = bars
-            self.task: TaskID | None = None
-
-        def step(self, what: str) -> None:
-            self.bars.console.print(f"[dim]{what}[/dim]")
-
-        def weights(self, total_bytes: int) -> None:
-            self.task = self.bars.add_task("weights", total=total_bytes, tensor="")
-
-        def read(self, name: str, count: int) -> None:
-            if self.task is not None:
-                self.bars.update(self.task, advance=count, tensor=name)
-
-    request = ExportRequest(
-        checkpoint=checkpoint,
-        out=out,
-        target=target,
-        format=format,
-        scheme=scheme,
-        context_tokens=context,
-        activations=activations,
-        lengths_as_inputs=lengths_as_inputs,
-        require_full_delegation=require_full_delegation,
-        max_file_bytes=parse_size(max_file_size) if max_file_size else None,
-        fresh=fresh,
-    )
+    request = ExportRequest(checkpoint=checkpoint, out=out, **options)
     if dry_run:
         click.echo(plan_text(request))
         return
-    columns = (
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[tensor]}"),
-    )
-    console = Console(stderr=True, quiet=quiet)
-    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
-        try:
-            artifact = export_model(request, Shown(bars))
-        except DelegationError as error:
-            raise click.ClickException(str(error)) from error  # a missed requirement: exit 1
+    with export_progress(quiet) as progress:
+        artifact = export_model(request, progress)
     if not quiet:
         click.echo(summary(artifact))
-
-
-def parse_size(text: str) -> int:
-    """500MB, 2GB or a number of bytes -> bytes. Raises OptionError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|MB|KB|)", text.strip().upper())
-    if match is None:
-        raise OptionError(f"--max-file-size {text!r}: give a number with KB, MB or GB, such as 500MB")
-    return int(float(match[1]) * {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}[match[2]])
 
 
 def plan_text(request: ExportRequest) -> str:
@@ -144,7 +93,7 @@ def plan_text(request: ExportRequest) -> str:
         verdicts = "  ".join(f"{plan.verdict(tokens, size * 1e9):>6}" for size in devices)
         chosen = "*" if tokens == job.context_tokens else " "
         lines.append(f"  {tokens:>8}{chosen}  {resident / 1e9:>10.2f} GB  {verdicts}")
-    lines.append("  (* the context of this export; on the device: weights as the engine packs them, and the KV cache)")
+    lines.append("  * the context of this export; on the device: weights as the engine keeps them, and the KV cache")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`phi-edge gate`."""
+"""`phi-edge gate`: are measurements good enough?"""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ from pathlib import Path
 import click
 
 from devices.errors import BudgetError
+from phi_edge.errors import Failed
 from phi_edge.files import FILE, write_text
+from phi_edge.verb import Verb
 
 
-@click.command("gate")
-@click.argument("files", nargs=-1, required=True, type=FILE)
-@click.option("--budgets", "budgets_file", type=FILE, default=None,
-              help="The budgets; budgets.toml of this folder where there is one.")  # fmt: skip
-@click.option(
-    "--baseline", "baseline_file", type=FILE, default=None, help="An earlier measurement to compare one FILE with."
+@click.command(
+    "gate",
+    cls=Verb,
+    examples=[
+        "phi-edge gate phone.json --budgets budgets.toml --junit phone.xml",
+        "phi-edge gate new.json --baseline old.json",
+    ],
 )
-@click.option("--junit", type=FILE, default=None, help="Write the outcome as JUnit XML too.")
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@click.option("--budgets", "budgets_file", type=FILE, metavar="FILE", help="The limits.",
+              show_default="budgets.toml in this folder, if there is one")  # fmt: skip
+@click.option("--baseline", "baseline_file", type=FILE, metavar="FILE", show_default="no comparison",
+              help="An earlier measurement to compare with; for one FILES only.")  # fmt: skip
+@click.option("--junit", type=FILE, metavar="FILE", show_default="no file", help="Also write the outcome as JUnit XML.")
 def gate_command(
     files: tuple[Path, ...], budgets_file: Path | None, baseline_file: Path | None, junit: Path | None
 ) -> None:
-    """Judge measurement FILES by budgets. Exit 0: all kept; 1: a budget missed, a regression, or invalid."""
+    """Judge measurement FILES by limits, for CI.
+
+    Exit code 0: every limit is met. Exit code 1: a limit is missed, a measurement is invalid, or it is slower than its
+    baseline beyond doubt.
+    """
     from devices.judge.budgets import Budgets, read_budgets
     from devices.judge.compare import compare
     from devices.judge.gate import judge
@@ -35,7 +47,7 @@ def gate_command(
     if chosen is None and baseline_file is None:
         raise BudgetError("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
     if baseline_file is not None and len(files) != 1:
-        raise BudgetError(f"--baseline compares with one measurement, and {len(files)} were given")
+        raise BudgetError(f"--baseline compares one measurement, {len(files)} were given; judge them one at a time")
     measurements = [read_measurement(file) for file in files]
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
     judgements = judge(dict(zip(labels(measurements), measurements, strict=True)), budgets.budgets) if chosen else []
@@ -47,4 +59,4 @@ def gate_command(
     click.echo(to_text(judgements, comparison), nl=False)
     kept = all(judgement.outcome == "pass" for judgement in judgements)
     if not kept or (comparison is not None and comparison.verdict in ("regression", "invalid")):
-        raise SystemExit(1)
+        raise Failed("")

@@ -1,4 +1,4 @@
-"""The command `phi-edge VERB`: one file a verb, imported when needed, and one place where errors become a line."""
+"""The command `phi-edge VERB`: one file a verb, imported when it is needed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from devices.errors import DeviceError
-from export.errors import ExportError
-from runtimes.errors import RuntimesError
+from phi_edge.errors import UserError, did_you_mean, usage_error
 
 # verb -> "module:command"
 VERBS: dict[str, str] = {
@@ -25,14 +23,8 @@ VERBS: dict[str, str] = {
 }
 
 
-class UserError(click.ClickException):
-    """The user's or the system's fault in one line: what was seen, what is allowed, what to do. Exit 2."""
-
-    exit_code = 2
-
-
 class LazyGroup(click.Group):
-    """A group that knows its verbs by name. The verbs' files import click alone, and the rooms when they are called."""
+    """A group that knows its verbs by name. A verb's file imports click alone; its rooms are imported by its work."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -45,29 +37,48 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb. The one place where the rooms' errors become one line for the user."""
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the words before the verb. Raises UserError."""
         try:
-            return super().invoke(ctx)
-        except (DeviceError, ExportError, RuntimesError) as error:
-            raise UserError(str(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-                raise
-            raise UserError("the system refused more memory (ulimit -v?); raise the limit, or free some") from error
-        except ModuleNotFoundError as missing:
-            if str(missing.name).partition(".")[0] in {"export", "runtimes", "devices", "phi_edge"}:
-                raise  # a module of ours is our fault
-            raise UserError(missing_extra(str(ctx.invoked_subcommand), str(missing.name))) from missing
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise  # `phi-edge` alone shows the help
+        except click.UsageError as error:
+            raise usage_error(error, "phi-edge") from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb. Raises UserError, which names the one that was probably meant."""
+        if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise UserError(f"unknown verb {args[0]!r}; known: {', '.join(VERBS)}{did_you_mean(args[0], VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, and what the exit codes mean."""
+        with formatter.section("Examples"):
+            for example in (
+                "phi-edge export tiny my-artifact",
+                'phi-edge run my-artifact "Turn off the lamp in the kitchen." --chat',
+                "phi-edge VERB --help",
+            ):
+                formatter.write(f"  {example}\n")
+        with formatter.section("Exit codes"):
+            formatter.write_dl(
+                [
+                    ("0", "Done, and all is well."),
+                    ("1", "Done, and the outcome is bad: a budget missed, a check failed."),
+                    ("2", "Not done: one line on stderr says why, what is allowed and what to do."),
+                ]
+            )
 
 
-def missing_extra(verb: str, module: str) -> str:
-    """The one line for a verb whose extra was not installed."""
-    extra = {"export": "export", "check": "export", "report": "report"}.get(verb, "onnx")
-    return f"`phi-edge {verb}` needs {module}, which is not installed: pip install 'phi-edge[{extra}]'"
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="phi-edge")
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
+)
+@click.version_option(package_name="phi-edge", message="phi-edge %(version)s")
 def main() -> None:
-    """Phi-3 on devices: export a checkpoint to int4, run it anywhere, measure it honestly."""
+    """Run Microsoft's Phi-3 models on phones, boards and PCs: export a checkpoint, run it, measure it."""

@@ -11,6 +11,9 @@ from pathlib import Path
 import click
 
 from devices.drivers.table import open_device_runtime
+from phi_edge.files import FOLDER
+from phi_edge.lab import DeviceName, lab_option
+from phi_edge.verb import Verb
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError
@@ -18,27 +21,48 @@ from runtimes.registry import open_runtime
 from runtimes.text.chat import chat
 
 
-@click.command("run")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("prompt", required=False)
-@click.option("--chat", "as_chat", is_flag=True, help="Put the prompt through the artifact's chat template.")
-@click.option("--system", metavar="TEXT", help="A system message before the prompt; with --chat.")
-@click.option("--max-new-tokens", type=int, default=256, show_default=True, metavar="N")
-@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy.")
-@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens.")
-@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that make up the share P.")
-@click.option("--seed", type=int, metavar="S", help="The same seed gives the same text, on every target.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated.")
-@click.option("--threads", type=int, metavar="N", help="Default: all cores this process may use.")
-@click.option("--deadline", type=float, metavar="SECONDS", help="End the answer after this time.")
-@click.option("--device", help="A device of lab.toml; this process unless given.")
-@click.option(
-    "--lab", type=click.Path(path_type=Path), help="The lab file; lab.toml of this folder where there is one."
+@click.command(
+    "run",
+    cls=Verb,
+    examples=[
+        'phi-edge run my-artifact "Why is the sky blue?" --chat',
+        "phi-edge run my-artifact --chat",
+        'echo "Once upon a time" | phi-edge run my-artifact - --temperature 0.8 --seed 7 --json',
+        'phi-edge run my-artifact "Why is the sky blue?" --chat --device pi5',
+    ],
+    groups={
+        "Prompt": ("as_chat", "system"),
+        "Answer": ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "deadline", "as_json"),
+        "Where": ("threads", "device", "lab", "adapter", "allow_cpu"),
+    },
 )
-@click.option("--adapter", metavar="WHICH",
-              help="On Windows, for DirectML: a graphics adapter's number, LUID or part of its name.")  # fmt: skip
-@click.option("--allow-cpu", is_flag=True, help="On Windows: without an adapter for DirectML, run on the CPU.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per token, and a last one.")
+@click.argument("artifact", type=FOLDER)
+@click.argument("prompt", required=False)
+@click.option("--chat", "as_chat", is_flag=True, help="Treat PROMPT as a chat message: use the model's chat template.")
+@click.option("--system", metavar="TEXT", show_default="none",
+              help="With --chat: a system message before the first one.")  # fmt: skip
+@click.option("--max-new-tokens", type=int, default=256, metavar="N", help="End the answer after N tokens.")
+@click.option("--temperature", type=float, default=0.0, metavar="T",
+              help="0 always takes the likeliest token; higher is more varied.")  # fmt: skip
+@click.option("--top-k", type=int, metavar="K", show_default="all tokens",
+              help="Draw from the K likeliest tokens only.")  # fmt: skip
+@click.option("--top-p", type=float, metavar="P", show_default="all tokens",
+              help="Draw from the likeliest tokens that together have probability P.")  # fmt: skip
+@click.option("--seed", type=int, metavar="S", show_default="drawn anew",
+              help="The same seed gives the same text, on every target.")  # fmt: skip
+@click.option("--stop", multiple=True, metavar="TEXT", show_default="the model's own stop tokens only",
+              help="End the answer before this text. May be repeated.")  # fmt: skip
+@click.option("--deadline", type=float, metavar="SECONDS", show_default="none",
+              help="End the answer after this time.")  # fmt: skip
+@click.option("--threads", type=int, metavar="N", help="Threads of the engine.",
+              show_default="all cores that the process may use; with --device, what the lab file says")  # fmt: skip
+@click.option("--device", type=DeviceName(), help="A device of the lab file.", show_default="this process")
+@lab_option
+@click.option("--adapter", metavar="WHICH", show_default="the one with most memory",
+              help="Windows with DirectML: a graphics adapter's number, LUID or part of its name.")  # fmt: skip
+@click.option("--allow-cpu", is_flag=True,
+              help="Windows with DirectML: run on the CPU if there is no graphics adapter.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each token, and a last one.")
 def run_command(
     artifact: Path,
     prompt: str | None,
@@ -58,16 +82,17 @@ def run_command(
     allow_cpu: bool,
     as_json: bool,
 ) -> None:
-    """Generate text with ARTIFACT, the folder that `phi-edge export` wrote.
+    """Generate text with ARTIFACT, a folder that `phi-edge export` wrote.
 
-    PROMPT is taken as it is; - reads it from stdin. With --chat and no PROMPT, on a terminal, it is a conversation.
+    PROMPT is used as it is; - reads it from stdin. With --chat and no PROMPT, a conversation starts on the terminal.
+    The answer goes to stdout, a line with times and memory to stderr.
     """
     if system is not None and not as_chat:
         raise RequestError("--system needs --chat: a plain prompt has no system message")
     if prompt is None and not (as_chat and sys.stdin.isatty()):
         raise RequestError("no prompt; give one, or - to read it from stdin, or --chat on a terminal to converse")
     if prompt is None and as_json:
-        raise RequestError("--json needs a prompt: a conversation on a terminal is for people")
+        raise RequestError("--json needs a prompt: give one, or - to read it from stdin")
     template = GenerateRequest(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -82,7 +107,10 @@ def run_command(
     if device is None:
         runtime = open_runtime(artifact, threads=threads, graphics=graphics)
     elif graphics != ANY_ADAPTER:
-        raise RequestError("--adapter and --allow-cpu are for this machine; a device's stand in its row of lab.toml")
+        raise RequestError(
+            "--adapter and --allow-cpu are for this machine; for a device set adapter and allow_cpu in its table of "
+            "lab.toml"
+        )
     else:
         runtime = open_device_runtime(
             artifact, device, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True)
@@ -127,8 +155,8 @@ def _refuse_error(done: DoneEvent) -> None:
 
 def summary(done: DoneEvent, times: list[float]) -> str:
     """One line for people: how it ended, how many tokens, how fast. `times` are the tokens' at_s."""
-    said = done.finish if done.stop_string is None else f"{done.finish} at {done.stop_string!r}"
-    parts = [f"{done.usage.prompt} + {done.usage.completion} tokens, {said}"]
+    ending = done.finish if done.stop_string is None else f"{done.finish} at {done.stop_string!r}"
+    parts = [f"{done.usage.prompt} + {done.usage.completion} tokens, {ending}"]
     if times:
         parts.append(f"first token after {times[0]:.3f} s")
     if done.timings.prefill_s and done.usage.prefilled:

@@ -64,7 +64,7 @@ def examine_windows(
         folder = cache()
         old = f"{folder}/artifacts".replace("/", "\\")
         yield disk(folder, host.free_bytes(folder), f'rmdir /s "{old}"')
-        environment = ["env", f"PYTHONPATH={code(python)}", python, "-m"]
+        environment = ["env", f"PYTHONPATH={code(python)}", python, "-P", "-m"]
         sampled = host.run([*environment, "runtimes.agent", "--sample"], deadline_s=SHORT_S)
         yield from judge_conditions(conditions_of(sampled.checked("reading the device's conditions").strip()))
         looked = host.run([*environment, "runtimes.engines.directml"], deadline_s=SHORT_S)

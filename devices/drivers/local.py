@@ -18,7 +18,7 @@ class LocalDriver:
     """See devices.drivers.driver.Driver."""
 
     def __init__(self, device: LocalDevice) -> None:
-        self._agent = device.agent or (sys.executable, "-m", "runtimes.agent")
+        self._agent = device.agent or (sys.executable, "-P", "-m", "runtimes.agent")
         self._graphics = Graphics(adapter=device.adapter, allow_cpu=device.allow_cpu)
         self._host = LocalHost()
 

@@ -104,7 +104,7 @@ class SshDriver:
         return ANY_ADAPTER
 
     def _command(self, code: str, python: str) -> list[str]:
-        return ["env", f"PYTHONPATH={code}", python, "-m", "runtimes.agent"]
+        return ["env", f"PYTHONPATH={code}", python, "-P", "-m", "runtimes.agent"]
 
     def _look(self, python: str) -> Conditions:
         """For doctor: the conditions with any Python that is new enough; no engine is needed."""

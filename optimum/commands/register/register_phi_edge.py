@@ -1,63 +1,76 @@
-"""`optimum-cli export phi-edge CHECKPOINT OUT ...`: the same export behind optimum's own command line.
+"""`optimum-cli export phi-edge CHECKPOINT OUT ...`: the same command, with the same options, in optimum's command line.
 
-optimum finds this file by its place in the namespace package optimum.commands.register; heavy imports stay in run().
+optimum finds this file by its place in the namespace package optimum.commands.register.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
+import click
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
+from phi_edge.export import export_command
+
+TASKS = ("text-generation-with-past", "text-generation")
+
 
 class PhiEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
-    """Parses optimum's way and calls export.pipeline."""
+    """argparse's view of the click command: each of its parameters is offered, and its work is called."""
 
     COMMAND = CommandInfo(name="phi-edge", help="Export Phi-3 to int4 ONNX or ExecuTorch for a device.")
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("checkpoint", help="a local folder, a hub id, or tiny")
-        parser.add_argument("out", type=Path, help="the artifact's folder, new or empty")
-        parser.add_argument("--target", default="cpu")
-        parser.add_argument("--format")
-        parser.add_argument("--scheme")
-        parser.add_argument("--context", type=int)
-        parser.add_argument("--task", default="text-generation-with-past", help="the one task there is")
+        parser.description = export_command.help
+        for parameter in export_command.params:
+            if isinstance(parameter, click.Option):
+                add_option(parser, parameter)
+            else:
+                parser.add_argument(str(parameter.name), type=converter(parameter))
+        parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="there is only this one")
 
     def run(self) -> None:
-        from optimum.exporters.tasks import TasksManager
-
-        from export.errors import ExportError
-        from export.pipeline import export_model
-        from export.request import ExportRequest
-        from phi_edge.export import summary
-
-        task = TasksManager.map_from_synonym(self.args.task)
-        if task not in ("text-generation", "text-generation-with-past"):
-            sys.exit(_fail(f"--task {self.args.task}: only text-generation-with-past is known"))
+        context = click.Context(export_command, info_name="optimum-cli export phi-edge")
+        context.params = {str(each.name): getattr(self.args, str(each.name)) for each in export_command.params}
         try:
-            artifact = export_model(
-                ExportRequest(
-                    checkpoint=self.args.checkpoint,
-                    out=self.args.out,
-                    target=self.args.target,
-                    format=self.args.format,
-                    scheme=self.args.scheme,
-                    context_tokens=self.args.context,
-                )
-            )
-        except ExportError as error:
-            sys.exit(_fail(str(error)))
-        print(summary(artifact))
+            export_command.invoke(context)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
 
 
-def _fail(message: str) -> int:
-    print(f"Error: {message}", file=sys.stderr)
-    return 2
+def add_option(parser: argparse.ArgumentParser, option: click.Option) -> None:
+    """The same flag, type, choices, default and help."""
+    text = (option.help or "").replace("%", "%%")
+    if option.is_flag:
+        parser.add_argument(*option.opts, dest=option.name, action="store_true", help=text)
+        return
+    default = option.show_default if isinstance(option.show_default, str) else option.default
+    parser.add_argument(
+        *option.opts,
+        dest=option.name,
+        type=converter(option),
+        default=option.default,
+        metavar=option.metavar,
+        choices=option.type.choices if isinstance(option.type, click.Choice) else None,
+        help=f"{text} [default: {default}]",
+    )
+
+
+def converter(parameter: click.Parameter) -> Callable[[str], object]:
+    """click's conversion of a text, for argparse."""
+
+    def convert(text: str) -> object:
+        try:
+            return parameter.type.convert(text, parameter, None)
+        except click.BadParameter as error:
+            raise argparse.ArgumentTypeError(error.message) from error
+
+    return convert
 
 
 REGISTER_COMMANDS = [(PhiEdgeExportCommand, ExportCommand)]

@@ -1,0 +1,101 @@
+"""How a command ends when it does not succeed: one line on stderr and an exit code, never a traceback.
+
+UserError       exit 2: the command could not do its work. What was seen, what is allowed, what to do
+Failed          exit 1: it did its work and the outcome is bad (a budget missed, a check failed, a demo step failed)
+Anything else is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import IO, Any
+
+import click
+
+from devices.errors import DeviceError
+from export.errors import DelegationError, ExportError
+from runtimes.errors import RuntimesError
+
+ROOMS = {"export", "runtimes", "devices", "phi_edge"}
+# What the system answers to a path of the user's. Other numbers are ours to explain.
+SYSTEM_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+
+
+class UserError(click.ClickException):
+    """The command could not do its work."""
+
+    exit_code = 2
+
+
+class Failed(click.ClickException):
+    """The command did its work and the outcome is bad. The message is empty where the output has said it already."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self.message:
+            super().show(file)
+
+
+@contextmanager
+def one_line(verb: str, extra: str) -> Iterator[None]:
+    """The one place where the errors of the rooms become one line for the user of `verb`.
+
+    `extra` is what `pip install phi-edge[...]` brings for this verb.
+    """
+    try:
+        yield
+    except DelegationError as error:
+        raise Failed(str(error)) from error
+    except (DeviceError, ExportError, RuntimesError) as error:
+        raise UserError(str(error)) from error
+    except ModuleNotFoundError as missing:
+        name = str(missing.name).partition(".")[0]
+        if name in ROOMS:
+            raise  # a module of ours is our fault
+        raise UserError(missing_module(verb, extra, name)) from missing
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError("the system refused more memory (ulimit -v?); raise the limit, or free some") from error
+
+
+def missing_module(verb: str, extra: str, module: str) -> str:
+    """The one line for a library that is not installed."""
+    needed = "phi-edge" if module in always_installed() else f"phi-edge[{extra}]"
+    return f"`phi-edge {verb}` needs {module}, which is not installed: pip install '{needed}'"
+
+
+def always_installed() -> set[str]:
+    """The modules of the libraries that every installation of phi-edge brings."""
+    wanted = [line for line in importlib.metadata.requires("phi-edge") or () if "extra ==" not in line]
+    return {re.split(r"[^\w.-]", line)[0].replace("-", "_").lower() for line in wanted}
+
+
+def usage_error(error: click.UsageError, command: str) -> UserError:
+    """click's four lines as one, with the option or the verb that was probably meant."""
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        name = error.param.opts[-1] if isinstance(error.param, click.Option) else error.param.human_readable_name
+        message = f"{name} is missing" if isinstance(error, click.MissingParameter) else f"{name}: {error.message}"
+    elif isinstance(error, click.NoSuchOption):
+        message = f"unknown option {error.option_name}{did_you_mean(error.option_name, error.possibilities or ())}"
+    return UserError(f"{message.rstrip('.')}; see `{command} --help`")
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`; did you mean export?`, or nothing where no known word is near."""
+    close = get_close_matches(word, list(known), n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

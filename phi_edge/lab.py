@@ -1,0 +1,39 @@
+"""The two options by which a verb names a device: --device and --lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from phi_edge.files import FILE
+
+
+class DeviceName(click.ParamType[str]):
+    """A device of the lab file. Completion lists the names; the verb itself refuses an unknown one."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names of the lab file that begin with `incomplete`; none if the file cannot be read."""
+        from devices.drivers.table import LAB
+        from devices.errors import LabError
+        from devices.lab import read_lab
+
+        lab = Path(ctx.params.get("lab") or LAB)
+        try:
+            devices = read_lab(lab if lab.is_file() else None).devices
+        except LabError:
+            return []
+        return [CompletionItem(name) for name in devices if name.startswith(incomplete)]
+
+
+lab_option = click.option(
+    "--lab", type=FILE, metavar="FILE", show_default="lab.toml in this folder, if there is one",
+    help="The file that lists your devices.",
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""What every verb is made of: help in groups with examples, choices that suggest, errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from phi_edge.errors import did_you_mean, one_line, usage_error
+
+
+class Verb(click.Command):
+    """One verb of `phi-edge`.
+
+    `examples` are the command lines that end its help; `groups` gives titles to options: title -> names of parameters
+    (what is in no group is listed under Options); `extra` is what pip must install for it.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        examples: Sequence[str],
+        groups: Mapping[str, Sequence[str]] | None = None,
+        extra: str = "onnx",
+        **settings: Any,
+    ) -> None:
+        super().__init__(*arguments, **settings)
+        self.examples, self.groups, self.extra = examples, groups or {}, extra
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the words of the command line. Raises UserError."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise usage_error(error, error.ctx.command_path if error.ctx else f"phi-edge {self.name}") from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do the work. Raises UserError or Failed."""
+        with one_line(str(self.name), self.extra):
+            return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The groups in their order, then the other options."""
+        grouped = {name: title for title, names in self.groups.items() for name in names}
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*self.groups, "Options")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):  # the docstring explains arguments
+                sections[grouped.get(parameter.name or "", "Options")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples."""
+        with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+            for example in self.examples:
+                formatter.write(f"  {example}\n")
+
+
+class Choice(click.Choice[str]):
+    """One of some words; another word is refused with the known ones and the one that was probably meant."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        known = [str(choice) for choice in self.choices]
+        return f"unknown {str(value)!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}"
+
+
+class Parsed(click.ParamType[Any]):
+    """A value that a function of ours reads from text. It raises ValueError or an error of the rooms."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        from export.errors import ExportError
+
+        try:
+            return self.parse(value)
+        except (ValueError, ExportError) as error:
+            self.fail(str(error), param, ctx)

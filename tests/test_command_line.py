@@ -1,0 +1,272 @@
+"""The command line as a whole: help without libraries, suggestions, exit codes, and strangers' files beside it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import phi_edge
+from ci.cli_page import PAGE, page
+from export.request import export_options
+from phi_edge import demo
+from phi_edge.errors import missing_module
+from phi_edge.main import VERBS, main
+from phi_edge.verb import Verb
+
+REPOSITORY = Path(__file__).parent.parent
+COMMAND = Path(sys.executable).parent / "phi-edge"
+
+# An interpreter in which only the standard library, click and our own packages can be imported.
+BARE = """
+import importlib.abc, sys
+OURS = {"click", "phi_edge", "export", "runtimes", "devices", "__main__"}
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in OURS and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Nothing())
+for name in [name for name in sys.modules if name.partition(".")[0] not in OURS | sys.stdlib_module_names]:
+    del sys.modules[name]
+from phi_edge.main import main
+main(sys.argv[1:], prog_name="phi-edge")
+"""
+
+
+def bare(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", BARE, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, words, prog_name="phi-edge")
+
+
+def verb(name: str) -> Verb:
+    command = main.get_command(click.Context(main), name)
+    assert isinstance(command, Verb)
+    return command
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in VERBS)], ids=" ".join)
+def test_help_needs_click_alone(words: list[str]) -> None:
+    shown = bare(*words)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("Usage: phi-edge")
+
+
+@pytest.mark.parametrize(
+    ("words", "installed_by"),
+    [
+        (["demo", "--out", "demo"], "phi-edge'"),
+        (["export", "tiny", "out"], "phi-edge"),
+        (["report", "measurement.json", "--html", "out.html"], "phi-edge"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_missing_library_is_one_line_that_names_verb_and_installation(
+    words: list[str], installed_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "measurement.json").write_text((REPOSITORY / "tests/golden/report.md").read_text())
+    shown = bare(*words)
+    assert shown.returncode == 2
+    assert shown.stderr.count("\n") == 1, shown.stderr
+    if words[0] != "report":  # whose file is read before any library is needed
+        assert shown.stderr.startswith(f"Error: `phi-edge {words[0]}` needs ")
+        assert installed_by in shown.stderr
+
+
+def test_an_extra_s_library_and_a_plain_one() -> None:
+    assert missing_module("report", "report", "matplotlib").endswith("pip install 'phi-edge[report]'")
+    assert missing_module("report", "report", "rich").endswith("pip install 'phi-edge'")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_help_has_examples_that_parse(name: str) -> None:
+    command = verb(name)
+    assert command.examples
+    for example in command.examples:
+        words = example.rpartition("| ")[2]
+        assert words.startswith(f"phi-edge {name}")
+        command.make_context(name, shlex.split(words)[2:], parent=click.Context(main, **main.context_settings))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_option_has_a_help_and_says_its_default(name: str) -> None:
+    with click.Context(main, info_name="phi-edge", **main.context_settings) as parent:
+        context = click.Context(verb(name), info_name=name, parent=parent)
+        for parameter in verb(name).params:
+            if not isinstance(parameter, click.Option):
+                continue
+            record = parameter.get_help_record(context)
+            assert record is not None and parameter.help, parameter
+            assert parameter.is_flag or "[default:" in record[1] or "[required]" in record[1], record
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["exprot"], "unknown verb 'exprot'; known: export, check, "),
+        (["exprot"], "did you mean export?"),
+        (["--verison"], "unknown option --verison; did you mean --version?"),
+        (["export", "tiny", "out", "--tarrget", "cpu"], "unknown option --tarrget; did you mean --target?"),
+        (["export", "tiny", "out", "--target", "raspbery-pi"], "--target: unknown 'raspbery-pi'; known: cpu, "),
+        (["export", "tiny", "out", "--target", "raspbery-pi"], "did you mean raspberry-pi?"),
+        (["export", "tiny", "out", "--max-file-size", "5 feet"], "--max-file-size: '5 feet' is not a size; give "),
+        (["export", "tiny"], "OUT is missing; see `phi-edge export --help`"),
+        (["bench", "artifact"], "--out is missing"),
+        (["bundle", "artifact", "out", "--for", "androit"], "did you mean android?"),
+        (["doctor", "no-such-device"], "unknown device 'no-such-device'; known: local"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_is_one_line_with_the_right_one(words: list[str], message: str) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_a_folder_that_the_system_does_not_allow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = run("demo", "--out", str(tmp_path / "demo"))
+    assert (result.exit_code, result.stderr) == (2, f"Error: {tmp_path / 'demo'}: Permission denied\n")
+
+
+def test_a_failed_step_ends_with_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "plan", lambda out: [demo.Step("Fails", ["no-such-verb"])])
+    assert run("demo", "--out", str(tmp_path / "demo")).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "offered"),
+    [
+        ("phi-edge export tiny out --target", "", "cpu raspberry-pi android windows-directml"),
+        ("phi-edge export tiny out --scheme", "int4-b32", "int4-b32 int4-b32-e8"),
+        ("phi-edge export tiny out --activations", "", "float32 float16"),
+        ("phi-edge bundle artifact out --for", "", "android windows raspberry-pi"),
+        ("phi-edge bench artifact --device", "p", "pi5 phone"),
+        ("phi-edge doctor", "l", "local"),
+    ],
+)
+def test_completion(words: str, incomplete: str, offered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab.toml").write_text(
+        '[device.pi5]\ntransport = "ssh"\nhost = "pi5"\n[device.phone]\ntransport="adb"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "_PHI_EDGE_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"{words} {incomplete}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    result = CliRunner().invoke(main, [], prog_name="phi-edge", env=environment)
+    assert [row.partition(",")[2] for row in result.stdout.splitlines()] == offered.split()
+
+
+def test_the_page_is_the_help() -> None:
+    assert page() == PAGE.read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_optimum_s_command_line_has_the_same_options() -> None:
+    optimum = Path(sys.executable).parent / "optimum-cli"
+    shown = subprocess.run(
+        [optimum, "export", "phi-edge", "--help"], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    flags = {opt for each in verb("export").params if isinstance(each, click.Option) for opt in each.opts}
+    assert {option.flag for option in export_options()} < flags
+    assert [flag for flag in flags if f"{flag} " not in shown and f"{flag}]" not in shown] == []
+
+
+# Strangers: files of the user's that have our rooms' names.
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The user's folder, which is their home as well, with an export.py and a package runtimes of their own."""
+    (tmp_path / "export.py").write_text("raise SystemExit('their own file was imported')\n")
+    for room in ("runtimes", "devices"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("raise SystemExit('their own package was imported')\n")
+    return tmp_path
+
+
+def in_home(home: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=home,
+        env=environment | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_stranger_s_files_do_not_disturb_a_verb(home: Path, name: str) -> None:
+    shown = in_home(home, COMMAND, name, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_a_stranger_s_files_do_not_disturb_the_work(home: Path, tiny_onnx: Path) -> None:
+    for words in (
+        ["check", tiny_onnx],
+        ["run", tiny_onnx, "Hello", "--max-new-tokens", "2"],
+        ["run", tiny_onnx, "Hello", "--max-new-tokens", "2", "--device", "local"],
+        ["bench", tiny_onnx, "--reps", "1", "--prompt-tokens", "4", "--generate-tokens", "2", "--out", "m.json"],
+        ["report", "m.json", "--html", "m.html"],
+        ["gate", "m.json", "--baseline", "m.json"],
+        ["bundle", tiny_onnx, "app", "--for", "raspberry-pi"],
+        ["export", "tiny", "again", "--dry-run"],
+    ):
+        done = in_home(home, COMMAND, *words)
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_python_m_beside_a_stranger_s_file_is_one_line(home: Path) -> None:
+    shown = in_home(home, sys.executable, "-m", "phi_edge", "--help")
+    assert shown.returncode == 2
+    assert shown.stderr.count("\n") == 1
+    assert f"Error: {home / 'export.py'} hides the package 'export' of phi-edge: rename it" in shown.stderr
+    assert in_home(home, sys.executable, "-P", "-m", "phi_edge", "--help").returncode == 0
+
+
+@pytest.mark.parametrize("stranger", ["export.py", "runtimes", "devices"])
+def test_an_app_beside_a_stranger_s_file_gets_an_import_error_that_names_it(home: Path, stranger: str) -> None:
+    others = {"export.py", "runtimes", "devices"} - {stranger}
+    for other in others:
+        (home / other).rename(home / f"renamed_{other}")
+    (home / "app.py").write_text("from phi_edge import open_runtime\n")
+    shown = in_home(home, sys.executable, "app.py")
+    found = home / stranger / "__init__.py" if stranger != "export.py" else home / stranger
+    assert shown.returncode == 1
+    assert shown.stderr.splitlines()[-1].startswith(f"ImportError: {found} hides the package ")
+
+
+def test_a_folder_without_init_hides_nothing(home: Path) -> None:
+    for path in (home / "export.py", *home.glob("*/__init__.py")):
+        path.unlink()
+    (home / "app.py").write_text("from phi_edge import open_runtime\nprint(open_runtime.__module__)\n")
+    assert in_home(home, sys.executable, "app.py").stdout == "runtimes.registry\n"
+
+
+def test_the_public_names() -> None:
+    assert sorted(phi_edge.__all__) == phi_edge.__all__
+    for name in phi_edge.__all__:
+        assert getattr(phi_edge, name).__name__ == name
+    with pytest.raises(AttributeError, match="phi_edge has no 'open_model'; it has Artifact, "):
+        phi_edge.open_model  # noqa: B018
+    assert inspect.isfunction(phi_edge.open_runtime)
