@@ -33,6 +33,11 @@ _READY = "phi-edge-ready"  # written last: a venv without it is half made
 # ExecuTorch's wheel also asks for its exporter's libraries. The runtime needs none of them, and one (coremltools) has
 # no wheel for ARM Linux: pip would refuse the whole.
 _ALONE = ("executorch",)
+# With a wheelhouse pip must not read the device's own settings: a constraint or an index there would still apply.
+# --isolated ignores PIP_ variables and the user's file; the machine's files are ignored by this variable alone.
+_PIP_WITHOUT_SETTINGS = (
+    "import os, runpy; os.environ['PIP_CONFIG_FILE'] = os.devnull; runpy.run_module('pip', run_name='__main__')"
+)
 # On PyPI torch for ARM Linux is CUDA's build, with 2 GB of NVIDIA's libraries. "+cpu" counts as newer, so pip takes it.
 _INDEXES: Mapping[str, Sequence[str]] = {"executorch": ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]}
 
@@ -99,8 +104,9 @@ def bring_venv(
     if _is_there(host, f"{venv}/{_READY}"):
         return inside
     check_python(host, python, system)
-    where = _INDEXES.get(extra, ())
+    pip, where = [inside, "-m", "pip"], _INDEXES.get(extra, ())
     if wheelhouse is not None:
+        pip = [inside, "-c", _PIP_WITHOUT_SETTINGS, "--isolated"]
         where = ["--no-index", "--find-links", _bring_wheels(host, cache, wheelhouse, say)]
     say("making a virtual environment")
     files_of(host).remove(venv)
@@ -113,8 +119,7 @@ def bring_venv(
         )
     say(f"installing {', '.join(wanted)}")
     # Not compiled: the agent imports a tenth of it, and Python compiles that at the first start.
-    pip = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    pip += ["--no-compile", *where]
+    pip += ["install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--no-compile", *where]
     alone = [each for each in wanted if each.startswith(_ALONE)]
     host.run([*pip, *(each for each in wanted if each not in alone)], deadline_s=PIP_S).checked("pip install")
     if alone:
