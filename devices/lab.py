@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from devices.errors import LabError
-from devices.strict import build, refuse_unknown
+from export.strict import build, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,19 +9,17 @@ import dataclasses
 import hashlib
 import json
 import os
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from export.errors import ArtifactError
+from export.strict import build
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 Format = Literal["onnx", "executorch"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +89,17 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What the artifact takes on a device: weights + context x kv_bytes_per_token."""
+    """What the artifact needs on a device, in bytes. export.memory computes it; everybody else reads it here."""
 
-    weights_bytes: int
+    weights_bytes: int  # of the weight files
+    resident_weights_bytes: int  # as the engine keeps them: packed again, partly beside the mapped file
+    engine_bytes: int  # the engine's process without a model: interpreter, libraries, scratch
     kv_bytes_per_token: int
-    total_bytes_per_context: Mapping[str, int]  # context length in tokens -> bytes
+    total_bytes_per_context: Mapping[str, int]  # usual context lengths in tokens -> needed_bytes
+
+    def needed_bytes(self, context_tokens: int) -> int:
+        """All of it, with the KV cache of a full context. The system's own share is not in it."""
+        return self.resident_weights_bytes + self.engine_bytes + context_tokens * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +183,7 @@ def open_artifact(folder: Path) -> Artifact:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path}: schema {seen!r}; this version reads schema {SCHEMA}; export it again")
-    manifest = _load(Manifest, content, str(path))
+    manifest = build(Manifest, content, str(path), ArtifactError)
     for name, file in manifest.files.items():
         _check_inside(path, name)
         target = folder / name
@@ -231,42 +235,3 @@ def _check_inside(manifest: Path, name: str) -> None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not pure.parts:
         raise ArtifactError(f"{manifest}: the file name {name!r} climbs out of the folder; do not use this artifact")
-
-
-def _load(kind: type[T], content: object, where: str) -> T:
-    """Build a dataclass from JSON, refusing unknown, missing and mistyped keys."""
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{where}: expected an object for {kind.__name__}, saw {type(content).__name__}")
-    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(content) - fields):
-        raise ArtifactError(
-            f"{where}: unknown key {unknown[0]!r} in {kind.__name__}; known: {', '.join(sorted(fields))}"
-        )
-    if missing := sorted(fields - set(content)):
-        raise ArtifactError(f"{where}: {kind.__name__} lacks {missing[0]!r}")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in content.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _load(hint, value, where)
-    if origin is types.UnionType:
-        options = [option for option in arguments if option is not type(None)]
-        return None if value is None and len(options) < len(arguments) else _value(options[0], value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ArtifactError(f"{where}: {value!r}; allowed: {', '.join(map(repr, arguments))}")
-        return value
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is not None and issubclass(origin, Sequence) and isinstance(value, list):
-        return [_value(arguments[0], item, where) for item in value]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise ArtifactError(f"{where}: expected {getattr(hint, '__name__', hint)}, saw {value!r}")

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import get_args
 
-from export.artifact import Format, Memory, Model
+from export.artifact import Format, Model
 from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import OptionError
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import Target, target_named
-
-PLANNED_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +97,4 @@ def describe_model(checkpoint: Checkpoint) -> Model:
         head_dim=checkpoint.config.head_dim,
         vocab_size=facts.vocab_size,
         parameters=checkpoint.config.parameters,
-    )
-
-
-def plan_memory(job: Job, weights_bytes: int) -> Memory:
-    """Weights plus KV cache for each usual context up to the model's own, and for the one exported."""
-    model = job.model
-    per_token = 2 * model.layers * model.kv_heads * model.head_dim * (2 if job.activations == "float16" else 4)
-    longest = job.checkpoint.config.max_position_embeddings
-    contexts = sorted({job.context_tokens, *(tokens for tokens in PLANNED_CONTEXTS if tokens <= longest)})
-    return Memory(
-        weights_bytes=weights_bytes,
-        kv_bytes_per_token=per_token,
-        total_bytes_per_context={str(tokens): weights_bytes + tokens * per_token for tokens in contexts},
     )

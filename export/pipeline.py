@@ -25,7 +25,8 @@ from export.artifact import (
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, SpaceError
 from export.formats import LAYOUTS, Layout
-from export.job import Job, plan_memory, resolve
+from export.job import Job, resolve
+from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
@@ -135,7 +136,7 @@ def check_out(out: Path) -> None:
 
 def check_memory(job: Job) -> None:
     """The export must not be killed half-way for want of memory."""
-    peak, room = peak_bytes(job, plan_memory(job, 0).kv_bytes_per_token), memory_room()
+    peak, room = peak_bytes(job, kv_bytes_per_token(job)), memory_room()
     if room is not None and room.bytes < peak:
         raise SpaceError(
             f"this export needs {peak / 1e9:.1f} GB of memory, {room.bytes / 1e9:.1f} GB are {room.source}; "

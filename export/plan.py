@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from export.artifact import Memory
 from export.job import Job
+from export.memory import plan_memory
 from export.models.shape import EMBEDDING
 from export.system import workers
 
@@ -23,8 +23,6 @@ STAND_IN_BYTES_PER_WEIGHT = 4
 BASE_S = {"onnx": 3.0, "executorch": 17.0}
 LAYER_S = {"onnx": 0.06, "executorch": 0.25}
 READ_BYTES_PER_S = 1.5e9  # hashing the source, beside the stream
-# An engine's resident weights over their bytes in the file: both pack them anew; XNNPACK's source stays mapped too.
-RESIDENT = {"onnx": 1.2, "executorch": 1.9}
 # Of a device's memory, how much a model may take without trouble, and how much at all.
 FITS, TIGHT = 0.6, 0.8
 
@@ -37,18 +35,20 @@ class Plan:
     peak_bytes: int
     disk_bytes: int
     expected_s: float
-    resident_bytes_per_context: Mapping[int, int]  # context in tokens -> weights as the engine keeps them, and KV cache
-
-    def verdict(self, context_tokens: int, device_bytes: float) -> str:
-        """`fits`, `tight` or `no`."""
-        share = self.resident_bytes_per_context[context_tokens] / device_bytes
-        return "fits" if share <= FITS else "tight" if share <= TIGHT else "no"
+    memory: Memory  # what the artifact will need on a device
 
 
-def make_plan(job: Job, memory: Memory) -> Plan:
+def verdict(needed_bytes: int, device_bytes: float) -> str:
+    """Does an artifact that needs so much go on such a device: `fits`, `tight` or `no`."""
+    share = needed_bytes / device_bytes
+    return "fits" if share <= FITS else "tight" if share <= TIGHT else "no"
+
+
+def make_plan(job: Job) -> Plan:
     """Plan one job. Takes a second: it times the quantiser on this machine."""
     config = job.checkpoint.config
     weights = weight_bytes(job)
+    memory = plan_memory(job, weights)
     source = sum(tensor.length for tensor in job.checkpoint.tensors.values())
     stream_s = config.parameters * seconds_per_weight(job) / workers() + source / READ_BYTES_PER_S / workers()
     return Plan(
@@ -56,10 +56,7 @@ def make_plan(job: Job, memory: Memory) -> Plan:
         peak_bytes=peak_bytes(job, memory.kv_bytes_per_token),
         disk_bytes=weights + (64 << 20),
         expected_s=BASE_S[job.format] + LAYER_S[job.format] * config.num_hidden_layers + stream_s,
-        resident_bytes_per_context={
-            int(tokens): int(weights * RESIDENT[job.format]) + int(tokens) * memory.kv_bytes_per_token
-            for tokens in memory.total_bytes_per_context
-        },
+        memory=memory,
     )
 
 

@@ -72,12 +72,11 @@ def export_command(checkpoint: str, out: Path, dry_run: bool, quiet: bool, **opt
 
 def plan_text(request: ExportRequest) -> str:
     """What `--dry-run` prints."""
-    from export.job import plan_memory, resolve
-    from export.plan import make_plan, weight_bytes
+    from export.job import resolve
+    from export.plan import make_plan, verdict
 
     job = resolve(request)
-    memory = plan_memory(job, weight_bytes(job))
-    plan = make_plan(job, memory)
+    plan = make_plan(job)
     devices = job.target.memory_budgets
     lines = [
         f"{job.checkpoint.name} as {job.format} for {job.target.name}, {job.scheme.name}: nothing was written",
@@ -85,15 +84,15 @@ def plan_text(request: ExportRequest) -> str:
         f"  peak memory   {plan.peak_bytes / 1e9:.2f} GB",
         f"  disk          {plan.disk_bytes / 1e9:.2f} GB",
         f"  time          about {plan.expected_s:.0f} s on this machine",
-        f"  KV cache      {memory.kv_bytes_per_token / 1024:.1f} KiB a token",
+        f"  KV cache      {plan.memory.kv_bytes_per_token / 1024:.1f} KiB a token",
         "",
         f"  {'context':>9}  {'on the device':>13}  " + "  ".join(f"{size:>3} GB" for size in devices),
     ]
-    for tokens, resident in plan.resident_bytes_per_context.items():
-        verdicts = "  ".join(f"{plan.verdict(tokens, size * 1e9):>6}" for size in devices)
-        chosen = "*" if tokens == job.context_tokens else " "
-        lines.append(f"  {tokens:>8}{chosen}  {resident / 1e9:>10.2f} GB  {verdicts}")
-    lines.append("  * the context of this export; on the device: weights as the engine keeps them, and the KV cache")
+    for tokens, needed in plan.memory.total_bytes_per_context.items():
+        verdicts = "  ".join(f"{verdict(needed, size * 1e9):>6}" for size in devices)
+        chosen = "*" if int(tokens) == job.context_tokens else " "
+        lines.append(f"  {tokens:>8}{chosen}  {needed / 1e9:>10.2f} GB  {verdicts}")
+    lines.append("  * the context of this export; on the device: weights in memory, the KV cache, the engine")
     return "\n".join(lines)
 
 
@@ -101,14 +100,14 @@ def summary(artifact: Artifact) -> str:
     """An artifact in one screen."""
     manifest = artifact.manifest
     size = sum(file.bytes for file in manifest.files.values())
-    total = manifest.memory.total_bytes_per_context[str(manifest.context_tokens)]
+    needed = manifest.memory.needed_bytes(manifest.context_tokens)
     loss = manifest.loss
     lines = [
         f"{artifact.folder}: {manifest.format} for {manifest.target}, "
         f"{size / 1e6:.1f} MB in {len(manifest.files)} files",
         f"  source   {manifest.source.name}, {manifest.model.parameters / 1e6:.1f} M parameters",
         f"  scheme   {manifest.scheme.name}, activations {manifest.scheme.activations}",
-        f"  context  {manifest.context_tokens} tokens, {total / 1e6:.0f} MB with its KV cache",
+        f"  context  {manifest.context_tokens} tokens, {needed / 1e6:.0f} MB of memory when it is full",
         f"  stop ids {', '.join(map(str, manifest.tokens.stop))}",
         f"  loss     KL {loss.mean_kl:.4f} nats a token, top-1 agreement {loss.top1_agreement:.0%}",
         f"  digest   {manifest.digest()[:16]}",

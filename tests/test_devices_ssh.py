@@ -283,7 +283,9 @@ def test_an_artifact_that_the_memory_cannot_hold_is_refused_before_the_push(
     emulated_pi: EmulatedPi, driver: Driver, tmp_path: Path
 ) -> None:
     artifact = fake_artifact(tmp_path / "a")
-    memory = dataclasses.replace(artifact.manifest.memory, weights_bytes=2_100_000_000, kv_bytes_per_token=393_216)
+    memory = dataclasses.replace(
+        artifact.manifest.memory, resident_weights_bytes=2_100_000_000, kv_bytes_per_token=393_216
+    )
     artifact = artifacts.seal(
         artifact.folder, dataclasses.replace(artifact.manifest, memory=memory, context_tokens=131_072)
     )

@@ -240,7 +240,7 @@ def test_a_missing_or_old_python_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("total", "refused"), [(4 * GB, True), (8 * GB, False), (None, False)])
 def test_a_4_gb_and_an_8_gb_board(tmp_path: Path, total: int | None, refused: bool) -> None:
     manifest = fake_artifact(tmp_path / "a").manifest
-    memory = dataclasses.replace(manifest.memory, weights_bytes=2_150_000_000, kv_bytes_per_token=786_432)
+    memory = dataclasses.replace(manifest.memory, resident_weights_bytes=2_150_000_000, kv_bytes_per_token=786_432)
     manifest = dataclasses.replace(manifest, memory=memory, context_tokens=4096)  # Phi-3-mini-4k, fp32 cache: 5.4 GB
     seen = dataclasses.replace(fake_conditions(), memory_total_bytes=total, memory_available_bytes=total)
     said = memory_plan.refusal(manifest, seen)
@@ -253,7 +253,7 @@ def test_a_4_gb_and_an_8_gb_board(tmp_path: Path, total: int | None, refused: bo
 
 def test_a_full_memory_is_a_warning(tmp_path: Path) -> None:
     manifest = fake_artifact(tmp_path / "a").manifest
-    memory = dataclasses.replace(manifest.memory, weights_bytes=2 * GB)
+    memory = dataclasses.replace(manifest.memory, resident_weights_bytes=2 * GB)
     seen = dataclasses.replace(fake_conditions(), memory_total_bytes=8 * GB, memory_available_bytes=GB)
     said = memory_plan.warning(dataclasses.replace(manifest, memory=memory), seen)
     assert said is not None and "only 1.0 GB of the device's memory are available" in said

@@ -85,8 +85,8 @@ def test_link_that_leads_out(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
-        ('"schema": 1', '"schema": 99', "schema 99"),
-        ('"window_tokens"', '"windowtokens"', "unknown key 'windowtokens'"),
+        ('"schema": 2', '"schema": 99', "schema 99"),
+        ('"window_tokens"', '"windowtokens"', "unknown key 'windowtokens' (did you mean 'window_tokens'?)"),
         ('"format": "onnx"', '"format": "gguf"', "'gguf'"),
         ('"vocab_size": ', '"vocab_size": "many", "x": ', "unknown key 'x'"),
         ("{", "", "cannot be read as JSON"),
@@ -107,7 +107,9 @@ def test_manifest_says_what_was_applied(tiny_onnx: Path, tiny_executorch: Path) 
         assert manifest.source.files["model.safetensors"].bytes > 6_000_000
         assert 0 < manifest.loss.worst_group_error < 0.2
         assert 0 < manifest.loss.mean_kl < 0.2
-        assert manifest.memory.kv_bytes_per_token == 2 * 4 * 2 * 32 * 4
+        memory = manifest.memory
+        assert memory.kv_bytes_per_token == 2 * 4 * 2 * 32 * 4
+        assert memory.needed_bytes(512) == memory.total_bytes_per_context["512"] > memory.weights_bytes
         assert {"torch", "onnx", "executorch", "phi-edge"} <= set(manifest.tools)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from export.artifact import Manifest
 from runtimes.system.conditions import Conditions
 
-# Python, numpy and ONNX Runtime without a model, resident on the emulated Pi 5: 60 MB; the system's own share is more.
-SYSTEM_BYTES = 400_000_000
+SYSTEM_BYTES = 300_000_000  # what the device's system takes for itself
 
 
 def needed_bytes(manifest: Manifest) -> int:
-    """Weights and the KV cache of the whole context."""
-    return manifest.memory.weights_bytes + manifest.context_tokens * manifest.memory.kv_bytes_per_token
+    """With the KV cache of the whole context."""
+    return manifest.memory.needed_bytes(manifest.context_tokens)
 
 
 def refusal(manifest: Manifest, conditions: Conditions) -> str | None:
@@ -19,14 +18,14 @@ def refusal(manifest: Manifest, conditions: Conditions) -> str | None:
     total = conditions.memory_total_bytes
     if total is None or needed_bytes(manifest) + SYSTEM_BYTES <= total:
         return None
-    memory = manifest.memory
-    room = total - SYSTEM_BYTES - memory.weights_bytes
-    fitting = room // memory.kv_bytes_per_token if memory.kv_bytes_per_token else 0
+    memory, tokens = manifest.memory, manifest.context_tokens
+    without_cache = memory.needed_bytes(0)
+    fitting = (total - SYSTEM_BYTES - without_cache) // memory.kv_bytes_per_token if memory.kv_bytes_per_token else 0
     advice = f"export it with --context {fitting // 256 * 256} or less" if fitting >= 256 else "take a smaller model"
     return (
-        f"the artifact needs {_gb(needed_bytes(manifest))} (weights {_gb(memory.weights_bytes)}, a context of "
-        f"{manifest.context_tokens} tokens {_gb(manifest.context_tokens * memory.kv_bytes_per_token)}), and the device "
-        f"has {_gb(total)}, of which the system takes {_gb(SYSTEM_BYTES)}; {advice}"
+        f"the artifact needs {_gb(needed_bytes(manifest))} (weights and engine {_gb(without_cache)}, a context of "
+        f"{tokens} tokens {_gb(tokens * memory.kv_bytes_per_token)}), and the device has {_gb(total)}, of which the "
+        f"system takes {_gb(SYSTEM_BYTES)}; {advice}"
     )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 from devices.drivers.driver import Opened
 from devices.errors import DeviceError
-from devices.strict import build
 from devices.transports.host import Host
 from devices.transports.remote_tokens import Patience, RemoteTokens
 from export.artifact import Artifact
+from export.strict import build
 from runtimes.agent.wire import Sample, decode_event
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import TransportError

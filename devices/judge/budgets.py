@@ -21,7 +21,7 @@ from typing import Any, Literal
 from devices.errors import BudgetError
 from devices.measure.measurement import Measurement
 from devices.measure.metrics import METRICS
-from devices.strict import refuse_unknown
+from export.strict import refuse_unknown
 
 Bound = Literal["max", "min"]
 

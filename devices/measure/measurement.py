@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from devices.errors import MeasurementError
-from devices.strict import build
 from export.artifact import Artifact
+from export.strict import build
 from runtimes.system.conditions import Conditions
 
 SCHEMA = 1

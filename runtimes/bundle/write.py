@@ -22,7 +22,7 @@ from runtimes.errors import RequestError
 EXECUTORCH_ANDROID = "1.4.1"
 ONNXRUNTIME_ANDROID = "1.32.0"
 GENAI = "0.18.0"
-SYSTEM_BYTES = 500_000_000  # what the agent takes besides weights and cache: Python, numpy, ONNX Runtime, scratch
+SPARE_BYTES = 300_000_000  # between what the artifact needs and the limit at which the service is killed
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
 
 def _values(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
-    memory = manifest.memory
-    needed = memory.weights_bytes + manifest.context_tokens * memory.kv_bytes_per_token
+    needed = manifest.memory.needed_bytes(manifest.context_tokens)
     return {
         "name": manifest.source.name,
         "form": manifest.format,
@@ -139,7 +138,7 @@ def _values(artifact: Artifact) -> dict[str, Any]:
         "program": next((file for file in manifest.files if file.endswith(".pte")), None),
         "model_bytes": sum(file.bytes for file in manifest.files.values()),
         "needed_bytes": needed,
-        "limit_mib": -(-(needed + SYSTEM_BYTES) // 2**20),
+        "limit_mib": -(-(needed + SPARE_BYTES) // 2**20),
         "executorch_android": EXECUTORCH_ANDROID,
         "onnxruntime_android": ONNXRUNTIME_ANDROID,
         "genai": GENAI,

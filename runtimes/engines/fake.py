@@ -160,7 +160,7 @@ def _manifest(folder: Path, context_tokens: int, switch_tokens: int | None) -> a
             symmetric=True,
             embedding_bits=None,
             activations="float32",
-            kept_wider=[],
+            kept_wider=(),
         ),
         engine={"name": "fake"},
         coverage={},
@@ -176,10 +176,14 @@ def _manifest(folder: Path, context_tokens: int, switch_tokens: int | None) -> a
         tokens=artifacts.Tokens(
             bos=CONTROL_IDS["<s>"],
             pad=CONTROL_IDS["<|endoftext|>"],
-            stop=[CONTROL_IDS["<|endoftext|>"], CONTROL_IDS["<|end|>"]],
+            stop=(CONTROL_IDS["<|endoftext|>"], CONTROL_IDS["<|end|>"]),
         ),
         memory=artifacts.Memory(
-            weights_bytes=0, kv_bytes_per_token=32, total_bytes_per_context={str(context_tokens): 32 * context_tokens}
+            weights_bytes=0,
+            resident_weights_bytes=0,
+            engine_bytes=0,
+            kv_bytes_per_token=32,
+            total_bytes_per_context={str(context_tokens): 32 * context_tokens},
         ),
         loss=artifacts.Loss(
             text_sha256="0" * 64,

@@ -77,8 +77,8 @@ static bool take(struct artifact *artifact, const struct json_value *root, char 
     const struct json_value *format = json_member(root, "format"), *schema = json_member(root, "schema");
     const struct json_value *files = json_member(root, "files"), *rope = json_member(root, "rope");
     const struct json_value *switch_tokens = json_member(rope, "switch_tokens");
-    if (schema == NULL || !schema->integral || schema->integer != 1)
-        return wrong(error, error_size, artifact->folder, "its manifest has another schema than 1");
+    if (schema == NULL || !schema->integral || schema->integer != 2)
+        return wrong(error, error_size, artifact->folder, "its manifest has another schema than 2; export it again");
     if (format == NULL || format->kind != JSON_STRING || strcmp(format->text, "onnx") != 0)
         return wrong(error, error_size, artifact->folder, "this agent runs the format onnx");
     if (!positive(json_member(root, "context_tokens"), &artifact->context_tokens) ||

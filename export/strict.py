@@ -1,6 +1,7 @@
-"""Plain data (from JSON or TOML) into frozen dataclasses, strictly: a misspelt key is an error.
+"""Plain data (from JSON or TOML) into frozen dataclasses, strictly: a misspelt or missing key is an error.
 
-It does not read files and knows no schema; the three files of this room that people write or keep do.
+It reads no files and knows no schema: manifest, lab, budgets, measurements and the agent's facts are read with it. The
+caller gives the class of the errors. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from devices.errors import DeviceError
-
 T = TypeVar("T")
 
 
-def build(kind: type[T], content: object, where: str, error: type[DeviceError]) -> T:
-    """Build dataclass `kind` from a mapping, and its fields likewise. `where` names the place for the message."""
+def build(kind: type[T], content: object, where: str, error: type[Exception]) -> T:
+    """Build the dataclass `kind` from a mapping, and its fields in the same way; lists become tuples.
+
+    `where` names the place for the message. Raises `error` for unknown, missing and mistyped keys.
+
+        build(SshDevice, {"transport": "ssh", "host": "pi5"}, "lab.toml: device.pi", LabError)
+    """
     if not isinstance(content, Mapping):
         raise error(f"{where}: expected a table of {kind.__name__}, saw {content!r:.60}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -31,7 +35,7 @@ def build(kind: type[T], content: object, where: str, error: type[DeviceError]) 
     return kind(**{name: _value(hints[name], value, f"{where}: {name}", error) for name, value in content.items()})
 
 
-def refuse_unknown(seen: Iterable[str], known: Iterable[str], where: str, error: type[DeviceError]) -> None:
+def refuse_unknown(seen: Iterable[str], known: Iterable[str], where: str, error: type[Exception]) -> None:
     """Raise `error` at the first key that is not known, with the nearest known one and the list of all."""
     known = list(known)
     for key in seen:
@@ -41,8 +45,10 @@ def refuse_unknown(seen: Iterable[str], known: Iterable[str], where: str, error:
             raise error(f"{where}: unknown key {key!r}{hint}; known: {', '.join(known)}")
 
 
-def _value(hint: Any, value: Any, where: str, error: type[DeviceError]) -> Any:
+def _value(hint: Any, value: Any, where: str, error: type[Exception]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, where, error)
     if origin in (types.UnionType, typing.Union):

@@ -1,0 +1,38 @@
+"""How much memory an artifact needs on a device: computed here, once, and stored in its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from export.artifact import Format, Memory
+from export.job import Job
+
+# Phi-3-mini, 2.15 GB of weights, 161 tokens of a float32 cache: 2.83 GB at the peak with ONNX Runtime, 4.17 GB with
+# ExecuTorch (docs/benchmarks.md). Both pack the weights again; XNNPACK's source also stays mapped.
+RESIDENT: dict[Format, float] = {"onnx": 1.2, "executorch": 1.8}
+# Of these the process without a model is about this much: interpreter, libraries, scratch of a prefill.
+ENGINE_BYTES: dict[Format, int] = {"onnx": 120_000_000, "executorch": 150_000_000}
+PLANNED_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def plan_memory(job: Job, weights_bytes: int) -> Memory:
+    """For each usual context up to the model's own, and for the one exported."""
+    per_token = kv_bytes_per_token(job)
+    longest = job.checkpoint.config.max_position_embeddings
+    contexts = sorted({job.context_tokens, *(tokens for tokens in PLANNED_CONTEXTS if tokens <= longest)})
+    memory = Memory(
+        weights_bytes=weights_bytes,
+        resident_weights_bytes=int(weights_bytes * RESIDENT[job.format]),
+        engine_bytes=ENGINE_BYTES[job.format],
+        kv_bytes_per_token=per_token,
+        total_bytes_per_context={},
+    )
+    return dataclasses.replace(
+        memory, total_bytes_per_context={str(tokens): memory.needed_bytes(tokens) for tokens in contexts}
+    )
+
+
+def kv_bytes_per_token(job: Job) -> int:
+    """Keys and values of one token in all layers."""
+    model = job.model
+    return 2 * model.layers * model.kv_heads * model.head_dim * (2 if job.activations == "float16" else 4)
