@@ -9,6 +9,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, python puts ci/ there
+
+from ci.plain_pip import environment
+
 REPOSITORY = Path(__file__).parent.parent
 TOP_LEVEL = {"export", "runtimes", "devices", "phi_edge", "optimum"}
 # What a device with the onnx extra must be able to do without torch.
@@ -22,10 +26,10 @@ assert not heavy, heavy
 
 def main() -> None:
     """Exit 0, or the assertion that failed."""
+    settings = environment()
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", scratch, str(REPOSITORY)], check=True
-        )
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", scratch, str(REPOSITORY)]
+        subprocess.run(build, check=True, env=settings)
         (wheel,) = Path(scratch).glob("phi_edge-*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         seen = {name.split("/")[0] for name in names if ".dist-info" not in name}
@@ -37,7 +41,9 @@ def main() -> None:
         venv.create(target, with_pip=True)
         pip, python = target / "bin" / "pip", target / "bin" / "python"
         constraints = ["-c", str(REPOSITORY / "constraints.txt")]
-        subprocess.run([pip, "install", "--quiet", *constraints, f"{wheel}[onnx]"], check=True, cwd=scratch)
+        subprocess.run(
+            [pip, "install", "--quiet", *constraints, f"{wheel}[onnx]"], check=True, cwd=scratch, env=settings
+        )
         subprocess.run([python, "-c", LIGHT], check=True, cwd=scratch)
         for verb in ("--help", "run --help", "bench --help", "check --help", "gate --help"):
             subprocess.run([target / "bin" / "phi-edge", *verb.split()], check=True, cwd=scratch, capture_output=True)

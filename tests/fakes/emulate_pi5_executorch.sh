@@ -11,13 +11,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 dir=${1:-${PHI_EDGE_CACHE:-$HOME/.cache/phi-edge}/pi5}
 python=${PYTHON:-python3}
 "$here/emulate_pi5.sh" "$dir"
+exec 9>"$dir.lock"; flock 9 # two test runs may start at once
 [ ! -e "$dir/bin/python3-executorch" ] || exit 0
 dir=$(cd "$dir" && pwd)
 part=$dir/executorch.part
 rm -rf "$part" "$dir/executorch" && mkdir -p "$part/wheels" "$part/site" "$part/nvidia"
 
 mapfile -t pinned < <(grep -E '^(torch|executorch)==' "$here/../../constraints.txt")
-"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+"$python" "$here/../../ci/plain_pip.py" download -q --no-deps --only-binary=:all: --python-version 3.11 \
   --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
   --platform manylinux2014_aarch64 -c "$here/../../constraints.txt" -d "$part/wheels" \
   "${pinned[@]}" numpy typing-extensions sympy mpmath networkx filelock fsspec 'nvidia-cuda-runtime==13.0.*'

