@@ -31,9 +31,8 @@ def doctor_command(device: str | None, lab: Path | None) -> None:
     from devices.checks.doctor import examine_host
     from devices.drivers.driver import worst
     from devices.drivers.table import find_device, open_driver
-    from devices.lab import LocalDevice
 
-    row = LocalDevice() if device is None else find_device(device, lab)
+    row = find_device("local" if device is None else device, lab)
     findings = list(_print("this machine", examine_host(row)))
     if device is not None and row.transport != "local":
         with contextlib.closing(open_driver(device, row)) as driver:

@@ -5,8 +5,9 @@ RuntimesError               one line for the user, exit 2
 │   └── UnsupportedError    this runtime cannot honour a field
 ├── EngineError             the engine's library is missing, or cannot load the artifact
 └── TransportError          the device or the wire failed (carries command, exit code and last lines)
-    ├── ConnectionLostError the wire was cut: trying again may do
-    └── DeviceBusyError     another process holds the device
+    ├── ConnectionLostError the wire was cut: trying again may help
+    ├── DiskFullError       the device's disk is full: trying again does not help
+    └── DeviceBusyError     another process uses the device
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ class UnsupportedError(RequestError):
 
 
 class EngineError(RuntimesError):
-    """The engine cannot be loaded or cannot load the artifact."""
+    """The engine cannot be loaded or cannot load the artifact. `fix` is a command that fixes it, where there is one."""
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message if fix is None else f"{message}; {fix}")
+        self.seen = message
+        self.fix = fix
 
 
 class TransportError(RuntimesError):
@@ -52,11 +58,15 @@ class TransportError(RuntimesError):
 
 
 class ConnectionLostError(TransportError):
-    """The wire was cut, or was not there: trying again may do."""
+    """The wire was cut, or was not there: trying again may help."""
+
+
+class DiskFullError(TransportError):
+    """The device's disk is full: trying again does not help."""
 
 
 class DeviceBusyError(TransportError):
-    """Another process holds the device."""
+    """Another process uses the device."""
 
 
 def _ended(exit_code: int | None) -> str:

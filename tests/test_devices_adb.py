@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from devices.drivers.adb import AdbDriver
+from devices.drivers.adb import AdbDevice, AdbDriver
 from devices.drivers.adb_conditions import parse_conditions
 from devices.errors import DeviceError
-from devices.lab import AdbDevice
 from devices.measure.bench import Plan, measure
 from devices.measure.measurement import DeviceFacts
 from devices.measure.validity import problems
 from devices.transports.adb_devices import Client
+from devices.transports.timeouts import Timeouts
 from export.artifact import Artifact, open_artifact, verify
 from fakes.adbd import FakeAdbd
 from fakes.android import AndroidSoftware
@@ -30,7 +30,7 @@ from fakes.odd_text import odd_texts
 from fakes.phone import BATTERY, THERMAL, FakePhone
 from runtimes import open_runtime
 from runtimes.api import Message
-from runtimes.errors import DeviceBusyError, EngineError, RequestError, TransportError, UnsupportedError
+from runtimes.errors import DeviceBusyError, DiskFullError, EngineError, RequestError, TransportError, UnsupportedError
 from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone, TokenSource
 from runtimes.registry import open_tokens, text_runtime
 from runtimes.text.tokenizer import Tokenizer
@@ -141,7 +141,7 @@ def test_faults_in_a_push(device: AdbDevice, phone: FakeAdbd, adb: Client, tiny_
     with contextlib.closing(AdbDriver("phone", device)) as driver:
         driver.stage(artifact, said.append)
     watcher.join()
-    assert any(what.endswith("going on") for what in said), said
+    assert any(what.endswith("continuing") for what in said), said
     verify(open_artifact(part.parent))
     assert not list(part.parent.glob("*.part*"))
 
@@ -177,7 +177,7 @@ def test_two_clients_that_push_at_once_leave_a_whole_artifact(
 
 def test_a_full_disk(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:
     phone.phone.free_bytes = 2_000_000
-    with contextlib.closing(AdbDriver("phone", device)) as driver, pytest.raises(TransportError, match="No space left"):
+    with contextlib.closing(AdbDriver("phone", device)) as driver, pytest.raises(DiskFullError, match="No space left"):
         driver.stage(open_artifact(tiny_onnx), lambda what: None)
     assert not list(Path(device.folder).rglob("manifest.json"))
 
@@ -210,14 +210,10 @@ def test_faults_in_the_middle_of_an_answer(
         assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
 
 
-def test_a_phone_that_falls_silent_in_an_answer_is_told(
-    device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No wire says so; the deadlines do. They are 10 s and 5 s, and here shorter."""
-    monkeypatch.setattr("devices.transports.adb.KILL_S", 0.5)
-    monkeypatch.setattr("devices.drivers.adb.DIAGNOSIS_S", 0.5)
-    artifact = open_artifact(tiny_onnx)
-    with contextlib.closing(AdbDriver("phone", device)) as driver:
+def test_a_phone_that_falls_silent_in_an_answer_is_told(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:
+    """No wire says so; the deadlines do."""
+    timeouts, artifact = Timeouts(end_s=0.5, diagnose_s=0.5), open_artifact(tiny_onnx)
+    with contextlib.closing(AdbDriver("phone", device, timeouts)) as driver:
         driver.stage(artifact, lambda what: None)
         source = driver.open(artifact, threads=2, hold=True, cold=False, deadline_s=8).source
         stream = source.stream(TokenRequest(ids=[5, 6, 7], max_new_tokens=400))
@@ -263,7 +259,7 @@ def test_what_lab_toml_lacks_is_told(device: AdbDevice, tiny_onnx: Path, tiny_ex
     artifact = open_artifact(tiny_onnx)
     for changed, message in (
         (dataclasses.replace(device, program=None), "lab.toml has no program; build the native agent"),
-        (dataclasses.replace(device, program="/nowhere/agent"), "/nowhere/agent is no file"),
+        (dataclasses.replace(device, program="/nowhere/agent"), "/nowhere/agent is not a file"),
         (dataclasses.replace(device, libraries=()), "lab.toml has no libraries"),
         (dataclasses.replace(device, runner="llama_main"), "its runner llama_main runs the format executorch"),
     ):
@@ -271,7 +267,7 @@ def test_what_lab_toml_lacks_is_told(device: AdbDevice, tiny_onnx: Path, tiny_ex
             driver.stage(artifact, lambda what: None)
 
 
-def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd) -> None:
     with contextlib.closing(AdbDriver("phone", device)) as driver:
         found = {finding.what: finding for finding in driver.examine()}
     assert {name for name, finding in found.items() if finding.state == "wrong"} == set()
@@ -281,9 +277,8 @@ def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd, monkeypat
         (program,) = (each for each in driver.examine() if each.what == Path(sys.executable).name)
     assert program.state == "wrong" and "not for arm64-v8a (ELF machine 62)" in program.seen
     phone.unplug()
-    monkeypatch.setattr("devices.transports.adb.APPEAR_S", 0.5)
     gone = dataclasses.replace(device, serial="nobody")
-    findings = list(AdbDriver("phone", gone).examine())
+    findings = list(AdbDriver("phone", gone, Timeouts(connect_s=0.5)).examine())
     assert findings[-1].what == "reachable" and "does not see device nobody" in findings[-1].seen
     assert all(finding.fix for finding in findings if finding.state != "ok")
 

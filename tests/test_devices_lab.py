@@ -6,24 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from devices.drivers.table import find_device
 from devices.errors import LabError
-from devices.lab import read_lab
 from runtimes.system.conditions import read_conditions
 from runtimes.system.pagecache import cached_share, drop
 
 
 def test_this_machine_needs_no_file() -> None:
-    assert read_lab(None).device("local").transport == "local"
+    assert find_device("local", None).transport == "local"
 
 
 def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
     file = tmp_path / "lab.toml"
     file.write_text('[device.desk]\ndescription = "the one on my desk"\nthreads = 4\n')
-    lab = read_lab(file)
-    assert lab.device("desk").threads == 4
-    assert lab.device("local").threads is None
+    assert find_device("desk", file).threads == 4
+    assert find_device("local", file).threads is None
     with pytest.raises(LabError, match="unknown device 'desc'; known: desk, local"):
-        lab.device("desc")
+        find_device("desc", file)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,10 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ("[device.a]\ntransport = 'ssh'", "lacks 'host'"),
         ("[device.a]\ntransport = 'ssh'\nhost = '-oProxyCommand=x'", "host '-oProxyCommand=x'; give a name"),
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\nport = 0", "port 0; give 1 to 65535"),
-        ("[device.a]\ntransport = 'ssh'\nhost = 'a'\nserial = 'x'", "unknown key 'serial'; known: transport, host"),
+        (
+            "[device.a]\ntransport = 'ssh'\nhost = 'a'\nserial = 'x'",
+            "unknown key 'serial'; known: transport, description, threads, host",
+        ),
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\ncache = '~/x'", "cache '~/x'; give a folder"),
         ("[device.a]\ntransport = 'adb'\nserail = 'x'", "unknown key 'serail' (did you mean 'serial'?)"),
         ("[device.a]\ntransport = 'adb'\nrunner = 'x'", "'x'; allowed: 'agent', 'llama_main'"),
@@ -58,7 +60,7 @@ def test_a_wrong_lab_file_is_refused(tmp_path: Path, text: str, said: str) -> No
     file = tmp_path / "lab.toml"
     file.write_text(text)
     with pytest.raises(LabError) as error:
-        read_lab(file)
+        find_device("a", file)
     assert said in str(error.value)
 
 

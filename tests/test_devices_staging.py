@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import random
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 from devices.checks.board import judge_conditions
 from devices.drivers import memory_plan
 from devices.drivers.driver import Finding, worst
-from devices.drivers.provision import bring_code, bring_venv, check_python, of_extra, requirements
-from devices.drivers.staging import describe, free_bytes, push_file, stage_artifact
+from devices.drivers.provision import POSIX, bring_code, bring_venv, look_at_python, requirements
+from devices.drivers.staging import describe, push_file, stage_artifact
 from devices.errors import DeviceError
 from devices.measure import throttling
 from devices.transports.host import WRITE_BLOCK_BYTES, Finished, write_from
@@ -38,6 +40,7 @@ class Flaky(LocalHost):
     """A wire that is cut at the given pushes, after some bytes."""
 
     def __init__(self, *cut: int) -> None:
+        super().__init__()
         self.cut = set(cut)
         self.pushes = 0
 
@@ -61,7 +64,7 @@ def test_an_artifact_is_staged_once(tmp_path: Path) -> None:
     artifact, host, said = fake_artifact(tmp_path / "a"), Flaky(), list[str]()
     folder = stage_artifact(host, artifact, str(tmp_path / "cache"), said.append)
     assert folder == f"{tmp_path}/cache/{artifact.manifest.digest()}"
-    assert open_artifact(Path(folder)).manifest == artifact.manifest
+    assert open_artifact(Path(folder)).manifest == open_artifact(artifact.folder).manifest
     assert host.pushes == len(said) == len(artifact.manifest.files) + 1
     assert "manifest.json" in said[-1]
     stage_artifact(host, artifact, str(tmp_path / "cache"), said.append)
@@ -71,7 +74,7 @@ def test_an_artifact_is_staged_once(tmp_path: Path) -> None:
 def test_a_cut_push_goes_on(tmp_path: Path) -> None:
     artifact, host, said = fake_artifact(tmp_path / "a"), Flaky(1, 2), list[str]()
     folder = stage_artifact(host, artifact, str(tmp_path / "cache"), said.append)
-    assert sum(line.endswith("going on") for line in said) == 2
+    assert sum(line.endswith("continuing") for line in said) == 2
     for name in artifact.manifest.files:
         assert (Path(folder) / name).read_bytes() == (artifact.folder / name).read_bytes()
 
@@ -104,6 +107,7 @@ class Delayed(LocalHost):
     """A client that is held up at every step, for as long as it is told."""
 
     def __init__(self, step_s: float) -> None:
+        super().__init__()
         self.step_s = step_s
 
     def run(self, command: Sequence[str], *, deadline_s: float, stdin: bytes = b"") -> Finished:
@@ -153,7 +157,7 @@ def reseal(folder: Path) -> Artifact:
 
 
 def test_the_free_space_is_a_users(tmp_path: Path) -> None:
-    free = free_bytes(LocalHost(), str(tmp_path))
+    free = LocalHost().files.free_bytes(str(tmp_path))
     assert free is not None and free > 0
 
 
@@ -161,34 +165,43 @@ def test_our_code_is_brought_once_and_runs(tmp_path: Path) -> None:
     said: list[str] = []
     code = bring_code(LocalHost(), str(tmp_path), sys.executable, said.append)
     assert bring_code(LocalHost(), str(tmp_path), sys.executable, said.append) == code and len(said) == 1
-    command = ["env", f"PYTHONPATH={code}", sys.executable, "-m", "runtimes.agent", "--sample"]
+    command = ["env", f"PYTHONPATH={code}", sys.executable, "-P", "-m", "runtimes.agent", "--sample"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
     assert done.stdout.startswith(b'{"event": "sample"')
 
 
-def test_the_light_extra_alone_is_required() -> None:
-    names = " ".join(requirements("onnx"))
-    assert "numpy" in names and "onnxruntime" in names
-    assert not {"torch", "transformers", "pytest", "onnxruntime-genai"} & {
-        name.partition(">")[0] for name in requirements("onnx")
-    }
-    assert any(name.startswith("torch") for name in requirements("executorch"))
+PI = {"sys_platform": "linux", "platform_machine": "aarch64", "python_version": "3.11"}
+LAPTOP = {"sys_platform": "win32", "platform_machine": "AMD64", "python_version": "3.11"}
+WINDOWS_ON_ARM = LAPTOP | {"platform_machine": "ARM64"}
 
 
 @pytest.mark.parametrize(
-    ("line", "kept"),
+    ("extra", "device", "names"),
     [
-        ("click>=8.1", "click>=8.1"),
-        ("onnxruntime>=1.31; extra == 'onnx'", None),
-        ("a==1; (sys_platform == 'win32' and platform_machine == 'AMD64') and extra == 'directml'",
-         "a==1; (sys_platform == 'win32' and platform_machine == 'AMD64')"),
-        ("b>=2; sys_platform == 'win32' and extra == 'directml'", "b>=2; sys_platform == 'win32'"),
-        ('c; extra == "directml"', "c"),
-        ("d>=1; python_version < '3.12'", "d>=1; python_version < '3.12'"),
+        ("onnx", PI, {"numpy", "onnxruntime"}),
+        ("executorch", PI, {"numpy", "executorch", "torch"}),
+        ("directml", LAPTOP, {"numpy", "onnxruntime-directml", "onnxruntime-genai-directml"}),
+        ("directml", WINDOWS_ON_ARM, {"numpy"}),  # its wheels are for AMD64
     ],
-)  # fmt: skip
-def test_an_extra_s_requirements_keep_the_device_s_own_markers(line: str, kept: str | None) -> None:
-    assert of_extra(line, "directml") == kept
+)
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_device_gets_what_its_agent_needs_and_its_markers_allow(
+    extra: str, device: dict[str, str], names: set[str], installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:  # as from a wheel, whose METADATA is read instead of pyproject.toml
+        monkeypatch.setattr("devices.drivers.provision.SOURCE", Path("/nowhere"))
+        monkeypatch.setattr(importlib.metadata, "requires", lambda name: METADATA)
+    assert {Requirement(line).name for line in requirements(extra, device)} == names
+    assert all(Requirement(line).marker is None for line in requirements(extra, device))
+
+
+METADATA = [
+    "click>=8.1", "numpy>=1.26", "onnxruntime>=1.31; extra == 'onnx'",
+    "torch>=2.13; extra == 'executorch'", "executorch<1.5,>=1.4.1; extra == 'executorch'",
+    "onnxruntime-directml==1.24.4; (sys_platform == 'win32' and platform_machine == 'AMD64') and extra == 'directml'",
+    "onnxruntime-genai-directml==0.13.1; (sys_platform == 'win32' and platform_machine == 'AMD64') and "
+    "extra == 'directml'",
+]  # fmt: skip
 
 
 def write_wheel(folder: Path, name: str, *, requires: str = "") -> None:
@@ -207,10 +220,12 @@ def test_an_environment_is_made_from_a_wheelhouse_without_a_network(tmp_path: Pa
     for. That of ONNX Runtime is made on the emulated Pi (test_devices_ssh)."""
     house, said = tmp_path / "wheels", list[str]()
     house.mkdir()
-    for name in ("click", "jinja2", "numpy", "rich", "tokenizers", "torch"):
+    host = LocalHost()
+    there = look_at_python(host, sys.executable)
+    for name in ("numpy", "torch"):
         write_wheel(house, name)
     make: Callable[[], str] = lambda: bring_venv(  # noqa: E731
-        LocalHost(), str(tmp_path / "cache"), "executorch", house, said.append, python=sys.executable
+        host, str(tmp_path / "cache"), "executorch", house, said.append, system=POSIX, python=there
     )
     with pytest.raises(TransportError, match=r"(?s)pip install failed on the device .*executorch"):
         make()
@@ -224,17 +239,17 @@ def test_an_environment_is_made_from_a_wheelhouse_without_a_network(tmp_path: Pa
 
 def test_a_missing_or_old_python_is_told(tmp_path: Path) -> None:
     with pytest.raises(TransportError, match="no-such-python cannot be started"):
-        check_python(LocalHost(), "no-such-python")
+        look_at_python(LocalHost(), "no-such-python")
     old = tmp_path / "old"
-    old.write_text("#!/bin/sh\necho 3 9 2\n")
+    old.write_text("#!/bin/sh\necho '[[3, 9, 2], {}]'\n")
     old.chmod(0o755)
     with pytest.raises(DeviceError, match=r"is 3\.9\.2; needed is 3\.11 or newer"):
-        check_python(LocalHost(), str(old))
+        look_at_python(LocalHost(), str(old))
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no such library >&2\nexit 127\n")
     broken.chmod(0o755)
     with pytest.raises(DeviceError, match=r"no working .*broken \(no such library\)"):
-        check_python(LocalHost(), str(broken))
+        look_at_python(LocalHost(), str(broken))
 
 
 @pytest.mark.parametrize(("total", "refused"), [(4 * GB, True), (8 * GB, False), (None, False)])

@@ -7,13 +7,15 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from devices.checks.windows import judge_adapters, judge_packages
+from devices.drivers.board import Board
 from devices.drivers.table import open_device_runtime
-from devices.lab import WindowsDevice
+from devices.drivers.windows import WindowsDevice, windows_driver
 from devices.measure.measurement import read_measurement
 from devices.measure.validity import problems
 from devices.transports.remote_tokens import RemoteTokens
@@ -31,7 +33,11 @@ from runtimes.text.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 CLOSE_LOGITS = 0.25  # whose order may differ between onnxruntime 1.24 there and 1.32 here, with 8-bit activations
-ROW = WindowsDevice(transport="windows", host="a", python="python")
+
+
+def board(**keys: Any) -> Board:
+    """Of a row of lab.toml; nothing is connected to."""
+    return windows_driver("a", WindowsDevice(transport="windows", host="a", **keys)).board
 
 
 @pytest.fixture
@@ -146,12 +152,12 @@ def test_doctor_looks_at_everything(emulated_windows: EmulatedWindows) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"host": '"nobody.invalid"'}, "WRONG    reachable"),
-        ({"python": '"no-such-python"'}, "WRONG    python: the device has no working no-such-python"),
+        ({"host": "nobody.invalid"}, "WRONG    reachable"),
+        ({"python": "no-such-python"}, "WRONG    python: the device has no working no-such-python"),
     ],
 )
 def test_doctor_says_what_is_wrong(
-    emulated_windows: EmulatedWindows, tmp_path: Path, changes: dict[str, str], said: str
+    emulated_windows: EmulatedWindows, tmp_path: Path, changes: dict[str, str | None], said: str
 ) -> None:
     lab = tmp_path / "lab.toml"
     lab.write_text(emulated_windows.row(**changes))
@@ -165,7 +171,7 @@ def test_an_adapter_that_is_not_there_is_refused_with_those_that_are(
     emulated_windows: EmulatedWindows, tmp_path: Path
 ) -> None:
     artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
-    command = ["env", f"PYTHONPATH={windows_path(REPOSITORY)}", "python", "-m", "runtimes.agent"]
+    command = ["env", f"PYTHONPATH={windows_path(REPOSITORY)}", "python", "-P", "-m", "runtimes.agent"]
     with contextlib.closing(WindowsHost(NAME, config=emulated_windows.config)) as host:
         refused = r"adapter '9' matches 0; there are: 0: .* \(LUID -?\d+:\d+, .* GB of its own"
         with pytest.raises(EngineError, match=refused):
@@ -174,16 +180,16 @@ def test_an_adapter_that_is_not_there_is_refused_with_those_that_are(
 
 def test_doctors_judgement_of_packages() -> None:
     mixed = {"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4", "onnxruntime": "1.32.0"}
-    found = judge_packages(mixed, ROW)
+    found = judge_packages(mixed, board(python="python"))
     assert found.state == "wrong" and "all write the import package onnxruntime" in found.seen
     assert found.fix is not None and found.fix.startswith("python -m pip uninstall onnxruntime, then pip install")
-    lacking = judge_packages({"onnxruntime-directml": "1.24.4"}, ROW)
+    lacking = judge_packages({"onnxruntime-directml": "1.24.4"}, board(python="python"))
     assert lacking.fix == "python -m pip install 'phi-edge[directml]'"
-    fresh = judge_packages({}, WindowsDevice(transport="windows", host="a"))
+    fresh = judge_packages({}, board())
     assert fresh.state == "ok" and "onnxruntime-genai-winml" in fresh.seen
 
 
 def test_doctors_judgement_of_adapters() -> None:
-    assert judge_adapters([], ROW).state == "wrong"
-    allowed = judge_adapters([], WindowsDevice(transport="windows", host="a", allow_cpu=True))
+    assert judge_adapters([], board().graphics).state == "wrong"
+    allowed = judge_adapters([], board(allow_cpu=True).graphics)
     assert allowed.state == "warning" and "would run on the CPU" in allowed.seen

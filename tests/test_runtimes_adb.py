@@ -14,17 +14,20 @@ import pytest
 
 from devices.transports.adb import AdbHost
 from devices.transports.adb_devices import Client, choose_device, parse_devices
+from devices.transports.timeouts import Timeouts
 from fakes.adbd import FakeAdbd
 from fakes.odd_text import odd_names, odd_texts
 from fakes.wire_checks import check_half_a_line, check_names, check_prompts
-from runtimes.errors import TransportError
+from runtimes.errors import DiskFullError, TransportError
 
 pytestmark = pytest.mark.emulated
+HURRIED = Timeouts(connect_s=2.0)
+AT_ONCE = Timeouts(connect_s=0.0)
 
 
 @pytest.fixture
 def host(phone: FakeAdbd, adb: Client) -> AdbHost:
-    return AdbHost(f"127.0.0.1:{phone.port}", client=adb, wait_s=2.0)
+    return AdbHost(f"127.0.0.1:{phone.port}", client=adb, timeouts=HURRIED)
 
 
 def test_a_command_gives_its_output_and_its_exit_code(host: AdbHost) -> None:
@@ -41,7 +44,7 @@ def test_exit_code_1_of_a_command_is_not_a_broken_wire(host: AdbHost) -> None:
 
 def test_a_command_has_a_deadline(host: AdbHost) -> None:
     before = time.monotonic()
-    with pytest.raises(TransportError, match=r"did not finish in 0\.5 s: sleep 30"):
+    with pytest.raises(TransportError, match=r"`sleep 30` did not finish in 0\.5 s"):
         host.run(["sleep", "30"], deadline_s=0.5)
     assert time.monotonic() - before < 5
 
@@ -65,18 +68,16 @@ def test_2000_odd_file_names_are_told_apart(host: AdbHost, tmp_path: Path) -> No
     check_names(host, folder)
 
 
-def test_odd_file_names_go_there_and_back(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+def test_odd_file_names_arrive_as_they_are(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
     for number, name in enumerate(odd_names(30, seed=4)):
-        local, remote, back = tmp_path / f"in {number}", phone.phone.folder / name, tmp_path / f"out {number}"
+        local, remote = tmp_path / f"in {number}", phone.phone.folder / name
         local.write_bytes(name.encode())
         host.push(local, str(remote), deadline_s=10)
         assert remote.read_bytes() == local.read_bytes()
-        host.pull(str(remote), back, deadline_s=10)
-        assert back.read_bytes() == local.read_bytes()
 
 
 def test_a_nul_is_refused_with_its_reason(host: AdbHost) -> None:
-    with pytest.raises(TransportError, match="no command can hold a NUL"):
+    with pytest.raises(TransportError, match="no command can contain a NUL"):
         host.run(["echo", "a\0b"], deadline_s=5)
     with pytest.raises(TransportError, match=r"allowed: 100000; send the rest on stdin"):
         host.run(["echo", "a" * 200_000], deadline_s=5)
@@ -110,14 +111,8 @@ def test_a_cable_pulled_in_push_is_told_and_the_next_push_continues(
 def test_a_full_disk_is_told(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(2_000_000))
     phone.phone.free_bytes = 1_000_000
-    with pytest.raises(TransportError, match="No space left on device"):
+    with pytest.raises(DiskFullError, match="No space left on device"):
         host.push(tmp_path / "file", str(phone.phone.folder / "file.part"), deadline_s=30)
-
-
-def test_pull_leaves_no_half_file(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
-    with pytest.raises(TransportError, match="adb failed to pull"):
-        host.pull(str(phone.phone.folder / "nothing"), tmp_path / "file", deadline_s=10)
-    assert [each.name for each in tmp_path.iterdir()] == ["phone"]
 
 
 def test_a_program_reads_and_writes_lines(host: AdbHost) -> None:
@@ -159,16 +154,15 @@ def test_half_a_line_is_told(host: AdbHost) -> None:
     check_half_a_line(host)
 
 
-def test_a_phone_that_falls_silent_is_told(host: AdbHost, phone: FakeAdbd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phone_that_falls_silent_is_told(phone: FakeAdbd, adb: Client) -> None:
     """Nothing says that the wire is dead: the deadline of each call does, also of those that end what was started."""
+    host = AdbHost(f"127.0.0.1:{phone.port}", client=adb, timeouts=Timeouts(connect_s=2.0, end_s=0.5, kill_s=0.2))
     process = host.start(["cat"])
     process.write_line(b"one")
     assert next(process.lines()) == b"one"
     phone.frozen = True
-    with pytest.raises(TransportError, match=r"did not finish in 0\.5 s: true"):
+    with pytest.raises(TransportError, match=r"`true` did not finish in 0\.5 s"):
         host.run(["true"], deadline_s=0.5)
-    monkeypatch.setattr("devices.transports.adb.KILL_S", 0.5)
-    monkeypatch.setattr("devices.transports.adb_process.END_S", 0.2)
     begun = time.monotonic()
     process.close()
     assert time.monotonic() - begun < 10
@@ -198,16 +192,16 @@ def test_an_unauthorized_phone(phone: FakeAdbd, adb: Client) -> None:
     phone.drop()
     phone.state = "unauthorized"
     with pytest.raises(TransportError, match=r"Allow|failed to authenticate"):
-        AdbHost(f"127.0.0.1:{phone.port}", client=adb, wait_s=1.0)
+        AdbHost(f"127.0.0.1:{phone.port}", client=adb, timeouts=Timeouts(connect_s=1.0))
 
 
 def test_no_such_device_and_several(phone: FakeAdbd, adb: Client) -> None:
     serial = f"127.0.0.1:{phone.port}"
-    choose_device(serial, adb)
+    choose_device(serial, adb, AT_ONCE)
     with pytest.raises(TransportError, match=rf"does not see device X1; it sees: .*{serial} \(device\)"):
-        choose_device("X1", adb)
+        choose_device("X1", adb, AT_ONCE)
     with pytest.raises(TransportError, match=r"does not see device 127\.0\.0\.1:1"):
-        choose_device("127.0.0.1:1", adb)
+        choose_device("127.0.0.1:1", adb, AT_ONCE)
 
 
 LISTED = """* daemon started successfully
@@ -223,18 +217,18 @@ R58N123                unauthorized usb:1-2 transport_id:3
     ("serial", "message"),
     [
         (None, "several devices"),
-        ("emulator-5554", "plug the cable anew, or run `adb reconnect offline`"),
+        ("emulator-5554", "unplug the cable and plug it in again, or run `adb reconnect offline`"),
         ("R58N123", "tap Allow"),
         ("????????????", "install udev rules"),
         ("other", "it sees: 0A041FDD4003B6"),
     ],
 )
 def test_every_state_says_what_to_do(serial: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("devices.transports.adb_devices.list_devices", lambda client: parse_devices(LISTED))
+    monkeypatch.setattr("devices.transports.adb_devices.list_devices", lambda client, timeouts: parse_devices(LISTED))
     with pytest.raises(TransportError) as caught:
-        choose_device(serial, Client())
+        choose_device(serial, Client(), AT_ONCE)
     assert message in str(caught.value)
-    assert choose_device("0A041FDD4003B6", Client()).model == "Pixel_6"
+    assert choose_device("0A041FDD4003B6", Client(), AT_ONCE).model == "Pixel_6"
 
 
 def test_without_adb_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,4 +245,4 @@ def test_quoting_is_the_only_way_in(host: AdbHost) -> None:
 def test_a_phone_that_does_not_answer_is_no_hang(phone: FakeAdbd, adb: Client) -> None:
     phone.state = "offline"
     with pytest.raises(TransportError, match="is in state 'offline': the phone does not answer adb"):
-        AdbHost(f"127.0.0.1:{phone.port}", client=adb, wait_s=0.5)
+        AdbHost(f"127.0.0.1:{phone.port}", client=adb, timeouts=Timeouts(connect_s=0.5))

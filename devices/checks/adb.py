@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from devices.checks.board import judge_memory
 from devices.drivers.adb_conditions import read_adb_conditions
 from devices.drivers.driver import Finding
-from devices.drivers.files import SHORT_S
-from devices.drivers.staging import free_bytes
-from devices.lab import AdbDevice
 from devices.transports.adb import AdbHost
 from devices.transports.adb_devices import Client, list_devices
+from devices.transports.timeouts import Timeouts
 from runtimes.errors import TransportError
 
 ROOM_BYTES = 4_000_000_000
@@ -21,11 +19,20 @@ ELF_AARCH64 = 183
 HOT_STATUS = 2  # Android's THERMAL_STATUS_MODERATE: it begins to throttle
 
 
-def examine_phone(device: AdbDevice, client: Client, connect: Callable[[], AdbHost]) -> Iterator[Finding]:
-    """A phone that cannot be reached is a finding, no error."""
+def examine_phone(
+    client: Client,
+    connect: Callable[[], AdbHost],
+    timeouts: Timeouts,
+    *,
+    serial: str | None,
+    folder: str,
+    program: str | None,
+    libraries: Sequence[str],
+) -> Iterator[Finding]:
+    """A phone that cannot be reached is a finding, not an error. The names are those of its row in lab.toml."""
     try:
-        listed = list_devices(client)
-        lacking = not listed and ":" not in (device.serial or "")  # one on the network is connected to below
+        listed = list_devices(client, timeouts)
+        lacking = not listed and ":" not in (serial or "")  # one on the network is connected to below
         yield Finding(
             what="adb devices",
             state="wrong" if lacking else "ok",
@@ -35,19 +42,18 @@ def examine_phone(device: AdbDevice, client: Client, connect: Callable[[], AdbHo
         host = connect()
     except TransportError as error:
         first, _, _ = str(error).partition("\n")
-        yield Finding(what="reachable", state="wrong", seen=first, fix="see there, then `adb devices -l`")
+        yield Finding(what="reachable", state="wrong", seen=first, fix="do that, then check with `adb devices -l`")
         return
-    yield from _files(device)
+    yield from _files(program, libraries)
     try:
-        yield from _phone(device, host)
+        yield from _phone(host, folder)
     except TransportError as error:
         first, _, _ = str(error).partition("\n")
-        yield Finding(what="phone", state="wrong", seen=first, fix="plug it anew, then try again")
+        yield Finding(what="phone", state="wrong", seen=first, fix="unplug it, plug it in again, and try again")
 
 
-def _files(device: AdbDevice) -> Iterator[Finding]:
-    names = [] if device.program is None else [device.program]
-    for name in (*names, *device.libraries):
+def _files(program: str | None, libraries: Sequence[str]) -> Iterator[Finding]:
+    for name in (*([] if program is None else [program]), *libraries):
         wrong = _wrong(Path(name).expanduser())
         yield Finding(
             what=Path(name).name,
@@ -55,24 +61,25 @@ def _files(device: AdbDevice) -> Iterator[Finding]:
             seen=f"{name} is {wrong}" if wrong else name,
             fix="correct lab.toml, or build it: docs/android.md" if wrong else None,
         )
-    if device.program is None:
+    if program is None:
         fix = "build the native agent (runtimes/native/README.md) and name it in lab.toml: program"
         yield Finding(what="program", state="wrong", seen="lab.toml names none", fix=fix)
 
 
 def _wrong(path: Path) -> str | None:
-    """Why a phone cannot run this program or load this library; a script is the phone's affair."""
+    """Why a phone cannot run this program or load this library; a script is not checked."""
     try:
         with path.open("rb") as file:
             head = file.read(20)
     except OSError:
-        return "no file"
+        return "not a file"
     machine = int.from_bytes(head[18:20], "little")
     return f"not for {ABI} (ELF machine {machine})" if head[:4] == b"\x7fELF" and machine != ELF_AARCH64 else None
 
 
-def _phone(device: AdbDevice, host: AdbHost) -> Iterator[Finding]:
-    abi = host.run(["getprop", "ro.product.cpu.abi"], deadline_s=SHORT_S).stdout.decode().strip()
+def _phone(host: AdbHost, folder: str) -> Iterator[Finding]:
+    limit_s = host.timeouts.command_s
+    abi = host.run(["getprop", "ro.product.cpu.abi"], deadline_s=limit_s).stdout.decode().strip()
     yield Finding(
         what="processor",
         state="ok" if abi == ABI else "wrong",
@@ -80,17 +87,17 @@ def _phone(device: AdbDevice, host: AdbHost) -> Iterator[Finding]:
         fix=None if abi == ABI else f"a phone with {ABI}, or a program and libraries for {abi}",
     )
     probe = 'mkdir -p "$1" && : >"$1/.probe" && rm "$1/.probe"'
-    writable = host.run(["sh", "-c", probe, "sh", device.folder], deadline_s=SHORT_S).exit_code == 0
+    writable = host.run(["sh", "-c", probe, "sh", folder], deadline_s=limit_s).exit_code == 0
     yield Finding(
         what="folder",
         state="ok" if writable else "wrong",
-        seen=device.folder if writable else f"{device.folder} cannot be written",
+        seen=folder if writable else f"{folder} cannot be written",
         fix=None if writable else 'folder = "/data/local/tmp/phi-edge" in lab.toml',
     )
-    free = free_bytes(host, device.folder) if writable else None
+    free = host.files.free_bytes(folder) if writable else None
     if free is not None:
         enough = free >= ROOM_BYTES
-        fix = f"remove old artifacts: adb shell rm -r {device.folder}/artifacts"
+        fix = f"remove old artifacts: adb shell rm -r {folder}/artifacts"
         yield Finding(
             what="disk",
             state="ok" if enough else "warning",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from devices.drivers.board import Board, PythonBoardDriver
 from devices.drivers.driver import Finding
-from devices.drivers.files import SHORT_S
-from devices.drivers.provision import OLDEST, check_python
-from devices.drivers.staging import free_bytes
+from devices.drivers.provision import OLDEST
 from devices.errors import DeviceError
-from devices.lab import SshDevice
 from devices.measure import throttling
-from devices.transports.host import Host
 from runtimes.errors import RuntimesError, TransportError
 from runtimes.system.conditions import Conditions
 
@@ -33,43 +30,41 @@ print(json.dumps({"machine": platform.machine(), "glibc": platform.libc_ver()[1]
 """
 
 
-def examine_board(
-    host: Host, device: SshDevice, cache: Callable[[], str], look: Callable[[str], Conditions]
-) -> Iterator[Finding]:
-    """`cache` makes the cache folder and tells its path; `look` tells the conditions through a given Python."""
+def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
+    """A board that cannot be reached is a finding, not an error."""
+    board = driver.board
     try:
-        echoed = host.run(["printf", "%s", ODD], deadline_s=SHORT_S)
+        echoed = board.host.run(["printf", "%s", ODD], deadline_s=board.host.timeouts.command_s)
     except TransportError as error:
         lines = str(error).splitlines()
         hint = " ".join(lines[1:]) or lines[0]
-        fix = f"make `ssh {device.host} true` work without a password: the address, `ssh-copy-id {device.host}`"
+        fix = f"make `ssh {board.address} true` work without a password: the address, `ssh-copy-id {board.address}`"
         yield Finding(what="reachable", state="wrong", seen=hint, fix=fix)
         return
-    yield Finding(what="reachable", state="ok", seen=f"ssh {device.host}")
+    yield Finding(what="reachable", state="ok", seen=f"ssh {board.address}")
     if echoed.stdout != ODD.encode():
         seen = f"a test text came back as {echoed.stdout[:60]!r}"
         fix = "make the login shell a POSIX shell that prints nothing at its start: chsh -s /bin/bash"
         yield Finding(what="shell", state="wrong", seen=seen, fix=fix)
         return
-    python = device.python or "python3"
     try:
-        version = check_python(host, python)
+        version = driver.python().version
     except (DeviceError, RuntimesError) as error:
-        yield Finding(what="python", state="wrong", seen=str(error).splitlines()[0], fix=_PYTHON_MEND)
+        yield Finding(what="python", state="wrong", seen=str(error).splitlines()[0], fix=_PYTHON_FIX)
         return
-    yield Finding(what="python", state="ok", seen=f"{python} {'.'.join(map(str, version))}")
-    yield from _software(host, device, python)
+    yield Finding(what="python", state="ok", seen=f"{board.starter} {'.'.join(map(str, version))}")
+    yield from _software(board)
     try:
-        folder = cache()
-        yield disk(folder, free_bytes(host, folder), f"rm -r {folder}/artifacts/*")
-        yield from judge_conditions(look(python))
+        folder = driver.cache_folder()
+        yield disk(folder, board.host.files.free_bytes(folder), f"rm -r {folder}/artifacts/*")
+        yield from judge_conditions(driver.look())
     except RuntimesError as error:
-        fix = f"look at the folder {device.cache} on the device, or set `cache` in lab.toml"
+        fix = f"check the folder {board.cache} on the device, or set `cache` in lab.toml"
         yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
 
 
 def judge_conditions(seen: Conditions) -> Iterator[Finding]:
-    """Memory, swap, throttling, heat, governor. What the device does not tell is no finding."""
+    """Memory, swap, throttling, heat, governor. Nothing is said about what the device cannot report."""
     yield from judge_memory(seen)
     if seen.swap_devices:
         zram = any("zram" in name for name in seen.swap_devices)
@@ -78,8 +73,8 @@ def judge_conditions(seen: Conditions) -> Iterator[Finding]:
     if seen.throttled is not None:
         yield from _throttling(seen.throttled)
     elif (seen.cpu_model or "").startswith("Raspberry Pi"):
-        fix = "sudo usermod -aG video $USER on the board, then log in anew; or sudo apt-get install raspi-utils"
-        yield Finding(what="throttling", state="warning", seen="vcgencmd does not tell it", fix=fix)
+        fix = "sudo usermod -aG video $USER on the board, then log in again; or sudo apt-get install raspi-utils"
+        yield Finding(what="throttling", state="warning", seen="vcgencmd does not report it", fix=fix)
     if seen.temperature_c and (hottest := max(seen.temperature_c.values())) >= 75:
         yield Finding(what="temperature", state="warning", seen=f"{hottest:.0f} °C", fix="cool it: a fan, a heat sink")
     if seen.governor is not None:
@@ -91,7 +86,7 @@ def judge_conditions(seen: Conditions) -> Iterator[Finding]:
 
 
 def judge_memory(seen: Conditions) -> Iterator[Finding]:
-    """Is there room for a small Phi-3? No finding where the device does not tell."""
+    """Is enough memory available for a small Phi-3?"""
     if seen.memory_total_bytes is not None and seen.memory_available_bytes is not None:
         free, total = seen.memory_available_bytes / 1e9, seen.memory_total_bytes / 1e9
         enough = seen.memory_available_bytes >= 3_000_000_000
@@ -99,14 +94,13 @@ def judge_memory(seen: Conditions) -> Iterator[Finding]:
             what="memory",
             state="ok" if enough else "warning",
             seen=f"{free:.1f} of {total:.1f} GB available",
-            fix=None if enough else "close what runs there; Phi-3-mini in int4 takes about 3 GB with a small context",
+            fix=None if enough else "close other programs; Phi-3-mini in int4 takes about 3 GB with a small context",
         )
 
 
-def _software(host: Host, device: SshDevice, python: str) -> Iterator[Finding]:
-    facts: dict[str, Any] = json.loads(
-        host.run([python, "-c", _PROBE], deadline_s=2 * SHORT_S).checked("looking at the device's Python")
-    )
+def _software(board: Board) -> Iterator[Finding]:
+    done = board.host.run([board.starter, "-P", "-c", _PROBE], deadline_s=board.host.timeouts.command_s)
+    facts: dict[str, Any] = json.loads(done.checked("looking at the device's Python"))
     glibc = tuple(int(word) for word in str(facts["glibc"]).split(".") if word.isdigit())
     old = bool(glibc) and glibc < GLIBC
     yield Finding(
@@ -118,8 +112,8 @@ def _software(host: Host, device: SshDevice, python: str) -> Iterator[Finding]:
     engine = str(facts["onnxruntime"])
     if not engine.startswith("missing"):
         yield Finding(what="onnxruntime", state="ok", seen=engine)
-    elif device.python is not None:
-        fix = f"{python} -m pip install 'onnxruntime>=1.31' numpy"
+    elif board.python is not None:
+        fix = f"{board.python} -m pip install 'onnxruntime>=1.31' numpy"
         yield Finding(what="onnxruntime", state="wrong", seen=engine, fix=fix)
     else:
         seen = "not in the system's Python: the first run makes an environment with it"
@@ -129,7 +123,7 @@ def _software(host: Host, device: SshDevice, python: str) -> Iterator[Finding]:
 def disk(folder: str, free: int | None, fix: str) -> Finding:
     """Room for an engine and a model. `fix` makes some."""
     if free is None:
-        return Finding(what="disk", state="warning", seen=f"df {folder} does not tell", fix=f"df -P {folder}")
+        return Finding(what="disk", state="warning", seen=f"df {folder} gives no answer", fix=f"df -P {folder}")
     enough = free >= ROOM_BYTES
     return Finding(
         what="disk",
@@ -142,14 +136,14 @@ def disk(folder: str, free: int | None, fix: str) -> Finding:
 def _throttling(bits: int) -> Iterator[Finding]:
     now, before = throttling.now(bits), throttling.since_boot(bits)
     if now:
-        yield Finding(what="throttling", state="wrong", seen=f"now: {'; '.join(now)}", fix="see there, then try again")
+        yield Finding(what="throttling", state="wrong", seen=f"now: {'; '.join(now)}", fix="do that, then try again")
     elif before:
-        fix = "if it comes back under load, fix it as it says; a restart clears the memory of it"
+        fix = "if it comes back under load, do what it says; a restart clears the record"
         yield Finding(what="throttling", state="warning", seen=f"since its start: {'; '.join(before)}", fix=fix)
     else:
         yield Finding(what="throttling", state="ok", seen="none since its start")
 
 
-_PYTHON_MEND = (
+_PYTHON_FIX = (
     f"sudo apt-get install python3 python3-venv ({'.'.join(map(str, OLDEST))} or newer), or `python` in lab.toml"
 )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Literal
 
 from devices.checks.board import judge_conditions
-from devices.drivers.driver import Finding
+from devices.drivers.driver import Finding, Program
 from devices.drivers.provision import OLDEST
+from devices.drivers.table import TRANSPORTS
 from devices.lab import Device
+from devices.transports.child import run_child
+from devices.transports.timeouts import DEFAULT_TIMEOUTS
+from runtimes.errors import TransportError
 from runtimes.system.conditions import read_conditions
 
 # library -> what it is for, the extra that brings it
@@ -21,14 +24,10 @@ LIBRARIES = {
     "executorch": ("running ExecuTorch artifacts here", "executorch"),
     "transformers": ("exporting", "export"),
 }
-PROGRAMS = {
-    "ssh": ("devices behind ssh", "sudo apt-get install openssh-client"),
-    "adb": ("Android devices", "sudo apt-get install adb"),
-}
 
 
 def examine_host(device: Device) -> Iterator[Finding]:
-    """What this machine has; wrong is only what the device at hand needs."""
+    """What this machine has; only what this device needs can be wrong."""
     version = platform.python_version_tuple()[:2]
     fits = tuple(map(int, version)) >= OLDEST
     yield Finding(
@@ -39,8 +38,10 @@ def examine_host(device: Device) -> Iterator[Finding]:
     )
     for name, (purpose, extra) in LIBRARIES.items():
         yield _library(name, purpose, extra)
-    for name, (purpose, fix) in PROGRAMS.items():
-        yield _program(name, purpose, fix, needed=device.transport == name)
+    needed = TRANSPORTS[device.transport].program
+    programs = {transport.program.name: transport.program for transport in TRANSPORTS.values() if transport.program}
+    for program in programs.values():
+        yield _program(program, needed=program == needed)
     if device.transport == "local":
         yield from judge_conditions(read_conditions())
 
@@ -53,15 +54,15 @@ def _library(name: str, purpose: str, extra: str) -> Finding:
         return Finding(what=name, state="warning", seen=f"missing; needed for {purpose}", fix=fix)
 
 
-def _program(name: str, purpose: str, fix: str, *, needed: bool) -> Finding:
-    path = shutil.which(name)
+def _program(program: Program, *, needed: bool) -> Finding:
+    path = shutil.which(program.name)
     state: Literal["warning", "wrong"] = "wrong" if needed else "warning"
     if path is None:
-        return Finding(what=name, state=state, seen=f"missing; needed for {purpose}", fix=fix)
+        seen = f"missing; needed for {program.purpose}"
+        return Finding(what=program.name, state=state, seen=seen, fix=program.fix)
     try:
-        done = subprocess.run(
-            [path, "-V" if name == "ssh" else "version"], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(what=name, state=state, seen=f"{path}: {error}", fix=fix)
-    return Finding(what=name, state="ok", seen=(done.stdout or done.stderr).strip().splitlines()[0])
+        done = run_child([path, program.version], deadline_s=DEFAULT_TIMEOUTS.command_s)
+    except TransportError as error:
+        return Finding(what=program.name, state=state, seen=f"{path}: {error}", fix=program.fix)
+    version = (done.stdout or done.stderr).decode("utf-8", "replace").strip()
+    return Finding(what=program.name, state="ok", seen=version.partition("\n")[0])

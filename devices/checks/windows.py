@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from devices.checks.board import ODD, disk, judge_conditions
+from devices.drivers.board import Board, PythonBoardDriver
 from devices.drivers.driver import Finding
-from devices.drivers.files import SHORT_S
-from devices.drivers.opening import conditions_of
-from devices.drivers.provision import OLDEST, WINDOWS, check_python
+from devices.drivers.provision import OLDEST, WINDOWS
 from devices.errors import DeviceError
-from devices.lab import WindowsDevice
 from devices.transports.windows_host import WindowsHost
 from runtimes.engines.directml import STACKS, choose_adapter, choose_stack
+from runtimes.engines.engine import Graphics
 from runtimes.errors import EngineError, RuntimesError, TransportError
 from runtimes.system.dxgi import Adapter
 
@@ -31,56 +30,52 @@ print(json.dumps({"bits": 8 * struct.calcsize("P"), "machine": platform.machine(
 """
 
 
-def examine_windows(
-    host: WindowsHost, device: WindowsDevice, python: str, cache: Callable[[], str], code: Callable[[str], str]
-) -> Iterator[Finding]:
-    """`python` starts Python there. `cache` makes the cache folder and tells its path; `code` brings ours for a given
-    Python and tells its folder."""
+def examine_windows(driver: PythonBoardDriver, host: WindowsHost) -> Iterator[Finding]:
+    """A machine that cannot be reached is a finding, not an error. `host` is the board's."""
+    board, limit_s = driver.board, host.timeouts.command_s
     try:
         shell = host.shell()
     except TransportError as error:
         lines = str(error).splitlines()
         fix = (
-            f"make `ssh {device.host} exit` work without a password: the address; on Windows Start-Service sshd; your "
-            "public key in C:\\ProgramData\\ssh\\administrators_authorized_keys for an administrator, else in "
+            f"make `ssh {board.address} exit` work without a password: the address; on Windows Start-Service sshd; "
+            "your public key in C:\\ProgramData\\ssh\\administrators_authorized_keys for an administrator, else in "
             ".ssh\\authorized_keys"
         )
         yield Finding(what="reachable", state="wrong", seen=" ".join(lines[1:]) or lines[0], fix=fix)
         return
-    yield Finding(what="reachable", state="ok", seen=f"ssh {device.host}")
+    yield Finding(what="reachable", state="ok", seen=f"ssh {board.address}")
     yield _shell(shell)
     if shell == "other":
         return
     try:
-        version = check_python(host, python, WINDOWS)
-        probe = [python, "-c", _PROBE, ODD]
-        facts = json.loads(host.run(probe, deadline_s=SHORT_S).checked("looking at the device's Python"))
+        version = driver.python().version
+        probe = [board.starter, "-P", "-c", _PROBE, ODD]
+        facts = json.loads(host.run(probe, deadline_s=limit_s).checked("looking at the device's Python"))
     except (DeviceError, RuntimesError) as error:
         fix = f"{WINDOWS.python_fix} ({'.'.join(map(str, OLDEST))} or newer), or `launcher` in lab.toml"
         yield Finding(what="python", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
         return
-    yield from _python(python, version, facts)
+    yield from _python(board.starter, version, facts)
     try:
-        folder = cache()
+        folder = driver.cache_folder()
         old = f"{folder}/artifacts".replace("/", "\\")
-        yield disk(folder, host.free_bytes(folder), f'rmdir /s "{old}"')
-        environment = ["env", f"PYTHONPATH={code(python)}", python, "-P", "-m"]
-        sampled = host.run([*environment, "runtimes.agent", "--sample"], deadline_s=SHORT_S)
-        yield from judge_conditions(conditions_of(sampled.checked("reading the device's conditions").strip()))
-        looked = host.run([*environment, "runtimes.engines.directml"], deadline_s=SHORT_S)
-        told = json.loads(looked.checked("looking at the graphics adapters"))
+        yield disk(folder, host.files.free_bytes(folder), f'rmdir /s "{old}"')
+        yield from judge_conditions(driver.look())
+        looked = host.run(driver.our_python("runtimes.engines.directml"), deadline_s=limit_s)
+        graphics = json.loads(looked.checked("looking at the graphics adapters"))
     except RuntimesError as error:
-        fix = f"look at the folder {device.cache} on the device, or set `cache` in lab.toml"
+        fix = f"check the folder {board.cache} on the device, or set `cache` in lab.toml"
         yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
         return
-    yield judge_packages(told["distributions"], device)
-    yield judge_adapters([Adapter(**each) for each in told["adapters"]], device)
+    yield judge_packages(graphics["distributions"], board)
+    yield judge_adapters([Adapter(**each) for each in graphics["adapters"]], board.graphics)
 
 
-def judge_packages(installed: Mapping[str, str], device: WindowsDevice) -> Finding:
-    """Where lab.toml names an interpreter, its packages must be whole; else a venv gets them."""
-    if device.python is None:
-        wanted = next(stack for stack in STACKS if stack.name == device.packages)
+def judge_packages(installed: Mapping[str, str], board: Board) -> Finding:
+    """Where lab.toml names an interpreter, its packages must be complete; else a venv gets them."""
+    if board.python is None:
+        wanted = next(stack for stack in STACKS if stack.extra == board.packages["onnx"])
         return Finding(
             what="packages",
             state="ok",
@@ -89,21 +84,18 @@ def judge_packages(installed: Mapping[str, str], device: WindowsDevice) -> Findi
     try:
         stack = choose_stack(installed)
     except EngineError as error:
-        seen, _, fix = str(error).partition(": pip ")
-        if not fix:
-            seen, _, fix = str(error).partition("; pip ")
-        return Finding(what="packages", state="wrong", seen=seen, fix=f"{device.python} -m pip {fix}")
+        return Finding(what="packages", state="wrong", seen=error.seen, fix=f"{board.python} -m {error.fix}")
     return Finding(
         what="packages", state="ok", seen=", ".join(f"{name} {installed[name]}" for name in stack.distributions)
     )
 
 
-def judge_adapters(adapters: list[Adapter], device: WindowsDevice) -> Finding:
+def judge_adapters(adapters: list[Adapter], graphics: Graphics) -> Finding:
     """The one that DirectML would take."""
     try:
-        chosen = choose_adapter(adapters, device.adapter)
+        chosen = choose_adapter(adapters, graphics.adapter)
     except EngineError as error:
-        free = device.allow_cpu and device.adapter is None
+        free = graphics.allow_cpu and graphics.adapter is None
         fix = "install the graphics card's driver; or allow_cpu = true in lab.toml, or another `adapter` there"
         return Finding(what="graphics", state="warning" if free else "wrong", seen=str(error), fix=fix)
     return Finding(what="graphics", state="ok", seen=chosen.describe())
@@ -113,7 +105,7 @@ def _shell(shell: str) -> Finding:
     if shell == "cmd":
         return Finding(what="shell", state="ok", seen="cmd.exe")
     if shell == "powershell":
-        return Finding(what="shell", state="warning", seen="PowerShell, which was never tried", fix=_DEFAULT_SHELL)
+        return Finding(what="shell", state="warning", seen="PowerShell, which we have not tested", fix=_DEFAULT_SHELL)
     seen = "neither cmd.exe nor PowerShell is the default shell of its sshd"
     return Finding(what="shell", state="wrong", seen=seen, fix=_DEFAULT_SHELL)
 

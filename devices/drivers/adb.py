@@ -3,37 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from devices.checks.adb import examine_phone
 from devices.drivers import memory_plan
 from devices.drivers.adb_conditions import read_adb_conditions
-from devices.drivers.driver import Finding, Opened, Say
-from devices.drivers.files import SHORT_S
+from devices.drivers.driver import Finding, Opened, Program, Say, Transport
 from devices.drivers.opening import open_agent
 from devices.drivers.staging import describe, push_file, stage_artifact
 from devices.errors import DeviceError
-from devices.lab import AdbDevice
+from devices.lab import Device
 from devices.transports.adb import AdbHost
 from devices.transports.adb_devices import Client
+from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact, File
 from runtimes.errors import TransportError
 from runtimes.system.conditions import Conditions
 
-DIAGNOSIS_S = 5.0  # for a device that was lost to come back
 _ENDED = (
     "the device is up and was not restarted, so the connection was cut or the agent was ended there (out of memory? "
-    "`adb logcat -b crash,events` tells)"
+    "`adb logcat -b crash,events` shows it)"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdbDevice(Device):
+    """An Android phone, reached through the adb client."""
+
+    transport: Literal["adb"]
+    serial: str | None = None  # as `adb devices` lists it; None: the only one
+    adb: str = "adb"  # the client program
+    server: str | None = None  # HOST:PORT of the adb server; None: adb's default
+    folder: str = "/data/local/tmp/phi-edge"
+    runner: Literal["agent", "llama_main"] = "agent"
+    program: str | None = None  # on this machine: the native agent, or llama_main
+    libraries: Sequence[str] = ()  # on this machine: what the program loads, libonnxruntime.so first
+    prefix: Sequence[str] = ()  # before the program on the device, such as ["taskset", "f0"] for its fast cores
 
 
 class AdbDriver:
     """See devices.drivers.driver.Driver. It connects when it is first asked for something."""
 
-    def __init__(self, name: str, device: AdbDevice) -> None:
+    def __init__(self, name: str, device: AdbDevice, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self._name = name
         self._device = device
+        self._timeouts = timeouts
         self._connected: AdbHost | None = None
         self._staged: dict[Path, File] = {}  # size and hash of the program and its libraries: read once
 
@@ -93,7 +110,11 @@ class AdbDriver:
 
     def examine(self) -> Iterator[Finding]:
         """See Driver.examine."""
-        yield from examine_phone(self._device, self._client(), self._host)
+        device = self._device
+        yield from examine_phone(
+            self._client(), self._host, self._timeouts,
+            serial=device.serial, folder=device.folder, program=device.program, libraries=device.libraries,
+        )  # fmt: skip
 
     def close(self) -> None:
         """See Driver.close."""
@@ -106,7 +127,7 @@ class AdbDriver:
 
     def _host(self) -> AdbHost:
         if self._connected is None:
-            self._connected = AdbHost(self._device.serial, client=self._client())
+            self._connected = AdbHost(self._device.serial, client=self._client(), timeouts=self._timeouts)
         return self._connected
 
     def _check_format(self, artifact: Artifact) -> None:
@@ -136,7 +157,7 @@ class AdbDriver:
     def _file(self, name: str) -> Path:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise DeviceError(f"device {self._name}: {path} is no file; correct it in lab.toml")
+            raise DeviceError(f"device {self._name}: {path} is not a file; correct it in lab.toml")
         return path
 
     def _described(self, path: Path) -> File:
@@ -158,15 +179,17 @@ class AdbDriver:
     def _bring(self, local: Path, remote: str, say: Say) -> None:
         """A file whose folder's name is its hash: if it is there, it is whole."""
         host = self._host()
-        if host.run(["test", "-f", remote], deadline_s=SHORT_S).exit_code == 0:
+        if host.run(["test", "-f", remote], deadline_s=self._timeouts.command_s).exit_code == 0:
             return
         push_file(host, local, remote, self._described(local), say)
-        host.run(["chmod", "755", remote], deadline_s=SHORT_S).checked(f"making {remote} executable")
+        host.run(["chmod", "755", remote], deadline_s=self._timeouts.command_s).checked(f"making {remote} executable")
 
     def _lost(self, boot_id: str) -> str | None:
-        """Is the device gone, or was it restarted? None if neither, as far as a look at it tells."""
+        """Is the device gone, or was it restarted? None if neither, as far as it can be seen now."""
+        limit_s = self._timeouts.diagnose_s
+        hurried = replace(self._timeouts, connect_s=min(limit_s, self._timeouts.connect_s), command_s=limit_s)
         try:
-            now = AdbHost(self._device.serial, client=self._client(), wait_s=DIAGNOSIS_S).boot_id(DIAGNOSIS_S)
+            now = AdbHost(self._device.serial, client=self._client(), timeouts=hurried).boot_id()
         except TransportError as error:
             return f"the device cannot be reached any more ({str(error).splitlines()[0]})"
         return None if now == boot_id else "the device was restarted in between (its boot id changed)"
@@ -175,3 +198,10 @@ class AdbDriver:
 def _plain_name(library: Path) -> str:
     """libonnxruntime.so for libonnxruntime.so.1.32.0: the name that the agent loads."""
     return library.name.partition(".so")[0] + ".so"
+
+
+ADB = Transport(
+    row=AdbDevice,
+    driver=AdbDriver,
+    program=Program(name="adb", purpose="Android devices", version="version", fix="sudo apt-get install adb"),
+)

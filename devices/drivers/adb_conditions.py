@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from devices.transports.host import Host
 from runtimes.system.conditions import Conditions
 
-_LOOK_S = 30.0
 _MARK = "@phi-edge "
 _COMMANDS = {
     "model": "getprop ro.product.manufacturer; getprop ro.product.model; getprop ro.soc.model",
@@ -34,7 +33,7 @@ def read_adb_conditions(host: Host) -> Conditions:
     script = "\n".join(
         f"echo; echo '{_MARK}{name}'; {{ {command}; }} 2>/dev/null || :" for name, command in _COMMANDS.items()
     )
-    said = host.run(["sh", "-c", script], deadline_s=_LOOK_S).checked("reading the device's conditions")
+    said = host.run(["sh", "-c", script], deadline_s=host.timeouts.command_s).checked("reading the device's conditions")
     return parse_conditions(said.decode("utf-8", "replace"), datetime.now(UTC))
 
 

@@ -1,19 +1,21 @@
-"""What bench, run and doctor ask of a device, whatever its transport: the behaviour to a row of lab.toml.
+"""What bench, run and doctor ask of a device, whatever its transport: the behaviour of a row of lab.toml.
 
-Implementations: devices.drivers.local, devices.drivers.ssh, ...; the table is devices.drivers.table.
+Implementations: local.py, adb.py, and board.py for ssh.py and windows.py; the table is table.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
+from devices.lab import Device
 from export.artifact import Artifact
 from runtimes.loop.tokens import TokenSource
 from runtimes.system.conditions import Conditions
 
 Say = Callable[[str], None]  # what is being done, for a progress bar
+D = TypeVar("D", bound=Device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Opened:
     """An artifact that is loaded on a device, in a process of its own, and what is known of the loading."""
 
     source: TokenSource
-    load_s: float | None  # process start to ready, by the device's clock; None where it cannot tell
+    load_s: float | None  # process start to ready, by the device's clock; None where it cannot say
     open_s: float | None
     load_mode: Literal["mmap", "read"] | None
     cached_share: float | None  # of the weights, before they were opened
@@ -48,22 +50,46 @@ class Driver(Protocol):
         ...
 
     def stage(self, artifact: Artifact, say: Say) -> None:
-        """Bring to the device what it lacks to run the artifact: engine, agent, files, verified by hash. Idempotent;
-        a broken one is resumed. Refuses an artifact that the device's memory cannot hold."""
+        """Bring to the device what it lacks to run the artifact: engine, agent, files, verified by hash. Idempotent; an
+        interrupted one is resumed. Refuses an artifact that does not fit into the device's memory."""
         ...
 
     def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
-        """Load a staged artifact in a fresh process. `hold`: tokens come together at the end of each answer, so that
-        no writing is measured. `cold`: drop it from the page cache first. `deadline_s` is for every wait."""
+        """Load a staged artifact in a fresh process. `hold`: all tokens come at the end of each answer, so that no
+        writing is measured. `cold`: drop the artifact from the page cache first. `deadline_s` is for every wait."""
         ...
 
     def examine(self) -> Iterator[Finding]:
-        """What is missing or wrong on the device. A device that cannot be reached is a finding, no error."""
+        """What is missing or wrong on the device. A device that cannot be reached is a finding, not an error."""
         ...
 
     def close(self) -> None:
         """Drop the connection. Safe to call twice."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program that this machine needs for a transport."""
+
+    name: str
+    purpose: str
+    version: str  # the argument that makes it print its version
+    fix: str  # the command that installs it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transport(Generic[D]):
+    """One row of the table of transports: what lab.toml may say about such a device, and what it does."""
+
+    row: type[D]
+    driver: Callable[[str, D], Driver]  # from the device's name and its row; it opens no connection yet
+    program: Program | None = None
+
+    def open(self, name: str, device: Device) -> Driver:
+        """The driver of a device. It connects when it is first asked for something."""
+        assert isinstance(device, self.row)
+        return self.driver(name, device)
 
 
 def worst(findings: Sequence[Finding]) -> Literal["ok", "warning", "wrong"]:

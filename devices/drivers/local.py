@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from devices.drivers.driver import Finding, Opened, Say
-from devices.drivers.opening import open_agent
-from devices.lab import LocalDevice
+from devices.drivers.driver import Finding, Opened, Say, Transport
+from devices.drivers.opening import AGENT, open_agent
+from devices.lab import Device
 from devices.transports.local import LocalHost
+from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact
 from runtimes.engines.engine import Graphics
 from runtimes.system.conditions import Conditions, read_conditions
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalDevice(Device):
+    """This machine: an agent in a process of its own, without a wire."""
+
+    transport: Literal["local"] = "local"
+    agent: Sequence[str] | None = None  # the command that starts an agent; None is this Python's runtimes.agent
+    adapter: str | None = None  # on Windows, as for a WindowsDevice
+    allow_cpu: bool = False
+
+    def problem(self) -> str | None:
+        """See Device.problem."""
+        if self.agent is not None and not self.agent:
+            return "agent is an empty list; give a command, or leave it out"
+        return super().problem()
+
+
 class LocalDriver:
     """See devices.drivers.driver.Driver."""
 
-    def __init__(self, device: LocalDevice) -> None:
-        self._agent = device.agent or (sys.executable, "-P", "-m", "runtimes.agent")
+    def __init__(self, name: str, device: LocalDevice, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self._agent = device.agent or (sys.executable, *AGENT)
         self._graphics = Graphics(adapter=device.adapter, allow_cpu=device.allow_cpu)
-        self._host = LocalHost()
+        self._host = LocalHost(timeouts)
 
     def conditions(self) -> Conditions:
         """See Driver.conditions."""
@@ -44,8 +63,11 @@ class LocalDriver:
         )
 
     def examine(self) -> Iterator[Finding]:
-        """The host's own findings say it all (devices.checks.doctor)."""
+        """Nothing beyond what doctor finds on this machine anyway (devices.checks.doctor)."""
         yield from ()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is open."""
+
+
+LOCAL = Transport(row=LocalDevice, driver=LocalDriver)

@@ -14,7 +14,7 @@ def needed_bytes(manifest: Manifest) -> int:
 
 
 def refusal(manifest: Manifest, conditions: Conditions) -> str | None:
-    """Why the device can never hold it; None if it can, or does not tell its size."""
+    """Why it can never fit into the device; None if it can, or the device cannot say how much memory it has."""
     total = conditions.memory_total_bytes
     if total is None or needed_bytes(manifest) + SYSTEM_BYTES <= total:
         return None
@@ -30,13 +30,13 @@ def refusal(manifest: Manifest, conditions: Conditions) -> str | None:
 
 
 def warning(manifest: Manifest, conditions: Conditions) -> str | None:
-    """Why it may have to swap; None if there is room at this moment, or the device does not tell."""
+    """Why it may have to swap; None if enough memory is available now, or the device cannot say."""
     available = conditions.memory_available_bytes
     if available is None or needed_bytes(manifest) <= available:
         return None
     return (
-        f"the artifact needs {_gb(needed_bytes(manifest))} and only {_gb(available)} of the device's memory are "
-        "available; it may swap: close what else runs there"
+        f"the artifact needs {_gb(needed_bytes(manifest))}, and only {_gb(available)} of the device's memory are "
+        "available; it may swap: close other programs there"
     )
 
 

@@ -18,7 +18,8 @@ from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import TransportError
 from runtimes.system.conditions import Conditions
 
-SILENCE_S = 60.0  # an agent that hears no ping for so long ends itself and frees the device
+# What Python runs as an agent. With -P a file or folder of the current folder cannot take the place of our packages.
+AGENT = ("-P", "-m", "runtimes.agent")
 
 
 def open_agent(
@@ -36,9 +37,9 @@ def open_agent(
     graphics: Graphics = ANY_ADAPTER,
 ) -> Opened:
     """`command` starts the agent on its artifact; the options are added. `here`: the device is this machine, whose
-    clock is finer than the kernel's ticks. `diagnose` is told
-    the boot id that the agent started under, and asked why the agent was lost."""
-    full = [*command, "--silence-s", str(SILENCE_S)]
+    clock is finer than the kernel's ticks. `diagnose` gets the boot id that the agent started under, and returns why
+    the agent was lost."""
+    full = [*command, "--silence-s", str(host.timeouts.unheard_s)]
     full += [] if threads is None else ["--threads", str(threads)]
     full += ["--cold"] if cold else []
     full += [] if lock is None else ["--lock", lock]

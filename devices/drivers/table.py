@@ -1,62 +1,35 @@
-"""From a row of lab.toml to its driver: the one table of transports, and the doors that use it."""
+"""From a row of lab.toml to its driver: the one table of transports, and the functions that look devices up in it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
-from devices.drivers.driver import Driver, Say
-from devices.errors import LabError
-from devices.lab import AdbDevice, Device, LocalDevice, SshDevice, WindowsDevice, read_lab
+from devices.drivers.adb import ADB
+from devices.drivers.driver import Driver, Say, Transport
+from devices.drivers.local import LOCAL
+from devices.drivers.ssh import SSH
+from devices.drivers.windows import WINDOWS_SSH
+from devices.lab import Device, read_lab
 from export.artifact import Artifact, open_artifact
 from runtimes.api import Event, GenerateRequest, Runtime
 from runtimes.registry import text_runtime
 
+TRANSPORTS: Mapping[str, Transport[Any]] = {"local": LOCAL, "ssh": SSH, "windows": WINDOWS_SSH, "adb": ADB}
 LAB = Path("lab.toml")
 
 
-def _local(name: str, device: Device) -> Driver:
-    from devices.drivers.local import LocalDriver
-
-    assert isinstance(device, LocalDevice)
-    return LocalDriver(device)
-
-
-def _ssh(name: str, device: Device) -> Driver:
-    from devices.drivers.ssh import SshDriver
-
-    assert isinstance(device, SshDevice)
-    return SshDriver(name, device)
-
-
-def _windows(name: str, device: Device) -> Driver:
-    from devices.drivers.windows import WindowsDriver
-
-    assert isinstance(device, WindowsDevice)
-    return WindowsDriver(name, device)
-
-
-def _adb(name: str, device: Device) -> Driver:
-    from devices.drivers.adb import AdbDriver
-
-    assert isinstance(device, AdbDevice)
-    return AdbDriver(name, device)
-
-
-DRIVERS: dict[str, Callable[[str, Device], Driver]] = {"local": _local, "ssh": _ssh, "windows": _windows, "adb": _adb}
-
-
 def find_device(name: str, lab: Path | None) -> Device:
-    """The device of this name; `lab` None is lab.toml of this folder where there is one. Raises LabError."""
-    return read_lab(lab or (LAB if LAB.is_file() else None)).device(name)
+    """The device of this name; `lab` None is lab.toml of the current folder, if there is one. Raises LabError."""
+    rows = {name: transport.row for name, transport in TRANSPORTS.items()}
+    return read_lab(lab or (LAB if LAB.is_file() else None), rows).device(name)
 
 
 def open_driver(name: str, device: Device) -> Driver:
-    """The behaviour to a row. It connects when it is first asked for something. Raises LabError."""
-    if device.transport not in DRIVERS:
-        raise LabError(f"device {name}: no driver for transport {device.transport!r}; known: {', '.join(DRIVERS)}")
-    return DRIVERS[device.transport](name, device)
+    """The driver of a device. It connects when it is first asked for something."""
+    return TRANSPORTS[device.transport].open(name, device)
 
 
 def open_device_runtime(
@@ -81,7 +54,7 @@ def _open(
     threads = device.threads if threads is None else threads
     opened = driver.open(artifact, threads=threads, hold=False, cold=False, deadline_s=deadline_s)
     if artifact.manifest.engine.get("provider") == "dml" and opened.accelerator is None:
-        say("warning: the CPU runs this artifact, which is made for a graphics adapter")
+        say("warning: the CPU runs this artifact, which was exported for a graphics adapter")
     return DeviceRuntime(text_runtime(artifact, opened.source), driver)
 
 

@@ -3,54 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from devices.checks.windows import examine_windows
-from devices.drivers.driver import Finding, Say
-from devices.drivers.provision import WINDOWS, bring_venv, check_python
-from devices.drivers.ssh import SshDriver, config_file
-from devices.errors import DeviceError
-from devices.lab import WindowsDevice
+from devices.drivers.board import Board, PythonBoardDriver
+from devices.drivers.driver import Finding, Transport
+from devices.drivers.provision import WINDOWS
+from devices.drivers.ssh import OPENSSH, OverSsh
+from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from devices.transports.windows_host import WindowsHost
-from export.artifact import Artifact, Format
-from runtimes.engines.engine import ANY_ADAPTER, Graphics
+from runtimes.engines.engine import Graphics
 
 
-class WindowsDriver(SshDriver):
-    """See Driver. What differs from a board: the host, the packages, and the graphics adapter."""
+@dataclass(frozen=True, kw_only=True)
+class WindowsDevice(OverSsh):
+    """A Windows machine with Python behind its OpenSSH server."""
 
-    _memory_hint = "out of memory? the device's Event Viewer tells"
+    transport: Literal["windows"]
+    launcher: str = "python"  # what starts Python in the device's shell: a name on its PATH, or a path
+    packages: Literal["winml", "directml"] = "winml"  # what the venv gets: Windows ML's, or the frozen DirectML pair
+    adapter: str | None = None  # the graphics adapter's number, LUID or a part of its name; None: most memory
+    allow_cpu: bool = False  # where there is no adapter, run on the CPU instead of failing
 
-    def __init__(self, name: str, device: WindowsDevice) -> None:
-        self._name = name
-        self._device = self._windows = device
-        self._starter = device.python or device.launcher
-        self._host = WindowsHost(device.host, python=self._starter, port=device.port, config=config_file(device.config))
-        self._cache: str | None = None
-        self._agents = {}
 
-    def examine(self) -> Iterator[Finding]:
-        """See Driver.examine."""
-        assert isinstance(self._host, WindowsHost)
-        yield from examine_windows(self._host, self._windows, self._starter, self._cache_folder, self._code)
+def windows_driver(name: str, device: WindowsDevice, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> PythonBoardDriver:
+    """See Transport.driver."""
+    host = WindowsHost(
+        device.host,
+        python=device.python or device.launcher,
+        port=device.port,
+        config=device.config_file(),
+        timeouts=timeouts,
+    )
+    board = Board(
+        name=name,
+        address=device.host,
+        host=host,
+        system=WINDOWS,
+        cache=device.cache,
+        launcher=device.launcher,
+        python=device.python,
+        packages={"onnx": device.packages},
+        wheelhouse=device.wheels(),
+        graphics=Graphics(adapter=device.adapter, allow_cpu=device.allow_cpu),
+        memory_hint="the device's Event Viewer shows it",
+    )
 
-    def _cache_folder(self) -> str:
-        if self._cache is None:
-            check_python(self._host, self._starter, WINDOWS)  # all else is done by it
-        return super()._cache_folder()
+    def examine(driver: PythonBoardDriver) -> Iterator[Finding]:
+        return examine_windows(driver, host)
 
-    def _python(self, cache: str, engine: Format, say: Say) -> str:
-        if engine != "onnx":
-            raise DeviceError(
-                f"device {self._name}: an {engine} artifact has no engine on Windows here; export for --target "
-                "windows-directml or cpu"
-            )
-        if self._windows.python is not None:
-            return self._windows.python
-        packages, house = self._windows.packages, self._wheelhouse()
-        return bring_venv(self._host, cache, packages, house, say, system=WINDOWS, python=self._windows.launcher)
+    return PythonBoardDriver(board, examine)
 
-    def _graphics(self, artifact: Artifact) -> Graphics:
-        # The row's choice is for the artifacts that have one.
-        if artifact.manifest.engine.get("provider") != "dml":
-            return ANY_ADAPTER
-        return Graphics(adapter=self._windows.adapter, allow_cpu=self._windows.allow_cpu)
+
+WINDOWS_SSH = Transport(row=WindowsDevice, driver=windows_driver, program=OPENSSH)

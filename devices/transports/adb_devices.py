@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from devices.transports.child import run_child
 from devices.transports.host import last_lines
+from devices.transports.timeouts import Timeouts
 from runtimes.errors import TransportError
 
-CALL_S = 30.0  # starting the server takes 3 s on a slow machine
-
 # state -> what to do. `adb devices` knows more; those end here as "in state ...".
-MEND = {
-    "offline": "the phone does not answer adb: plug the cable anew, or run `adb reconnect offline`",
+FIXES = {
+    "offline": "the phone does not answer adb: unplug the cable and plug it in again, or run `adb reconnect offline`",
     "unauthorized": "unlock the phone and tap Allow in its dialog 'Allow USB debugging?'",
     "authorizing": "unlock the phone and tap Allow in its dialog 'Allow USB debugging?'",
     "no permissions": "this user may not open the USB device: install udev rules (apt-get install android-sdk-platform-"
-    "tools-common), join group plugdev, plug it anew",
+    "tools-common), join the group plugdev, then plug it in again",
     "connecting": "the phone is not there yet: try again in a few seconds",
     "recovery": "the phone is in recovery: reboot it into Android (`adb reboot`)",
     "sideload": "the phone is in sideload mode: reboot it into Android (`adb reboot`)",
@@ -67,26 +66,20 @@ def adb_command(client: Client) -> list[str]:
     return [program, *(() if name in ("127.0.0.1", "localhost") else ("-H", name)), "-P", port]
 
 
-def call_adb(command: Sequence[str], deadline_s: float = CALL_S) -> str:
+def call_adb(client: Client, *words: str, deadline_s: float) -> str:
     """stdout of one of adb's own commands. Raises TransportError."""
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline_s, check=False)
-    except subprocess.TimeoutExpired:
+    command = [*adb_command(client), *words]
+    done = run_child(command, deadline_s=deadline_s)
+    if done.exit_code != 0:
         raise TransportError(
-            f"adb did not answer in {deadline_s:.0f} s; run `adb kill-server` and try again", command=command
-        ) from None
-    except OSError as error:
-        raise TransportError(f"adb cannot be run ({error.strerror})", command=command) from error
-    if done.returncode != 0:
-        raise TransportError(
-            "adb failed", command=command, exit_code=done.returncode, last_lines=last_lines(done.stderr + done.stdout)
+            "adb failed", command=command, exit_code=done.exit_code, last_lines=last_lines(done.stderr + done.stdout)
         )
     return done.stdout.decode("utf-8", "replace")
 
 
-def list_devices(client: Client) -> list[Listed]:
+def list_devices(client: Client, timeouts: Timeouts) -> list[Listed]:
     """All that the server sees, in every state. Starts the server where none runs. Raises TransportError."""
-    return parse_devices(call_adb([*adb_command(client), "devices", "-l"]))
+    return parse_devices(call_adb(client, "devices", "-l", deadline_s=timeouts.command_s))
 
 
 def parse_devices(text: str) -> list[Listed]:
@@ -103,22 +96,23 @@ def parse_devices(text: str) -> list[Listed]:
     return found
 
 
-def choose_device(serial: str | None, client: Client, wait_s: float = 0.0) -> Listed:
-    """The ready device of this serial; with None the only one. Waits up to `wait_s` for it to be there.
+def choose_device(serial: str | None, client: Client, timeouts: Timeouts) -> Listed:
+    """The ready device of this serial; with None the only one. Waits up to `connect_s` for it to appear.
 
     A serial HOST:PORT that the server does not know, or has lost, is connected to. Raises TransportError, which says
     for each state what to do.
     """
-    until_s = time.monotonic() + wait_s
-    devices = list_devices(client)
-    if Listed(serial=serial or "", state="offline", model=None) in devices and ":" in (serial or ""):
+    until_s = time.monotonic() + timeouts.connect_s
+    devices = list_devices(client, timeouts)
+    on_network = serial is not None and ":" in serial
+    if on_network and Listed(serial=serial or "", state="offline", model=None) in devices:
         # The server tries again by itself, but only after 10 s.
-        call_adb([*adb_command(client), "disconnect", serial or ""])
-        devices = list_devices(client)
+        call_adb(client, "disconnect", serial or "", deadline_s=timeouts.command_s)
+        devices = list_devices(client, timeouts)
     while True:
-        if serial is not None and ":" in serial and serial not in {device.serial for device in devices}:
-            call_adb([*adb_command(client), "connect", serial])
-            devices = list_devices(client)
+        if on_network and serial not in {device.serial for device in devices}:
+            call_adb(client, "connect", serial or "", deadline_s=timeouts.command_s)
+            devices = list_devices(client, timeouts)
         try:
             return _choose(serial, devices)
         except TransportError:
@@ -126,7 +120,7 @@ def choose_device(serial: str | None, client: Client, wait_s: float = 0.0) -> Li
             if time.monotonic() >= until_s:
                 raise
             time.sleep(0.25)
-            devices = list_devices(client)
+            devices = list_devices(client, timeouts)
 
 
 def _choose(serial: str | None, devices: Sequence[Listed]) -> Listed:
@@ -147,6 +141,6 @@ def _choose(serial: str | None, devices: Sequence[Listed]) -> Listed:
             )
         device = matching[0]
     if device.state != "device":
-        fix = MEND.get(device.state, "see `adb devices`")
+        fix = FIXES.get(device.state, "see `adb devices`")
         raise TransportError(f"the device {device.serial} is in state {device.state!r}: {fix}")
     return device

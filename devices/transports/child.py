@@ -1,13 +1,14 @@
 """A child process of this machine with deadlines: run to the end, or talked with line by line.
 
-Transports are made of it: the programs `ssh` and `adb` are children too. The child gets a process group of its own, so
-that what it starts (a proxy command, a shell's pipeline) ends with it.
+Every transport is built on it: the programs `ssh` and `adb` are children too. The child gets a process group of its
+own, so that what it starts (a proxy command, a shell's pipeline) ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,20 +20,29 @@ from devices.transports.host import Finished, last_lines
 from runtimes.errors import TransportError
 
 _GROUP = {"start_new_session": True} if os.name == "posix" else {}
-_END_S = 5.0  # for a killed process to be gone
+_LOG_BYTES = 1 << 16  # of the end of a child's stderr, for an error's last lines
+_GONE_S = 5.0  # for a killed child to be collected
 
 
-def run_child(command: Sequence[str], *, deadline_s: float, stdin: bytes | IO[bytes] = b"") -> Finished:
-    """Run to the end. Raises TransportError when it cannot be started, or is killed at its deadline."""
+def run_child(
+    command: Sequence[str], *, deadline_s: float, stdin: bytes | IO[bytes] = b"", doing: Sequence[str] | None = None
+) -> Finished:
+    """Run to the end. `doing` is what the command does on the device, for errors; None is the command itself.
+
+    Raises TransportError when it cannot be started, or is killed at its deadline.
+    """
+    doing = command if doing is None else doing
     if isinstance(stdin, bytes):
         process, text = _start(command, subprocess.PIPE, subprocess.PIPE), stdin
     else:
         process, text = _start(command, stdin, subprocess.PIPE), None
     try:
         stdout, stderr = process.communicate(text, timeout=deadline_s)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
         raise TransportError(
-            f"{command[0]} did not end within {deadline_s:.0f} s and was killed", command=command
+            f"`{shlex.join(doing):.200}` did not finish in {deadline_s:g} s and was killed",
+            command=doing,
+            last_lines=last_lines(late.stderr or b""),
         ) from None
     finally:
         _kill(process)
@@ -40,7 +50,7 @@ def run_child(command: Sequence[str], *, deadline_s: float, stdin: bytes | IO[by
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-    return Finished(command=tuple(command), exit_code=process.returncode, stdout=stdout, stderr=stderr)
+    return Finished(command=tuple(doing), exit_code=process.returncode, stdout=stdout, stderr=stderr)
 
 
 class ChildLines:
@@ -67,13 +77,15 @@ class ChildLines:
 
     def lines(self) -> Iterator[bytes]:
         """See LineProcess.lines."""
-        with self._stdout:  # closed by the thread that reads: under its hands, while it blocks, would not be safe
+        # The reading thread closes the pipe: no other thread may do that while this one blocks in a read.
+        with self._stdout:
             for line in self._stdout:
-                yield line.removesuffix(b"\n")
+                if line.endswith(b"\n"):
+                    yield line[:-1]
 
     def close_stdin(self) -> None:
         """See LineProcess.close_stdin."""
-        with contextlib.suppress(OSError, ValueError):  # it is gone already, with a line unread
+        with contextlib.suppress(OSError, ValueError):  # the program is gone already, with a line unread
             self._stdin.close()
 
     def wait(self, deadline_s: float) -> int | None:
@@ -88,7 +100,7 @@ class ChildLines:
         if self._last_lines is not None:
             return self._last_lines
         size = os.fstat(self._log.fileno()).st_size
-        return last_lines(_read_at(self._log.fileno(), 1 << 16, max(0, size - (1 << 16))))
+        return last_lines(_read_at(self._log.fileno(), _LOG_BYTES, max(0, size - _LOG_BYTES)))
 
     def close(self) -> None:
         """See LineProcess.close."""
@@ -133,4 +145,4 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         else:
             os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_END_S)
+        process.wait(_GONE_S)

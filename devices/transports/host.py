@@ -1,5 +1,6 @@
-"""What an adapter needs of a transport: a machine that runs programs and holds files. Implemented over nothing
-(devices.transports.local) and OpenSSH (devices.transports.ssh); it knows no artifact and no agent.
+"""What an adapter needs of a transport: a machine that runs programs and keeps files. It knows no artifact.
+
+Implementations: local.py (no wire), ssh.py and windows_host.py (OpenSSH), adb.py (Android).
 
 Commands are argument lists; an implementation that goes through a shell quotes them once, itself. An environment
 variable or a folder for a command is set with `env`: ["env", "-C", FOLDER, "NAME=value", PROGRAM, ...].
@@ -10,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from devices.transports.timeouts import Timeouts
 from runtimes.errors import TransportError
+
+if TYPE_CHECKING:
+    from devices.transports.files import Files
 
 LAST_LINES = 8
 WRITE_BLOCK_BYTES = 65536
@@ -47,11 +52,12 @@ class LineProcess(Protocol):
         ...
 
     def lines(self) -> Iterator[bytes]:
-        """What it writes on stdout, line by line, without the ends; blocks; ends when the program or the wire does."""
+        """What it writes on stdout, line by line, without the ends; blocks; ends when the program or the wire does.
+        Half a line at the end is dropped: a cut wire leaves one."""
         ...
 
     def close_stdin(self) -> None:
-        """Tell the program that no more comes. Safe to call twice."""
+        """End the program's input. Safe to call twice."""
         ...
 
     def wait(self, deadline_s: float) -> int | None:
@@ -63,12 +69,19 @@ class LineProcess(Protocol):
         ...
 
     def close(self) -> None:
-        """End it, by force if need be, and free what it held. Ends `lines` too. Safe to call twice."""
+        """End it, by force if need be, and free its pipes. Ends `lines` too. Safe to call twice."""
         ...
 
 
 class Host(Protocol):
     """A machine with a device's files and programs. Every call raises TransportError, also when its deadline passes."""
+
+    timeouts: Timeouts  # for callers too: how long a small command, a transfer or an installation may take
+
+    @property
+    def files(self) -> Files:
+        """The device's file system."""
+        ...
 
     def run(self, command: Sequence[str], *, deadline_s: float, stdin: bytes = b"") -> Finished:
         """Run to its end. Raises if it could not be started or did not end in time; not for its exit code."""
@@ -83,10 +96,6 @@ class Host(Protocol):
         the same file and continued. The caller verifies it and renames it (devices.drivers.staging)."""
         ...
 
-    def pull(self, remote: str, local: Path, *, deadline_s: float) -> None:
-        """Copy a file from the device; `local` appears whole or not at all."""
-        ...
-
     def close(self) -> None:
         """Drop the connection. Safe to call twice."""
         ...
@@ -99,6 +108,6 @@ def write_from(remote: str, blocks: int) -> list[str]:
 
 
 def last_lines(stderr: bytes) -> list[str]:
-    """The last lines that say something, for an error."""
+    """The last lines that are not blank, for an error."""
     text = stderr.decode("utf-8", "replace")
     return [line.rstrip() for line in text.splitlines() if line.strip()][-LAST_LINES:]

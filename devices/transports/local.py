@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devices.transports.child import ChildLines, run_child
+from devices.transports.files import Files, PosixFiles
 from devices.transports.host import Finished, LineProcess
+from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from runtimes.errors import TransportError
 
 
 class LocalHost:
     """See devices.transports.host.Host."""
+
+    def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self.timeouts = timeouts
+        self.files: Files = PosixFiles(self)
 
     def run(self, command: Sequence[str], *, deadline_s: float, stdin: bytes = b"") -> Finished:
         """See Host.run."""
@@ -32,16 +38,5 @@ class LocalHost:
         except OSError as error:
             raise TransportError(f"{local} cannot be copied to {remote} ({error.strerror})") from error
 
-    def pull(self, remote: str, local: Path, *, deadline_s: float) -> None:
-        """See Host.pull."""
-        part = local.with_name(local.name + ".part")
-        try:
-            shutil.copyfile(remote, part)
-            part.replace(local)
-        except OSError as error:
-            raise TransportError(f"{remote} cannot be copied to {local} ({error.strerror})") from error
-        finally:
-            part.unlink(missing_ok=True)
-
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is open."""

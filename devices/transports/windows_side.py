@@ -1,7 +1,7 @@
-"""What runs on a Windows device for each call of windows_host.py: one order from stdin, its answer on stdout.
+"""What runs on a Windows device for each call of windows_host.py: one command from stdin, its answer on stdout.
 
-It is sent as text and run by the device's own Python: no import of ours. What follows it on stdin is the data. A
-program is started from its words, without a shell.
+It is sent as text and run by the device's own Python, so it imports nothing of ours. What follows it on stdin is the
+data. A program is started from its words, without a shell.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
-RENAME_TRIES, RENAME_WAIT_S = 20, 0.25  # a virus scanner may hold a file that was just written
+RENAME_TRIES, RENAME_WAIT_S = 20, 0.25  # a virus scanner may have a file open that was just written
 SSH_FAILED = 255
 FAILED = 1
 
 
-def main(order: dict[str, Any]) -> int:
-    """Do the order, and return the exit code."""
+def main(command: dict[str, Any]) -> int:
+    """Run the command, and return the exit code."""
     try:
-        return int(ORDERS[order.pop("do")](**order))
+        return int(COMMANDS[command.pop("do")](**command))
     except (OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or str(error)
-        print(f"{told}: {order.get('path', '')}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+        reason = getattr(error, "strerror", None) or str(error)
+        print(f"{reason}: {command.get('path', '')}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
         return FAILED
 
 
 def run(words: list[str]) -> int:
-    """A program with our three pipes; leading words NAME=value after `env` are for its environment."""
+    """Run a program with our three pipes. As with `env`, leading words NAME=value go into its environment."""
     environment = dict(os.environ, PYTHONUTF8="1", PYTHONDONTWRITEBYTECODE="1")
     if words and words[0] == "env":
         words = words[1:]
@@ -49,24 +49,24 @@ def run(words: list[str]) -> int:
 
 
 def folder(path: str) -> int:
-    """Make it; relative is to the home folder. Its absolute path, with forward slashes."""
+    """Make a folder; a relative path starts at the home folder. Answers the absolute path, with forward slashes."""
     made = Path.home() / path
     made.mkdir(parents=True, exist_ok=True)
     return say(made.as_posix())
 
 
 def exist(path: str, names: list[str]) -> int:
-    """Which files of a folder are there."""
+    """Answers which files of a folder are there."""
     return say([(Path(path) / name).is_file() for name in names])
 
 
 def size(path: str) -> int:
-    """The file's bytes; 0 where it is not there."""
+    """Answers the file's size in bytes; 0 where it is not there."""
     return say(Path(path).stat().st_size if Path(path).exists() else 0)
 
 
 def append(path: str, offset: int) -> int:
-    """The data, from `offset` on: what is longer there is of another file, and cut off."""
+    """Write the data from `offset` on. A file that is longer than `offset` was another one: its rest is cut off."""
     with Path(path).open("r+b" if Path(path).exists() else "wb") as out:
         out.truncate(offset)
         out.seek(offset)
@@ -80,25 +80,18 @@ def append(path: str, offset: int) -> int:
     return 0
 
 
-def read(path: str) -> int:
-    """Its content."""
-    with Path(path).open("rb") as source:
-        shutil.copyfileobj(source, sys.stdout.buffer, BLOCK_BYTES)
-    return 0
-
-
 def sha256(path: str) -> int:
-    """Of its content."""
+    """Answers the SHA-256 of a file's content."""
     return say(digest(path))
 
 
-def settle(path: str, to: str, wanted: str) -> int:
-    """Rename it, if its content has this hash. It is taken away first, under a name that nobody else knows: so one of
-    two clients that push the same file cannot put the other's beginning in place."""
+def verify_and_rename(path: str, to: str, wanted: str) -> int:
+    """Rename it, if its content has this hash. It first gets a name that nobody else knows: so one of two clients that
+    push the same file cannot put the other's beginning in place."""
     own = f"{path}.{os.getpid()}"
     try:
         replace(path, own)
-    except FileNotFoundError:  # by another client: what it put there may be whole
+    except FileNotFoundError:  # another client was faster: what it renamed may be whole
         return say(Path(to).is_file() and digest(to) == wanted)
     fits = digest(own) == wanted
     replace(own, to) if fits else remove(own)
@@ -106,7 +99,7 @@ def settle(path: str, to: str, wanted: str) -> int:
 
 
 def replace(path: str, to: str) -> int:
-    """Rename; what was there goes."""
+    """Rename; what was at `to` is overwritten."""
     for left in reversed(range(RENAME_TRIES)):
         try:
             Path(path).replace(to)
@@ -129,7 +122,7 @@ def remove(path: str) -> int:
 
 
 def free(path: str) -> int:
-    """Bytes that may still be written there."""
+    """Answers how many bytes may still be written there."""
     return say(shutil.disk_usage(path).free)
 
 
@@ -143,11 +136,11 @@ def digest(path: str) -> str:
 
 
 def say(value: object) -> int:
-    """The answer: one line of JSON."""
+    """Write the answer: one line of JSON."""
     print(json.dumps(value))
     return 0
 
 
-ORDERS: dict[str, Any] = {
-    each.__name__: each for each in (run, folder, exist, size, append, read, sha256, settle, replace, remove, free)
+COMMANDS: dict[str, Any] = {
+    each.__name__: each for each in (run, folder, exist, size, append, sha256, verify_and_rename, replace, remove, free)
 }

@@ -71,7 +71,8 @@ def choose_stack(installed: Mapping[str, str]) -> Stack:
     """The one whole stack that is installed. Raises EngineError, which says what to install or to remove."""
     if MALWARE in installed:
         raise EngineError(
-            f"{MALWARE} is installed, and was malware: pip uninstall {MALWARE}, and look for what else it left behind"
+            f"{MALWARE} is installed, and was malware: look for what else it left behind",
+            fix=f"pip uninstall {MALWARE}",
         )
     complete = [stack for stack in STACKS if set(stack.distributions) <= set(installed)]
     keep = set(complete[0].distributions) if complete else set()
@@ -81,19 +82,21 @@ def choose_stack(installed: Mapping[str, str]) -> Stack:
             remove = [name for name in present if name not in keep] or present
             again = f", then pip install --force-reinstall {' '.join(sorted(keep))}" if keep else ""
             raise EngineError(
-                f"{', '.join(present)} all write the import package {package}: pip uninstall {' '.join(remove)}{again}"
+                f"{', '.join(present)} all write the import package {package}",
+                fix=f"pip uninstall {' '.join(remove)}{again}",
             )
     if not complete:
         nearest = max(STACKS, key=lambda stack: len(set(stack.distributions) & set(installed)))
         lacking = ", ".join(name for name in nearest.distributions if name not in installed)
         raise EngineError(
-            f"DirectML's packages are not whole: {lacking} missing; pip install 'phi-edge[{nearest.extra}]'"
+            f"DirectML's packages are incomplete: {lacking} missing", fix=f"pip install 'phi-edge[{nearest.extra}]'"
         )
     stack = complete[0]
     for name, version in stack.distributions.items():
         if version is not None and installed[name] != version:
             raise EngineError(
-                f"{name} is {installed[name]}; only {version} goes with the rest: pip install 'phi-edge[{stack.extra}]'"
+                f"{name} is {installed[name]}; only {version} works with the rest",
+                fix=f"pip install 'phi-edge[{stack.extra}]'",
             )
     return stack
 

@@ -4,11 +4,12 @@
 
 Protocol: AOSP packages/modules/adb, protocol.txt, SYNC.TXT, shell_protocol.h. No TLS; authentication is only acted (the
 state "unauthorized"). Commands run on this machine, with this user's rights: it listens on 127.0.0.1 alone.
-    python -m fakes.adbd FOLDER [--port N]    serves until it is interrupted
+    python -m fakes.adbd FOLDER [--port N]    serves until its input ends
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import queue
 import socket
@@ -248,14 +249,17 @@ class FakeAdbd:
         self._connections.discard(connection)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Serve one phone until the end of stdin or an interrupt."""
-    port = int(arguments[arguments.index("--port") + 1]) if "--port" in arguments else 0
-    with FakeAdbd(FakePhone(Path(arguments[0])), port=port) as adbd:
+    parser = argparse.ArgumentParser(description="A phone behind the adb protocol, on 127.0.0.1.")
+    parser.add_argument("folder", type=Path, help="the phone's files")
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    options = parser.parse_args()
+    with FakeAdbd(FakePhone(options.folder), port=options.port) as adbd:
         print(f"adb connect 127.0.0.1:{adbd.port}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from devices.transports.adb_devices import Client
 from fakes.adbd import FakeAdbd
+from fakes.lab_file import lab_file
 
 SCRIPT = Path(__file__).parent / "emulate_android.sh"
 PROGRAMS = ("adb", "cmake", "aarch64-linux-gnu-gcc", "qemu-aarch64-static")
@@ -35,11 +36,8 @@ class AndroidSoftware:
 
     def row(self, phone: FakeAdbd, adb: Client) -> str:
         """lab.toml with one device, `phone`, whose runner is the native agent."""
-        return (
-            f'[device.phone]\ntransport = "adb"\nserial = "127.0.0.1:{phone.port}"\nserver = "{adb.server}"\n'
-            f'folder = "{phone.phone.folder}/data"\nprogram = "{self.folder}/agent-arm64"\n'
-            f"libraries = {self.libraries}\nprefix = {self.prefix}\n"
-        )
+        software = {"program": f"{self.folder}/agent-arm64", "libraries": self.libraries, "prefix": self.prefix}
+        return lab_file("phone", _connection(phone, adb) | software)
 
 
 def missing() -> str | None:
@@ -60,7 +58,13 @@ def build_android() -> AndroidSoftware:
 
 def llama_main_row(program: Path, phone: FakeAdbd, adb: Client) -> str:
     """lab.toml with one device, `phone`, whose runner is llama_main."""
-    return (
-        f'[device.phone]\ntransport = "adb"\nserial = "127.0.0.1:{phone.port}"\nserver = "{adb.server}"\n'
-        f'folder = "{phone.phone.folder}/data"\nrunner = "llama_main"\nprogram = "{program}"\n'
-    )
+    return lab_file("phone", _connection(phone, adb) | {"runner": "llama_main", "program": str(program)})
+
+
+def _connection(phone: FakeAdbd, adb: Client) -> dict[str, object]:
+    return {
+        "transport": "adb",
+        "serial": f"127.0.0.1:{phone.port}",
+        "server": adb.server,
+        "folder": f"{phone.phone.folder}/data",
+    }

@@ -37,7 +37,7 @@ def fake_measurement(
             digest="0123456789abcdef" * 4,
             format=format,
             target=target,
-            scheme="int4-block32",
+            scheme="int4-b32",
             source="tiny",
             model_type="phi3",
             parameters=3_000_000,

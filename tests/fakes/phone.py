@@ -1,6 +1,6 @@
 """The device behind fakes.adbd: its shell (v2), its sync service, its properties. Speaks bytes of a stream only.
 
-It keeps to one folder: pushed files must lie in it, and `bin/` in it holds the phone's own tools (getprop, dumpsys,
+It keeps to one folder: pushed files must go into it, and `bin/` in it holds the phone's own tools (getprop, dumpsys,
 and a cat that shows the folder's /proc and /sys before this machine's).
 """
 
@@ -21,7 +21,7 @@ from typing import IO, Protocol
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 WORD = struct.Struct("<I")
 STAT_V1, STAT_V2 = struct.Struct("<4s3I"), struct.Struct("<4sI2Q4IQ3q")
-FILE_MODE, PERMISSIONS = 0o100000, 0o777
+PERMISSIONS = 0o777
 
 PROPERTIES = {
     "ro.product.manufacturer": "Fake",
@@ -177,8 +177,6 @@ class FakePhone:
                     wire.write(_stat(request, Path(path)))
                 case b"LIST":
                     wire.write(_list(Path(path)))
-                case b"RECV":
-                    _send_file(wire, Path(path))
                 case b"SEND":
                     name, _, mode = path.rpartition(",")
                     self._receive(wire, Path(name), int(mode))
@@ -263,17 +261,6 @@ def _list(path: Path) -> bytes:
             seen, name = entry.lstat(), os.fsencode(entry.name)
             entries += b"DENT" + struct.pack("<4I", seen.st_mode, seen.st_size, int(seen.st_mtime), len(name)) + name
     return entries + b"DONE" + bytes(16)
-
-
-def _send_file(wire: Wire, path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            while data := file.read(65536):
-                wire.write(b"DATA" + WORD.pack(len(data)) + data)
-    except OSError as error:
-        wire.write(_fail(f"open failed: {error.strerror}"))
-        return
-    wire.write(b"DONE" + WORD.pack(0))
 
 
 def _fail(message: str) -> bytes:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from fakes.lab_file import lab_file
 from fakes.sshd import SSHD, LocalSshd, all_pids
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def missing() -> str | None:
 
 
 def pi_folder() -> Path:
-    """Where the emulated Pi is kept between runs; another checkout's, made in another way, stands beside it."""
+    """Where the emulated Pi is kept between runs; another checkout's, made in another way, is kept beside it."""
     cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
     made_of = [REPOSITORY / name for name in ("tests/fakes/emulate_pi5.sh", "constraints.txt")]
     return cache / f"pi5-{hashlib.sha256(b''.join(path.read_bytes() for path in made_of)).hexdigest()[:8]}"
@@ -74,8 +75,8 @@ class EmulatedPi(LocalSshd):
         """The agents that run on the board now."""
         return [pid for pid in all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
 
-    def row(self, **changes: str) -> str:
-        """The lab file's row, with other or further keys."""
+    def row(self, **changes: str | None) -> str:
+        """The lab file, with other or further keys; None leaves one out."""
         keys = {
             "transport": "ssh",
             "host": NAME,
@@ -83,7 +84,7 @@ class EmulatedPi(LocalSshd):
             "cache": str(self.cache),
             "python": str(self.pi / "bin/python3-onnx"),
         } | changes
-        return f"[device.{NAME}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items() if value)
+        return lab_file(NAME, keys)
 
 
 def _words(pid: int) -> list[bytes]:

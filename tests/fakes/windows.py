@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
+from fakes.lab_file import lab_file
 from fakes.sshd import SSHD, LocalSshd
 from fakes.windows_session import build_windows, windows_path
 from fakes.windows_session import missing as wine_lacks
@@ -49,7 +50,7 @@ class EmulatedWindows(LocalSshd):
             "WINEPATH": windows_path(self.windows / "python"),
         }
         self._environment = os.environ | environment
-        # Windows' services start with the first program, and end with the last: they shall not be a session's.
+        # Windows' services start with the first program, and end with the last: they must not belong to a session.
         self._services = subprocess.Popen(
             ["wine", "cmd"],
             stdin=subprocess.PIPE,
@@ -78,16 +79,16 @@ class EmulatedWindows(LocalSshd):
             self._screen.kill()
             self._screen.wait()
 
-    def row(self, **changes: str) -> str:
-        """The lab file's row, with other or further keys; each value as TOML writes it."""
+    def row(self, **changes: str | None) -> str:
+        """The lab file, with other or further keys; None leaves one out."""
         keys = {
-            "transport": '"windows"',
-            "host": f'"{NAME}"',
-            "config": f'"{self.config}"',
-            "cache": f'"{self.windows_cache}"',
-            "python": '"python"',
+            "transport": "windows",
+            "host": NAME,
+            "config": str(self.config),
+            "cache": self.windows_cache,
+            "python": "python",
         } | changes
-        return f"[device.{NAME}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items() if value)
+        return lab_file(NAME, keys)
 
     @property
     def windows_cache(self) -> str:

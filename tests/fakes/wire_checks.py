@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from devices.drivers.staging import exist
 from devices.transports.host import Host
 from devices.transports.remote_tokens import RemoteTokens
 from fakes.odd_text import odd_names, odd_texts
@@ -24,7 +23,7 @@ def check_prompts(host: Host, folder: Path) -> None:
     """2,000 texts, NULs among them, 100 in a prompt: the agent's model answers as this process's does. Its answer is a
     function of all ids of the prompt."""
     artifact = fake_artifact(folder / "artifact", context_tokens=16_384)
-    agent = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "runtimes.agent", str(artifact.folder)]
+    agent = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-P", "-m", "runtimes.agent", str(artifact.folder)]
     source = RemoteTokens(host.start([*agent, "--fake-forward-s", "0"]))
     there, here = text_runtime(artifact, source), open_runtime(artifact, engine=fake_opener())
     try:
@@ -44,7 +43,7 @@ def check_names(host: Host, folder: Path) -> None:
     for name in names[::2]:
         (folder / name).touch()
     for start in range(0, COUNT, BATCH):
-        assert exist(host, str(folder), names[start : start + BATCH]) == [True, False] * (BATCH // 2)
+        assert host.files.exist(str(folder), names[start : start + BATCH]) == [True, False] * (BATCH // 2)
 
 
 def check_half_a_line(host: Host) -> None:

@@ -1,25 +1,23 @@
-"""What staging asks of a device's file system, and its answer where the device has a POSIX shell.
+"""A device's file system as staging needs it: the interface, and its implementation for a POSIX shell.
 
-A host that keeps files in a way of its own (Windows) has these methods itself. Paths are written with forward slashes.
+Windows' is windows_files.py. Paths are written with forward slashes.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from devices.transports.host import Host
 
-SHORT_S = 60.0  # for a command that only looks
 _FOLDER = 'mkdir -p -- "$1" && cd -- "$1" && pwd -P'
 _EXIST = """there= && cd "$1" 2>/dev/null && there=y
 shift && for name; do if [ "$there" ] && [ -f "./$name" ]; then echo y; else echo n; fi; done"""
 
-# sh FINISH PART NAME SHA256 RANDOM: takes the part away under a name that nobody else knows, verifies it there, and
-# only then gives it its own. So one of two clients that push the same file cannot put the other's beginning in place.
-_FINISH = """
+# sh VERIFY PART NAME SHA256 RANDOM: renames the part to a name that nobody else knows, verifies it there, and only then
+# gives it its own name. So one of two clients that push the same file cannot put the other's beginning in place.
+_VERIFY = """
 command -v sha256sum >/dev/null || { echo "the device has no sha256sum" >&2; exit 1; }
 is_whole() { seen="$(sha256sum <"$1")" && [ "${seen%% *}" = "$2" ]; }
 if mv -f "$1" "$1.$4" 2>/dev/null; then
@@ -33,7 +31,6 @@ exit 3
 _NOT_WHOLE = 3
 
 
-@runtime_checkable
 class Files(Protocol):
     """Every call raises TransportError."""
 
@@ -45,20 +42,17 @@ class Files(Protocol):
         """Which files are there."""
         ...
 
-    def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
-        """See Host.push."""
-        ...
-
     def sha256(self, path: str, *, deadline_s: float) -> str:
-        """Of its content, by the device."""
+        """SHA-256 of its content, computed by the device."""
         ...
 
-    def settle(self, path: str, to: str, sha256: str, *, deadline_s: float) -> bool:
-        """`replace`, if the content has this hash, or `to` has it already; else `path` goes, and False."""
+    def verify_and_rename(self, path: str, to: str, sha256: str, *, deadline_s: float) -> bool:
+        """Rename `path` to `to` if its content has this hash; if not, remove it and return False. True as well where
+        `path` is gone and `to` has the hash: another client was faster."""
         ...
 
     def replace(self, path: str, to: str) -> None:
-        """Rename; what was there goes."""
+        """Rename; what was at `to` is overwritten."""
         ...
 
     def remove(self, path: str) -> None:
@@ -70,16 +64,15 @@ class Files(Protocol):
         ...
 
     def free_bytes(self, folder: str) -> int | None:
-        """What a user may still write there; None where the device does not tell."""
+        """How much a user may still write there; None where the device cannot say."""
         ...
 
 
 class PosixFiles:
-    """By the shell and sha256sum of a device."""
+    """See Files. It uses the device's shell and sha256sum."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.push = host.push
 
     def make_folder(self, path: str) -> str:
         """See Files.make_folder."""
@@ -88,20 +81,20 @@ class PosixFiles:
 
     def exist(self, folder: str, names: Sequence[str]) -> list[bool]:
         """See Files.exist."""
-        told = self._checked(["sh", "-c", _EXIST, "sh", folder, *names], f"looking into {folder}")
-        return [word == b"y" for word in told.split()]
+        answer = self._checked(["sh", "-c", _EXIST, "sh", folder, *names], f"looking into {folder}")
+        return [word == b"y" for word in answer.split()]
 
     def sha256(self, path: str, *, deadline_s: float) -> str:
-        """See Files.sha256. From its stdin: sha256sum escapes odd file names."""
+        """See Files.sha256. It reads stdin, because sha256sum escapes odd file names."""
         command = ["sh", "-c", 'sha256sum <"$1"', "sh", path]
         return self._checked(command, f"hashing {path}", deadline_s).split()[0].decode("ascii")
 
-    def settle(self, path: str, to: str, sha256: str, *, deadline_s: float) -> bool:
-        """See Files.settle."""
-        finish = ["sh", "-c", _FINISH, "sh", path, to, sha256, secrets.token_hex(4)]
-        done = self._host.run(finish, deadline_s=deadline_s)
+    def verify_and_rename(self, path: str, to: str, sha256: str, *, deadline_s: float) -> bool:
+        """See Files.verify_and_rename."""
+        verify = ["sh", "-c", _VERIFY, "sh", path, to, sha256, secrets.token_hex(4)]
+        done = self._host.run(verify, deadline_s=deadline_s)
         if done.exit_code != _NOT_WHOLE:
-            done.checked(f"putting {to} in its place")
+            done.checked(f"renaming {path} to {to}")
         return done.exit_code != _NOT_WHOLE
 
     def replace(self, path: str, to: str) -> None:
@@ -110,7 +103,7 @@ class PosixFiles:
 
     def remove(self, path: str) -> None:
         """See Files.remove."""
-        self._checked(["rm", "-rf", path], f"removing {path}", 5 * SHORT_S)
+        self._checked(["rm", "-rf", path], f"removing {path}", self._host.timeouts.remove_s)
 
     def sync(self, *, deadline_s: float) -> None:
         """See Files.sync."""
@@ -118,17 +111,13 @@ class PosixFiles:
 
     def free_bytes(self, folder: str) -> int | None:
         """See Files.free_bytes."""
-        done = self._host.run(["df", "-Pk", folder], deadline_s=SHORT_S)
+        done = self._host.run(["df", "-Pk", folder], deadline_s=self._host.timeouts.command_s)
         words = done.stdout.decode("utf-8", "replace").splitlines()[-1:]
         try:
             return int(words[0].split()[3]) * 1024
         except (IndexError, ValueError):
             return None
 
-    def _checked(self, command: Sequence[str], doing: str, deadline_s: float = SHORT_S) -> bytes:
-        return self._host.run(command, deadline_s=deadline_s).checked(doing)
-
-
-def files_of(host: Host) -> Files:
-    """The files behind a host."""
-    return host if isinstance(host, Files) else PosixFiles(host)
+    def _checked(self, command: Sequence[str], doing: str, deadline_s: float | None = None) -> bytes:
+        limit_s = self._host.timeouts.command_s if deadline_s is None else deadline_s
+        return self._host.run(command, deadline_s=limit_s).checked(doing)
