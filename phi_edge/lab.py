@@ -21,13 +21,12 @@ class DeviceName(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names of the lab file that begin with `incomplete`; none if the file cannot be read."""
-        from devices.drivers.table import LAB
+        from devices.drivers.table import open_lab
         from devices.errors import LabError
-        from devices.lab import read_lab
 
-        lab = Path(ctx.params.get("lab") or LAB)
+        lab = ctx.params.get("lab")
         try:
-            devices = read_lab(lab if lab.is_file() else None).devices
+            devices = open_lab(None if lab is None else Path(lab)).devices
         except LabError:
             return []
         return [CompletionItem(name) for name in devices if name.startswith(incomplete)]

@@ -165,8 +165,17 @@ def test_our_code_is_brought_once_and_runs(tmp_path: Path) -> None:
     said: list[str] = []
     code = bring_code(LocalHost(), str(tmp_path), sys.executable, said.append)
     assert bring_code(LocalHost(), str(tmp_path), sys.executable, said.append) == code and len(said) == 1
-    command = ["env", f"PYTHONPATH={code}", sys.executable, "-P", "-m", "runtimes.agent", "--sample"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
+    assert not (Path(code) / "devices").exists() and not (Path(code) / "runtimes" / "bundle").exists()
+    assert {path.name for path in (Path(code) / "export").iterdir()} == {
+        "__init__.py", "artifact.py", "errors.py", "strict.py",
+    }  # fmt: skip
+    home = tmp_path / "home"  # with the user's own files of our packages' names, as the current folder
+    (home / "runtimes").mkdir(parents=True)
+    for name in ("export.py", "devices.py", "runtimes/__init__.py"):
+        (home / name).write_text("raise SystemExit('their own file was imported')\n")
+    isolated = ["-P", "-S", "-m"]  # without site-packages only our code is found
+    command = ["env", f"PYTHONPATH={code}", f"HOME={home}", sys.executable, *isolated, "runtimes.agent", "--sample"]
+    done = subprocess.run(command, cwd=home, capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
     assert done.stdout.startswith(b'{"event": "sample"')
 
 

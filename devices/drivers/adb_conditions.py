@@ -1,4 +1,4 @@
-"""The state of an Android phone, by its own tools: properties, /proc, dumpsys. What it does not tell is None."""
+"""The conditions of an Android phone, by its own tools: properties, /proc, dumpsys. What it cannot say is None."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from devices.transports.host import Host
 from runtimes.system.conditions import Conditions
+from runtimes.system.proc import busy_share, parse_cpu_times, parse_loadavg, parse_meminfo, parse_swaps
 
 _MARK = "@phi-edge "
 _COMMANDS = {
@@ -29,44 +30,43 @@ _COMMANDS = {
 
 def read_adb_conditions(host: Host) -> Conditions:
     """One call to the device. Raises TransportError."""
-    # `|| :` because a phone may lack a tool or deny a file: that is a None, no failure.
+    # `|| :` because a phone may lack a tool or deny a file: then the fact is None, and the rest is still read.
     script = "\n".join(
         f"echo; echo '{_MARK}{name}'; {{ {command}; }} 2>/dev/null || :" for name, command in _COMMANDS.items()
     )
-    said = host.run(["sh", "-c", script], deadline_s=host.timeouts.command_s).checked("reading the device's conditions")
-    return parse_conditions(said.decode("utf-8", "replace"), datetime.now(UTC))
+    done = host.run(["sh", "-c", script], deadline_s=host.timeouts.command_s)
+    printed = done.checked("reading the device's conditions").decode("utf-8", "replace")
+    return parse_conditions(printed, datetime.now(UTC))
 
 
 def parse_conditions(text: str, at: datetime) -> Conditions:
     """What the commands printed, by their marks."""
     pieces = text.split(f"\n{_MARK}")
-    said = {name: rest.strip() for name, _, rest in (piece.partition("\n") for piece in pieces[1:])}
-    memory = {name: int(kib) * 1024 for name, kib in re.findall(r"(?m)^(\w+):\s+(\d+) kB$", said.get("memory", ""))}
-    total, free = memory.get("SwapTotal"), memory.get("SwapFree")
-    cores = [int(word) for word in said.get("cores", "").split() if word.isdigit()]
-    swaps = re.findall(r"(?m)^(/\S+)\s+\S+\s+(\d+)\s", said.get("swaps", ""))
-    frequency = tuple(int(word) * 1000 for word in said.get("frequency", "").split() if word.isdigit())
-    status = re.search(r"(?m)^Thermal Status: (\d+)", said.get("thermal", ""))
-    battery = dict(re.findall(r"(?m)^\s*([\w ]+): (\S+)$", said.get("battery", "")))
-    load = said.get("load", "").split()
-    android = said.get("android")
+    found = {name: rest.strip() for name, _, rest in (piece.partition("\n") for piece in pieces[1:])}
+    memory = parse_meminfo(found.get("memory", ""))
+    cores = [int(word) for word in found.get("cores", "").split() if word.isdigit()]
+    frequency = tuple(int(word) * 1000 for word in found.get("frequency", "").split() if word.isdigit())
+    status = re.search(r"(?m)^Thermal Status: (\d+)", found.get("thermal", ""))
+    battery = dict(re.findall(r"(?m)^\s*([\w ]+): (\S+)$", found.get("battery", "")))
+    looks = [parse_cpu_times(line) for line in found.get("busy", "").splitlines() if line.startswith("cpu ")]
+    android = found.get("android")
     return Conditions(
         at=at.isoformat(timespec="seconds"),
-        system=said.get("system", "") + (f", Android {android}" if android else ""),
-        boot_id=said.get("boot") or None,
-        cpu_model=" ".join(said.get("model", "").split()) or None,
+        system=found.get("system", "") + (f", Android {android}" if android else ""),
+        boot_id=found.get("boot") or None,
+        cpu_model=" ".join(found.get("model", "").split()) or None,
         logical_cores=cores[0] if cores else None,
         allowed_cores=cores[1] if len(cores) > 1 else None,
-        governor=said.get("governor") or None,
+        governor=found.get("governor") or None,
         frequency_hz=frequency or None,
-        temperature_c=_temperatures(said.get("thermal", ""), battery.get("temperature")) or None,
-        load_average_1min=float(load[0]) if load else None,
-        busy_share=_busy_share(said.get("busy", "")),
-        memory_total_bytes=memory.get("MemTotal"),
-        memory_available_bytes=memory.get("MemAvailable"),
-        swap_total_bytes=total,
-        swap_used_bytes=None if total is None or free is None else total - free,
-        swap_devices={name: int(kib) * 1024 for name, kib in swaps} or None,
+        temperature_c=_temperatures(found.get("thermal", ""), battery.get("temperature")) or None,
+        load_average_1min=parse_loadavg(found.get("load", "")),
+        busy_share=busy_share(looks[0], looks[1]) if len(looks) == 2 else None,
+        memory_total_bytes=memory.total_bytes,
+        memory_available_bytes=memory.available_bytes,
+        swap_total_bytes=memory.swap_total_bytes,
+        swap_used_bytes=memory.swap_used_bytes,
+        swap_devices=parse_swaps(found.get("swaps", "")) or None,
         thermal_status=int(status[1]) if status else None,
         battery_share=int(battery["level"]) / int(battery.get("scale", "100")) if "level" in battery else None,
         battery_charging=_charging(battery),
@@ -89,11 +89,3 @@ def _temperatures(thermal: str, battery: str | None) -> dict[str, float]:
 def _charging(battery: dict[str, str]) -> bool | None:
     powered = [value for name, value in battery.items() if name.endswith(" powered")]
     return None if not powered else "true" in powered
-
-
-def _busy_share(text: str) -> float | None:
-    looks = [[int(word) for word in line.split()[1:9]] for line in text.splitlines() if line.startswith("cpu ")]
-    if len(looks) != 2 or len(looks[0]) != 8 or sum(looks[1]) <= sum(looks[0]):
-        return None
-    idle = sum(looks[1][3:5]) - sum(looks[0][3:5])
-    return 1 - idle / (sum(looks[1]) - sum(looks[0]))

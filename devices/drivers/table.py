@@ -12,7 +12,7 @@ from devices.drivers.driver import Driver, Say, Transport
 from devices.drivers.local import LOCAL
 from devices.drivers.ssh import SSH
 from devices.drivers.windows import WINDOWS_SSH
-from devices.lab import Device, read_lab
+from devices.lab import Device, Lab, read_lab
 from export.artifact import Artifact, open_artifact
 from runtimes.api import Event, GenerateRequest, Runtime
 from runtimes.registry import text_runtime
@@ -21,10 +21,15 @@ TRANSPORTS: Mapping[str, Transport[Any]] = {"local": LOCAL, "ssh": SSH, "windows
 LAB = Path("lab.toml")
 
 
-def find_device(name: str, lab: Path | None) -> Device:
-    """The device of this name; `lab` None is lab.toml of the current folder, if there is one. Raises LabError."""
+def open_lab(lab: Path | None) -> Lab:
+    """The devices of a lab file; None is lab.toml of the current folder, if there is one. Raises LabError."""
     rows = {name: transport.row for name, transport in TRANSPORTS.items()}
-    return read_lab(lab or (LAB if LAB.is_file() else None), rows).device(name)
+    return read_lab(lab or (LAB if LAB.is_file() else None), rows)
+
+
+def find_device(name: str, lab: Path | None) -> Device:
+    """The device of this name. Raises LabError, which lists the known ones."""
+    return open_lab(lab).device(name)
 
 
 def open_driver(name: str, device: Device) -> Driver:

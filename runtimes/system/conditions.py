@@ -1,5 +1,9 @@
-"""The state of the machine that a measurement was made on. Linux is read in full, Windows as far as it tells without a
-helper; elsewhere much is None, never 0."""
+"""The state of the machine that a measurement was made on: what is known of it, and how this machine's is read.
+
+Linux is read in full, Windows as far as it reports it without a helper; elsewhere much is None, never 0.
+
+A phone's conditions are read by devices.drivers.adb_conditions.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from runtimes.system.cores import available_cores
+from runtimes.system.proc import busy_share, parse_cpu_times, parse_loadavg, parse_meminfo, parse_swaps
+
 BUSY_LOOK_S = 0.25
 VCGENCMD_S = 5.0
 CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
@@ -22,7 +29,7 @@ CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """One sample of the machine. None where the system does not tell."""
+    """One sample of the machine. None where the system cannot say."""
 
     at: str  # UTC, ISO 8601
     system: str  # "Linux 6.1.0 x86_64"
@@ -52,25 +59,24 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
 
 
 def _linux_conditions(root: Path) -> Conditions:
-    memory = _meminfo(root)
-    total, free = memory.get("SwapTotal"), memory.get("SwapFree")
+    memory, swaps = parse_meminfo(_text(root / "proc/meminfo") or ""), _text(root / "proc/swaps")
     return Conditions(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         boot_id=_text(root / "proc/sys/kernel/random/boot_id"),
         cpu_model=_cpu_model(root),
         logical_cores=os.cpu_count(),
-        allowed_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        allowed_cores=available_cores(),
         governor=_text(root / CPUFREQ.format(0, "scaling_governor")),
         frequency_hz=_frequencies(root),
         temperature_c=_temperatures(root),
-        load_average_1min=_load_average(root),
-        busy_share=_busy_share(lambda: _cpu_times(root)),
-        memory_total_bytes=memory.get("MemTotal"),
-        memory_available_bytes=memory.get("MemAvailable"),
-        swap_total_bytes=total,
-        swap_used_bytes=None if total is None or free is None else total - free,
-        swap_devices=_swap_devices(root),
+        load_average_1min=parse_loadavg(_text(root / "proc/loadavg") or ""),
+        busy_share=_busy_share(lambda: parse_cpu_times(_text(root / "proc/stat") or "")),
+        memory_total_bytes=memory.total_bytes,
+        memory_available_bytes=memory.available_bytes,
+        swap_total_bytes=memory.swap_total_bytes,
+        swap_used_bytes=memory.swap_used_bytes,
+        swap_devices=None if swaps is None else parse_swaps(swaps),
         throttled=_throttled(),
     )
 
@@ -85,7 +91,7 @@ def _windows_conditions() -> Conditions:
         boot_id=win32.boot_id(),
         cpu_model=win32.cpu_model(),
         logical_cores=os.cpu_count(),
-        allowed_cores=win32.allowed_cores(),
+        allowed_cores=available_cores(),
         governor=None,
         frequency_hz=None,
         temperature_c=None,
@@ -139,21 +145,13 @@ def _temperatures(root: Path) -> dict[str, float] | None:
     return found or None
 
 
-def _swap_devices(root: Path) -> dict[str, int] | None:
-    text = _text(root / "proc/swaps")
-    if text is None:
-        return None
-    rows = [line.split() for line in text.splitlines()[1:]]
-    return {row[0]: int(row[2]) * 1024 for row in rows if len(row) >= 3}
-
-
 def _throttled() -> int | None:
     bits = re.search(r"throttled=(0x[0-9a-fA-F]+)", _vcgencmd("get_throttled"))
     return int(bits[1], 16) if bits else None
 
 
 def _vcgencmd(question: str) -> str:
-    """What a Raspberry Pi's firmware says; nothing on another machine, or without the right to ask (group video)."""
+    """What a Raspberry Pi's firmware answers; empty on another machine, or without the right to ask (group video)."""
     program = shutil.which("vcgencmd")
     if program is None:
         return ""
@@ -164,31 +162,10 @@ def _vcgencmd(question: str) -> str:
     return done.stdout
 
 
-def _load_average(root: Path) -> float | None:
-    words = (_text(root / "proc/loadavg") or "").split()
-    return float(words[0]) if words else None
-
-
 def _busy_share(cpu_times: Callable[[], tuple[int, int] | None]) -> float | None:
     # The load average still counts what ended a minute ago; this does not.
     before = cpu_times()
     if before is None:
         return None
     time.sleep(BUSY_LOOK_S)
-    after = cpu_times()
-    if after is None or after[1] <= before[1]:
-        return None
-    return 1 - (after[0] - before[0]) / (after[1] - before[1])
-
-
-def _cpu_times(root: Path) -> tuple[int, int] | None:
-    """Idle and total time of all cores since the start, in ticks."""
-    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()[1:9]
-    ticks = [int(word) for word in words]
-    return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) == 8 else None  # idle and iowait
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    lines = (_text(root / "proc/meminfo") or "").splitlines()
-    pairs = [line.split() for line in lines]
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in pairs if len(words) == 3 and words[2] == "kB"}
+    return busy_share(before, cpu_times())
