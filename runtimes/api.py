@@ -71,13 +71,17 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUse:
-    """Of the process that holds the model, in bytes; None where the system cannot tell."""
+    """Of the process that holds the model, in bytes; None where the system cannot say.
 
-    peak_bytes: int | None  # max(VmHWM, max over samples of VmRSS + VmSwap); Windows: PeakWorkingSetSize
-    anonymous_bytes: int | None
-    file_bytes: int | None
-    swap_bytes: int | None
-    # Windows alone. Never added to the above: a GPU may share the host's memory.
+    Every layer passes it on whole, from the process to the measurement's file: a figure that is added here needs only
+    whoever reads it from the system, and whoever makes a metric of it.
+    """
+
+    peak_bytes: int | None = None  # max(VmHWM, max over samples of VmRSS + VmSwap); Windows: PeakWorkingSetSize
+    anonymous_bytes: int | None = None
+    file_bytes: int | None = None
+    swap_bytes: int | None = None
+    # Windows only. Never added to the above: a GPU may share the host's memory.
     committed_bytes: int | None = None  # PeakPagefileUsage: what was paged out is in it, mapped files are not
     gpu_bytes: int | None = None  # the graphics adapters' own memory, at its highest sample
     gpu_shared_bytes: int | None = None  # the host's memory that they were lent, at its highest sample

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from export.artifact import Artifact, open_artifact
 from runtimes.api import Event, GenerateRequest, Runtime
 from runtimes.registry import text_runtime
 
-TRANSPORTS: Mapping[str, Transport[Any]] = {"local": LOCAL, "ssh": SSH, "windows": WINDOWS_SSH, "adb": ADB}
+TRANSPORTS: dict[str, Transport[Any]] = {"local": LOCAL, "ssh": SSH, "windows": WINDOWS_SSH, "adb": ADB}
 LAB = Path("lab.toml")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from devices.measure.measurement import (
     SCHEMA,
     DeviceFacts,
     Measurement,
-    Memory,
     PageCache,
     Repetition,
     Run,
@@ -24,6 +22,7 @@ from devices.measure.measurement import (
     sha256_ids,
 )
 from export.artifact import Artifact, Manifest
+from runtimes.api import MemoryUse
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone
 
 Step = Callable[[int, str], None]  # requests done so far, and what is being done
@@ -150,7 +149,7 @@ def _run(records: Sequence[TokenRecord]) -> Run:
     stamps = [token.at_s for token in tokens if token.at_s is not None]
     if len(stamps) < len(tokens):
         raise DeviceError("the device's runner does not say when it sampled a token; measure with the agent")
-    ids, usage, memory = [token.id for token in tokens], done.usage, done.memory
+    ids, usage = [token.id for token in tokens], done.usage
     return Run(
         finish=done.finish,
         prompt_tokens=usage.prompt,
@@ -162,5 +161,5 @@ def _run(records: Sequence[TokenRecord]) -> Run:
         token_ids_sha256=sha256_ids(ids),
         token_ids=ids,
         token_at_s=stamps,
-        memory=Memory(**{field.name: getattr(memory, field.name, None) for field in dataclasses.fields(Memory)}),
+        memory=done.memory or MemoryUse(),
     )

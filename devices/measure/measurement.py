@@ -18,6 +18,7 @@ from typing import Literal
 from devices.errors import MeasurementError
 from export.artifact import Artifact
 from export.strict import build
+from runtimes.api import MemoryUse
 from runtimes.system.conditions import Conditions
 
 SCHEMA = 1
@@ -64,19 +65,6 @@ class Workload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Of the process that holds the model; None where the system cannot tell."""
-
-    peak_bytes: int | None  # max(VmHWM, max over samples of VmRSS + VmSwap); Windows: PeakWorkingSetSize
-    anonymous_bytes: int | None
-    file_bytes: int | None
-    swap_bytes: int | None
-    committed_bytes: int | None = None  # Windows alone, as the next two; see runtimes.api.MemoryUse
-    gpu_bytes: int | None = None
-    gpu_shared_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """One request, as its events told it. Times are since the request was accepted, on the model's process's clock."""
 
@@ -90,7 +78,7 @@ class Run:
     token_ids_sha256: str
     token_ids: Sequence[int]
     token_at_s: Sequence[float]
-    memory: Memory
+    memory: MemoryUse
 
 
 @dataclass(frozen=True, kw_only=True)

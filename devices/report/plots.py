@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from devices.measure.measurement import Memory
 from devices.measure.metrics import METRICS, Summary, itl_s
 from devices.report.numbers import scale
 from devices.report.table import Column
+from runtimes.api import MemoryUse
 
 # Placeholders that are replaced by CSS variables of the page.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
@@ -196,8 +196,8 @@ def _bar(axes: Axes, number: int, summary: Summary | None, factor: float) -> Non
 
 
 def _memory(columns: Sequence[Column]) -> Figure | None:
-    """The sample that held the most memory, split by what the pages are; the line is the peak."""
-    memories = [_largest(column) for column in columns]
+    """Of the median repetition: the sample with the most memory, by kind of page; the line is the peak."""
+    memories = [_median(column) for column in columns]
     peaks = [memory.peak_bytes for memory in memories if memory is not None and memory.peak_bytes is not None]
     if not peaks:
         return None
@@ -235,7 +235,7 @@ def _memory(columns: Sequence[Column]) -> Figure | None:
     return figure
 
 
-def _largest(column: Column) -> Memory | None:
+def _median(column: Column) -> MemoryUse | None:
     """The memory of the repetition in the middle, by peak."""
     known = [each.run.memory for each in column.measurement.repetitions if each.run.memory.peak_bytes is not None]
     known.sort(key=lambda memory: memory.peak_bytes or 0)

@@ -9,12 +9,12 @@ from devices.measure.measurement import (
     ArtifactFacts,
     DeviceFacts,
     Measurement,
-    Memory,
     Repetition,
     Run,
     Workload,
     sha256_ids,
 )
+from runtimes.api import MemoryUse
 from runtimes.system.conditions import Conditions
 
 
@@ -114,7 +114,7 @@ def _run(stamps: Sequence[float], peak_bytes: int | None) -> Run:
         token_ids_sha256=sha256_ids(ids),
         token_ids=ids,
         token_at_s=stamps,
-        memory=Memory(
+        memory=MemoryUse(
             peak_bytes=peak_bytes,
             anonymous_bytes=60_000_000 if known else None,
             file_bytes=38_000_000 if known else None,
