@@ -154,7 +154,7 @@ def kill_server(adb: Client) -> None:
 def test_two_clients_that_push_at_once_leave_a_whole_artifact(
     device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path
 ) -> None:
-    """Each is done, or was told; what has its name is whole either way."""
+    """Each finishes or gets an error; a file that has its final name is complete either way."""
     artifact, failed = open_artifact(tiny_onnx), list[str]()
 
     def push() -> None:
@@ -210,7 +210,9 @@ def test_faults_in_the_middle_of_an_answer(
         assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
 
 
-def test_a_phone_that_falls_silent_in_an_answer_is_told(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:
+def test_a_phone_that_falls_silent_in_an_answer_is_reported(
+    device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path
+) -> None:
     """No wire says so; the deadlines do."""
     timeouts, artifact = Timeouts(end_s=0.5, diagnose_s=0.5), open_artifact(tiny_onnx)
     with contextlib.closing(AdbDriver("phone", device, timeouts)) as driver:
@@ -255,7 +257,7 @@ def test_a_cancel_in_the_middle(device: AdbDevice, tiny_onnx: Path) -> None:
         assert len(tokens) < 300
 
 
-def test_what_lab_toml_lacks_is_told(device: AdbDevice, tiny_onnx: Path, tiny_executorch: Path) -> None:
+def test_what_lab_toml_lacks_is_reported(device: AdbDevice, tiny_onnx: Path, tiny_executorch: Path) -> None:
     artifact = open_artifact(tiny_onnx)
     for changed, message in (
         (dataclasses.replace(device, program=None), "lab.toml has no program; build the native agent"),
@@ -362,7 +364,7 @@ def test_a_llama_main_that_hangs_ends_at_its_deadline(runner: AdbDevice, tiny_ex
         assert isinstance(done, TokensDone) and done.finish == "deadline" and time.monotonic() - began < 30
 
 
-def test_a_library_that_llama_main_lacks_is_told(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path) -> None:
+def test_a_library_that_llama_main_lacks_is_reported(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path) -> None:
     linker = "echo 'CANNOT LINK EXECUTABLE: library \"libc++_shared.so\" not found' >&2; exit 1"
     with (
         opened(runner_that(runner, tmp_path, linker), open_artifact(tiny_executorch)) as source,

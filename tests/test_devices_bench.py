@@ -118,12 +118,12 @@ def test_a_library_that_prints_on_stdout_does_not_break_the_protocol(artifact: P
     assert problems(done(*bench(artifact, ["-c", NOISY, "--fake-forward-s", "0"]))) == []
 
 
-def test_an_agent_that_dies_is_told_with_its_last_lines(artifact: Path) -> None:
+def test_an_agent_that_dies_is_reported_with_its_last_lines(artifact: Path) -> None:
     said = failed(*bench(artifact, ["-c", "import sys; sys.stderr.write('no such\\nlibrary\\n'); sys.exit(3)"]))
     assert said == "Error: the agent ended while loading the artifact (exit code 3)\n  no such\n  library\n"
 
 
-def test_an_agent_that_is_killed_is_told(artifact: Path) -> None:
+def test_an_agent_that_is_killed_is_reported(artifact: Path) -> None:
     code = READY + "import os, signal\nsys.stdin.readline()\nos.kill(os.getpid(), signal.SIGKILL)"
     said = failed(*bench(artifact, ["-c", code]))
     assert "the agent ended while generating (killed by SIGKILL (out of memory?))" in said
@@ -163,7 +163,7 @@ def test_no_artifact_is_the_users_fault(tmp_path: Path) -> None:
     assert "no such folder" in failed(*bench(tmp_path / "nothing", FAKE))
 
 
-def test_an_artifact_that_cannot_be_opened_is_told_in_one_line(artifact: Path) -> None:
+def test_an_artifact_that_cannot_be_opened_is_reported_in_one_line(artifact: Path) -> None:
     # The fake's artifact holds no model: the real engine says so, in the agent.
     said = failed(*bench(artifact, ["-m", "runtimes.agent"]))
     assert said.startswith("Error: ") and len(said.splitlines()) == 1

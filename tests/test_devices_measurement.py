@@ -36,7 +36,7 @@ def test_lists_of_numbers_take_one_line(file: Path) -> None:
     ("change", "said"),
     [
         ({"schema": 2}, "schema 2; this version reads measurements of schema 1"),
-        ({"repetitions": []}, "holds no repetition"),
+        ({"repetitions": []}, "has no repetitions"),
         ({"artefact": 1}, "unknown key 'artefact' (did you mean 'artifact'?)"),
         ({"versions": {"python": 3}}, "versions.python: expected str, saw 3"),
         ({"device": {"name": "x"}}, "device: lacks 'transport'"),
@@ -93,7 +93,7 @@ def test_other_tokens_make_it_nondeterministic() -> None:
             {"prefilled_tokens": 1, "reused_tokens": 31},
             "repetition 1: measured request prefilled 1 of 32 prompt tokens",
         ),
-        ({"token_ids_sha256": "0"}, "repetition 1: measured request: token ids do not have the hash"),
+        ({"token_ids_sha256": "0"}, "repetition 1: measured request: its token ids do not match"),
     ],
 )
 def test_another_amount_of_work_invalidates(change: dict[str, Any], said: str) -> None:
@@ -118,5 +118,5 @@ def test_a_busy_device_is_doubtful_and_an_unknown_one_is_not() -> None:
     busy = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, busy_share=0.5))
     unknown = dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, busy_share=None))
     assert doubts(measurement) == doubts(unknown) == []
-    assert doubts(busy) == ["the device was busy before it began (50% of its cores' time); close what else runs"]
+    assert doubts(busy) == ["the device was busy before it began (50% of its cores' time); close other programs"]
     assert problems(busy) == []

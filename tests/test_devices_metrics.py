@@ -54,7 +54,7 @@ def test_percentiles_pool_the_gaps_of_all_repetitions() -> None:
     assert value("itl_p90_s", measurement) == pytest.approx(float(np.quantile([1, 2, 3, 4], 0.9)))
 
 
-def test_warm_and_cold_loads_are_told_apart() -> None:
+def test_warm_and_cold_loads_are_distinguished() -> None:
     measurement = fake_measurement(repetitions=4)
     assert value("cold_load_s", measurement) == 0.9
     assert value("load_s", measurement) == pytest.approx(0.32)

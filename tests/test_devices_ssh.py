@@ -136,8 +136,8 @@ def test_throttling_in_between_makes_a_measurement_doubtful(
         examined = CliRunner().invoke(main, ["doctor", NAME, "--lab", str(emulated_pi.lab)])
     finally:
         firmware.write_text("0x0\n")
-    held_back = [doubt for doubt in doubts(read_measurement(out)) if "held it back" in doubt]
-    assert any("under-voltage" in doubt for doubt in held_back) and any("throttled" in doubt for doubt in held_back)
+    slowed = [doubt for doubt in doubts(read_measurement(out)) if "slowed it down" in doubt]
+    assert any("under-voltage" in doubt for doubt in slowed) and any("throttled" in doubt for doubt in slowed)
     assert examined.exit_code == 1
     assert "WRONG    throttling: now: under-voltage (use the official power supply" in examined.output
 
@@ -210,7 +210,7 @@ def test_a_cable_pulled_in_a_push_is_resumed(
     assert not list(staged.glob("*.part*"))
 
 
-def test_sshd_killed_in_a_push_is_told_and_the_next_one_goes_on(
+def test_sshd_killed_in_a_push_is_reported_and_the_next_one_goes_on(
     emulated_pi: EmulatedPi, driver: Driver, big: Artifact, said: list[str]
 ) -> None:
     staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
@@ -228,7 +228,7 @@ def test_sshd_killed_in_a_push_is_told_and_the_next_one_goes_on(
     verify(open_artifact(staged))
 
 
-def test_a_disk_that_fills_in_a_push_is_told(emulated_pi: EmulatedPi, driver: Driver, big: Artifact) -> None:
+def test_a_disk_that_fills_in_a_push_is_reported(emulated_pi: EmulatedPi, driver: Driver, big: Artifact) -> None:
     staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
     staged.mkdir(parents=True)
     (staged / "weights.bin.part").symlink_to("/dev/full")
@@ -296,7 +296,7 @@ def test_an_artifact_that_the_memory_cannot_hold_is_refused_before_the_push(
     assert not (emulated_pi.cache / "artifacts" / artifact.manifest.digest()).exists()
 
 
-def test_a_cable_pulled_in_a_generation_is_told_and_a_new_start_works(
+def test_a_cable_pulled_in_a_generation_is_reported_and_a_new_start_works(
     emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]
 ) -> None:
     lost = open_pi()
@@ -324,7 +324,7 @@ def wait_for_no_agent(emulated_pi: EmulatedPi) -> None:
     assert not emulated_pi.agents()
 
 
-def test_a_killed_agent_is_told(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
+def test_a_killed_agent_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
     events = open_pi().generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
     next(events)
     (pid,) = emulated_pi.agents()
@@ -333,7 +333,7 @@ def test_a_killed_agent_is_told(emulated_pi: EmulatedPi, open_pi: Callable[[], R
         list(events)
 
 
-def test_a_restarted_device_is_told(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
+def test_a_restarted_device_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
     boot_id = emulated_pi.pi / "root/proc/sys/kernel/random/boot_id"
     kept = boot_id.read_text()
     events = open_pi().generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
@@ -348,7 +348,7 @@ def test_a_restarted_device_is_told(emulated_pi: EmulatedPi, open_pi: Callable[[
         boot_id.write_text(kept)
 
 
-def test_a_dead_sshd_in_a_generation_is_told(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
+def test_a_dead_sshd_in_a_generation_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
     events = open_pi().generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
     next(events)
     emulated_pi.stop()
@@ -368,14 +368,14 @@ def test_two_clients_at_once_are_refused(emulated_pi: EmulatedPi, open_pi: Calla
     assert ids(open_pi(), "Turn on the light in the")
 
 
-def test_a_missing_library_is_told(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_missing_library_is_reported(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
     lab, cache = tmp_path / "lab.toml", tmp_path / "cache"
     lab.write_text(emulated_pi.row(python=str(emulated_pi.pi / "bin/python3"), cache=str(cache)))
     with pytest.raises(EngineError, match="pip install"):
         open_device_runtime(tiny_onnx, NAME, lab=lab, threads=None, say=print)
 
 
-def test_a_disk_without_room_is_told_before_the_push(
+def test_a_disk_without_room_is_reported_before_the_push(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a"
@@ -410,7 +410,7 @@ def test_an_environment_is_made_on_the_board(emulated_pi: EmulatedPi, tiny_onnx:
     assert not installed & {"torch", "transformers", "onnx", "executorch", "onnxruntime_genai", "matplotlib"}
 
 
-def test_an_empty_wheelhouse_is_told(emulated_pi: EmulatedPi, tmp_path: Path) -> None:
+def test_an_empty_wheelhouse_is_reported(emulated_pi: EmulatedPi, tmp_path: Path) -> None:
     house = tmp_path / "wheels"
     house.mkdir()
     lab = tmp_path / "lab.toml"

@@ -79,7 +79,7 @@ def test_a_cut_push_goes_on(tmp_path: Path) -> None:
         assert (Path(folder) / name).read_bytes() == (artifact.folder / name).read_bytes()
 
 
-def test_a_wire_that_stays_cut_is_told_and_the_next_staging_goes_on(tmp_path: Path) -> None:
+def test_a_wire_that_stays_cut_is_reported_and_the_next_staging_goes_on(tmp_path: Path) -> None:
     artifact, cache = fake_artifact(tmp_path / "a"), tmp_path / "cache"
     with pytest.raises(ConnectionLostError):
         stage_artifact(Flaky(1, 2, 3), artifact, str(cache), print)
@@ -104,7 +104,7 @@ def test_a_longer_part_is_thrown_away(tmp_path: Path) -> None:
 
 
 class Delayed(LocalHost):
-    """A client that is held up at every step, for as long as it is told."""
+    """A client that waits at every step."""
 
     def __init__(self, step_s: float) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_two_clients_that_push_at_once_leave_a_whole_artifact(tmp_path: Path, se
         client.start()
     for client in clients:
         client.join(60)
-    # Each is done, or was told; what has its name is whole either way.
+    # Each finishes or gets an error; a file that has its final name is complete either way.
     staged = Path(cache) / artifact.manifest.digest()
     assert all("arrives damaged" in message for message in failed) and len(failed) < 2, failed
     verify(open_artifact(staged))
@@ -246,7 +246,7 @@ def test_an_environment_is_made_from_a_wheelhouse_without_a_network(tmp_path: Pa
     assert make() == python and len(said) == before
 
 
-def test_a_missing_or_old_python_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_old_python_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TransportError, match="no-such-python cannot be started"):
         look_at_python(LocalHost(), "no-such-python")
     old = tmp_path / "old"

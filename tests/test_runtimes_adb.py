@@ -62,7 +62,7 @@ def test_2000_odd_prompts_reach_the_model_as_they_are(host: AdbHost, tmp_path: P
     check_prompts(host, tmp_path)
 
 
-def test_2000_odd_file_names_are_told_apart(host: AdbHost, tmp_path: Path) -> None:
+def test_2000_odd_file_names_are_distinguished(host: AdbHost, tmp_path: Path) -> None:
     folder = tmp_path / "names"
     folder.mkdir()
     check_names(host, folder)
@@ -92,7 +92,7 @@ def test_push_continues_a_beginning(host: AdbHost, phone: FakeAdbd, tmp_path: Pa
     assert hashlib.sha256(remote.read_bytes()).digest() == hashlib.sha256(data).digest()
 
 
-def test_a_cable_pulled_in_push_is_told_and_the_next_push_continues(
+def test_a_cable_pulled_in_push_is_reported_and_the_next_push_continues(
     host: AdbHost, phone: FakeAdbd, tmp_path: Path
 ) -> None:
     data = random.Random(0).randbytes(5_000_000)
@@ -108,7 +108,7 @@ def test_a_cable_pulled_in_push_is_told_and_the_next_push_continues(
     assert remote.read_bytes() == data
 
 
-def test_a_full_disk_is_told(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(host: AdbHost, phone: FakeAdbd, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(2_000_000))
     phone.phone.free_bytes = 1_000_000
     with pytest.raises(DiskFullError, match="No space left on device"):
@@ -150,11 +150,11 @@ def test_a_pulled_cable_ends_the_lines(host: AdbHost, phone: FakeAdbd) -> None:
         host.run(["true"], deadline_s=20)
 
 
-def test_half_a_line_is_told(host: AdbHost) -> None:
+def test_half_a_line_is_reported(host: AdbHost) -> None:
     check_half_a_line(host)
 
 
-def test_a_phone_that_falls_silent_is_told(phone: FakeAdbd, adb: Client) -> None:
+def test_a_phone_that_falls_silent_is_reported(phone: FakeAdbd, adb: Client) -> None:
     """Nothing says that the wire is dead: the deadline of each call does, also of those that end what was started."""
     host = AdbHost(f"127.0.0.1:{phone.port}", client=adb, timeouts=Timeouts(connect_s=2.0, end_s=0.5, kill_s=0.2))
     process = host.start(["cat"])

@@ -42,7 +42,7 @@ def test_2000_odd_prompts_reach_the_model_as_they_are(host: SshHost, tmp_path: P
     check_prompts(host, tmp_path)
 
 
-def test_2000_odd_file_names_are_told_apart(host: SshHost, tmp_path: Path) -> None:
+def test_2000_odd_file_names_are_distinguished(host: SshHost, tmp_path: Path) -> None:
     check_names(host, tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_lines_of_a_program_with_odd_words(host: SshHost) -> None:
         process.close()
 
 
-def test_the_exit_code_and_the_last_lines_are_told(host: SshHost) -> None:
+def test_the_exit_code_and_the_last_lines_are_reported(host: SshHost) -> None:
     done = host.run(["sh", "-c", "echo one >&2; echo two >&2; exit 7"], deadline_s=60)
     assert done.exit_code == 7
     with pytest.raises(TransportError, match=r"(?s)cleaning failed on the device \(exit code 7\)\n  one\n  two"):
@@ -96,7 +96,7 @@ def test_all_calls_share_one_connection(host: SshHost, emulated_pi: EmulatedPi) 
     assert len(ports) == 1
 
 
-def test_a_cut_connection_is_told_and_the_next_call_connects_again(host: SshHost, emulated_pi: EmulatedPi) -> None:
+def test_a_cut_connection_is_reported_and_the_next_call_connects_again(host: SshHost, emulated_pi: EmulatedPi) -> None:
     host.run(["true"], deadline_s=60)
     timer = threading.Timer(0.5, emulated_pi.cut)
     timer.start()
@@ -106,7 +106,7 @@ def test_a_cut_connection_is_told_and_the_next_call_connects_again(host: SshHost
     assert host.run(["echo", "again"], deadline_s=60).stdout == b"again\n"
 
 
-def test_a_dead_sshd_is_told_with_what_to_do(host: SshHost, emulated_pi: EmulatedPi) -> None:
+def test_a_dead_sshd_is_reported_with_what_to_do(host: SshHost, emulated_pi: EmulatedPi) -> None:
     host.run(["true"], deadline_s=60)
     emulated_pi.stop()
     try:
@@ -129,18 +129,18 @@ def test_a_push_goes_on_where_the_last_one_broke(host: SshHost, tmp_path: Path) 
     assert hashlib.sha256(remote.read_bytes()).digest() == hashlib.sha256(local.read_bytes()).digest()
 
 
-def test_a_full_disk_is_told(host: SshHost, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(host: SshHost, tmp_path: Path) -> None:
     local = tmp_path / "in"
     local.write_bytes(os.urandom(100_000))
     with pytest.raises(TransportError, match="No space left on device"):
         host.push(local, "/dev/full", deadline_s=60)
 
 
-def test_half_a_line_is_told(host: SshHost) -> None:
+def test_half_a_line_is_reported(host: SshHost) -> None:
     check_half_a_line(host)
 
 
-def test_a_wire_that_falls_silent_is_told(emulated_pi: EmulatedPi) -> None:
+def test_a_wire_that_falls_silent_is_reported(emulated_pi: EmulatedPi) -> None:
     """A cable that is pulled says nothing: ssh asks three times for a sign of life."""
     host = SshHost(NAME, config=emulated_pi.config, timeouts=Timeouts(connect_s=1, alive_s=1))
     host.run(["true"], deadline_s=60)

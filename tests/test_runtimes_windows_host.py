@@ -71,7 +71,7 @@ def test_lines_of_a_program_with_odd_words_and_its_environment(host: WindowsHost
 
 
 @pytest.mark.wine
-def test_the_exit_code_and_the_last_lines_are_told(host: WindowsHost) -> None:
+def test_the_exit_code_and_the_last_lines_are_reported(host: WindowsHost) -> None:
     done = host.run(["python", "-c", "import sys; sys.exit('one\\ntwo')"], deadline_s=60)
     with pytest.raises(TransportError, match=r"(?s)cleaning failed on the device \(exit code 1\)\n  one\n  two"):
         done.checked("cleaning")
@@ -80,7 +80,7 @@ def test_the_exit_code_and_the_last_lines_are_told(host: WindowsHost) -> None:
 
 
 @pytest.mark.wine
-def test_a_missing_program_and_a_missing_file_are_told(host: WindowsHost, folder: str) -> None:
+def test_a_missing_program_and_a_missing_file_are_reported(host: WindowsHost, folder: str) -> None:
     with pytest.raises(TransportError, match=r"(?s)starting failed on the device .*not found"):
         host.run(["no-such-program"], deadline_s=60).checked("starting")
     with pytest.raises(TransportError, match=r"(?s)sha256 .*absent failed on the device .*absent"):
@@ -149,7 +149,7 @@ def test_a_nul_in_a_word_is_refused() -> None:
 
 
 @pytest.mark.emulated
-def test_a_posix_shell_is_told(emulated_pi: EmulatedPi) -> None:
+def test_a_posix_shell_is_reported(emulated_pi: EmulatedPi) -> None:
     host = WindowsHost("pi5", config=emulated_pi.config)
     try:
         with pytest.raises(TransportError, match=r"neither cmd\.exe nor PowerShell; .* transport = \"ssh\""):

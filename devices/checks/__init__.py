@@ -1,1 +1,1 @@
-"""What `phi-edge doctor` looks at, per kind of device. Start at doctor.py."""
+"""What `phi-edge doctor` checks, per kind of device. Start at doctor.py."""

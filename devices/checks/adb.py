@@ -1,4 +1,4 @@
-"""What `phi-edge doctor` looks at on an Android phone: one finding each, with the act that fixes it."""
+"""What `phi-edge doctor` checks on an Android phone: one finding each, with what fixes it."""
 
 from __future__ import annotations
 

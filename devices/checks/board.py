@@ -1,4 +1,4 @@
-"""What `phi-edge doctor` looks at on a board behind ssh: one finding each, with the command that fixes it."""
+"""What `phi-edge doctor` checks on a board behind ssh: one finding each, with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
 
 
 def judge_conditions(seen: Conditions) -> Iterator[Finding]:
-    """Memory, swap, throttling, heat, governor. Nothing is said about what the device cannot report."""
+    """Memory, swap, throttling, heat, governor. No finding for what the device cannot report."""
     yield from judge_memory(seen)
     if seen.swap_devices:
         zram = any("zram" in name for name in seen.swap_devices)
@@ -138,7 +138,7 @@ def _throttling(bits: int) -> Iterator[Finding]:
     if now:
         yield Finding(what="throttling", state="wrong", seen=f"now: {'; '.join(now)}", fix="do that, then try again")
     elif before:
-        fix = "if it comes back under load, do what it says; a restart clears the record"
+        fix = "if it returns under load, do what it says; a restart clears the record"
         yield Finding(what="throttling", state="warning", seen=f"since its start: {'; '.join(before)}", fix=fix)
     else:
         yield Finding(what="throttling", state="ok", seen="none since its start")

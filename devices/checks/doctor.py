@@ -1,4 +1,4 @@
-"""What `phi-edge doctor` looks at on this machine: one finding each, with the command that fixes it."""
+"""What `phi-edge doctor` checks on this machine: one finding each, with the command that fixes it."""
 
 from __future__ import annotations
 

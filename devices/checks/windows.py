@@ -1,4 +1,4 @@
-"""What `phi-edge doctor` looks at on a Windows machine behind ssh: one finding each, with the command that fixes it."""
+"""What `phi-edge doctor` checks on a Windows machine behind ssh: one finding each, with the command that fixes it."""
 
 from __future__ import annotations
 

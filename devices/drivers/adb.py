@@ -76,7 +76,7 @@ class AdbDriver:
         self._check_format(artifact)
         folder = f"{self._device.folder}/artifacts/{artifact.manifest.digest()}"
         libraries = self._remote_libraries()
-        # The linker looks there for what the libraries themselves need, such as libc++_shared.so.
+        # The linker searches it for what the libraries themselves need, such as libc++_shared.so.
         start = ["env", f"LD_LIBRARY_PATH={libraries}", *self._device.prefix, self._remote_program()]
         if self._device.runner == "llama_main":
             from devices.transports.llama_main import open_llama_main
@@ -177,7 +177,7 @@ class AdbDriver:
         return f"{self._device.folder}/libraries/{known.hexdigest()}"
 
     def _bring(self, local: Path, remote: str, say: Say) -> None:
-        """A file whose folder's name is its hash: if it is there, it is whole."""
+        """A file whose folder's name is its hash: if it is there, it is complete."""
         host = self._host()
         if host.run(["test", "-f", remote], deadline_s=self._timeouts.command_s).exit_code == 0:
             return

@@ -45,7 +45,7 @@ class PythonBoardDriver:
     """See devices.drivers.driver.Driver."""
 
     def __init__(self, board: Board, examine: Callable[[PythonBoardDriver], Iterator[Finding]]) -> None:
-        """`examine` is what doctor looks at (devices.checks)."""
+        """`examine` is what doctor checks (devices.checks)."""
         self.board = board
         self._examine = examine
         self._python: Python | None = None

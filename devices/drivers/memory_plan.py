@@ -9,7 +9,7 @@ SYSTEM_BYTES = 300_000_000  # what the device's system takes for itself
 
 
 def needed_bytes(manifest: Manifest) -> int:
-    """With the KV cache of the whole context."""
+    """With the KV cache of a full context."""
     return manifest.memory.needed_bytes(manifest.context_tokens)
 
 

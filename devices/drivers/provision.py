@@ -36,7 +36,7 @@ _READY = "phi-edge-ready"  # written last: a venv without it is half made
 # no wheel for ARM Linux, so that pip would refuse everything.
 _ALONE = ("executorch",)
 # With a wheelhouse pip must not read the device's own settings: a constraint or an index there would still apply.
-# --isolated ignores PIP_ variables and the user's file; the machine's files are ignored by this variable alone.
+# --isolated ignores PIP_ variables and the user's file; only this variable makes it ignore the machine's files.
 _PIP_WITHOUT_SETTINGS = (
     "import os, runpy; os.environ['PIP_CONFIG_FILE'] = os.devnull; runpy.run_module('pip', run_name='__main__')"
 )

@@ -1,4 +1,4 @@
-"""Budgets: what a measurement must keep to, read from TOML. It judges nothing (see gate).
+"""Budgets: the limits of a measurement, read from TOML. gate.py judges by them.
 
 noise_floor = 0.05            # a change smaller than this is noise; only for --baseline
 
@@ -43,7 +43,7 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """The match as it stands in the file."""
+        """The match, as written in the file."""
         return ", ".join(f"{key}={value}" for key, value in self.match.items()) or "every measurement"
 
     def matches(self, measurement: Measurement) -> bool:

@@ -1,7 +1,7 @@
 """Two measurements of the same workload: which metrics changed. Pure: no clock, no files.
 
 The interval covers what differs between repetitions of one session. Two sessions differ by more (temperature, memory
-layout, a restart), so a change is called one only where its whole interval lies beyond the noise floor.
+layout, a restart), so we report a change only if its whole interval is beyond the noise floor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from devices.measure.validity import problems
 
 Verdict = Literal["regression", "improvement", "no-change", "inconclusive", "invalid"]
 
-# From worst to best: the verdict of a whole comparison is the worst of its metrics'.
+# From worst to best: the verdict of a comparison is the worst of its metrics'.
 WORST_FIRST: Sequence[Verdict] = ("invalid", "regression", "inconclusive", "improvement", "no-change")
 
 

@@ -46,8 +46,10 @@ class Plan:
 
 
 def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan, step: Step) -> Measurement:
-    """Run the plan on the device. Raises DeviceError or TransportError when a repetition fails: there is no half
-    measurement."""
+    """Run the plan on the device.
+
+    Raises DeviceError or TransportError when a repetition fails: there are no partial measurements.
+    """
     manifest = artifact.manifest
     total = plan.prompt_tokens + plan.generate_tokens
     if total > manifest.context_tokens:
@@ -103,7 +105,7 @@ def _repeat(
 ) -> tuple[Repetition, Opened]:
     """One fresh process from its start to its end."""
     step(0, "loading")
-    # Tokens are held back to the end of each answer: writing between two of them would be measured as their gap.
+    # The tokens are sent at the end of each answer: writing between two of them would count as their gap.
     opened = driver.open(artifact, threads=plan.threads, hold=True, cold=cold, deadline_s=plan.deadline_s)
     try:
         request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
@@ -140,7 +142,7 @@ def _page_cache(cached_share: float | None) -> PageCache | None:
 
 
 def _run(records: Sequence[TokenRecord]) -> Run:
-    """The facts of one answer, as its records tell them."""
+    """One answer, from its records."""
     done = records[-1]
     assert isinstance(done, TokensDone)
     if done.error is not None:
@@ -148,7 +150,7 @@ def _run(records: Sequence[TokenRecord]) -> Run:
     tokens = [record for record in records if isinstance(record, NewToken)]
     stamps = [token.at_s for token in tokens if token.at_s is not None]
     if len(stamps) < len(tokens):
-        raise DeviceError("the device's runner does not say when it sampled a token; measure with the agent")
+        raise DeviceError("the device's runner reports no times of tokens; measure with the agent")
     ids, usage = [token.id for token in tokens], done.usage
     return Run(
         finish=done.finish,

@@ -28,7 +28,7 @@ LoadMode = Literal["mmap", "read"]
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactFacts:
-    """What was measured, out of its manifest."""
+    """What was measured, from its manifest."""
 
     name: str  # the folder's
     digest: str
@@ -66,7 +66,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One request, as its events told it. Times are since the request was accepted, on the model's process's clock."""
+    """One request. Times are since it was accepted, on the clock of the process that holds the model."""
 
     finish: str
     prompt_tokens: int
@@ -85,9 +85,9 @@ class Run:
 class Repetition:
     """One fresh process: load, warm-up requests, and the measured request."""
 
-    page_cache: PageCache | None  # of the artifact's weights when the process started; None where it cannot be told
+    page_cache: PageCache | None  # of the artifact's weights when the process started; None where it is unknown
     cached_share: float | None  # of their bytes
-    load_s: float | None  # process start to ready line; None where the device cannot tell
+    load_s: float | None  # process start to ready line; None where the device cannot say
     open_s: float | None  # the part of it that opened the artifact
     load_mode: LoadMode | None  # are the weights' files mapped into the process?
     warmups: Sequence[Run]
@@ -167,7 +167,7 @@ def read_measurement(path: Path) -> Measurement:
         )
     measurement = build(Measurement, content, str(path), MeasurementError)
     if not measurement.repetitions:
-        raise MeasurementError(f"{path}: holds no repetition; run bench again")
+        raise MeasurementError(f"{path}: has no repetitions; run bench again")
     for number, repetition in enumerate(measurement.repetitions, start=1):
         if len(repetition.run.token_ids) != len(repetition.run.token_at_s):
             raise MeasurementError(

@@ -1,7 +1,7 @@
 """The metrics, defined once: from raw samples to the numbers that are printed. The table METRICS is the registry.
 
 A metric is a quantile of samples pooled over repetitions: the median where each repetition gives one sample, a
-percentile where it gives a series. Intervals are bootstrapped over repetitions, whose series stay whole.
+percentile where it gives a series. Intervals are bootstrapped over repetitions, whose gaps stay together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from devices.measure.measurement import Measurement, Repetition
 
 Samples = Sequence[float]  # of one repetition
 RESAMPLES = 2000
-LEAST_REPETITIONS = 5  # below it a bootstrap interval says more than the samples know
+LEAST_REPETITIONS = 5  # with fewer, a bootstrap interval would be too narrow
 SEED = 20261122
 
 
@@ -33,7 +33,7 @@ class Metric:
     samples: Callable[[Measurement], Sequence[Samples]]  # one entry per repetition that has any
     definition: str
     quantile: float = 0.5
-    exact: bool = False  # counted, not sampled: one look is enough
+    exact: bool = False  # counted, not sampled: one measurement is enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def summarize(metric: Metric, measurement: Measurement) -> Summary | None:
 
 
 def bootstrap(groups: Sequence[NDArray[np.float64]], quantile: float, seed: int = SEED) -> NDArray[np.float64]:
-    """The quantile of RESAMPLES resamplings of whole groups."""
+    """The quantile of RESAMPLES resamplings of the groups."""
     picks = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
     if len({group.size for group in groups}) == 1:
         pooled = np.stack(groups)[picks].reshape(RESAMPLES, -1)
@@ -108,7 +108,7 @@ def _each(value: Callable[[Repetition], float | None]) -> Callable[[Measurement]
 
 
 def _warm_load(measurement: Measurement) -> list[Samples]:
-    # Where the page cache cannot be looked at, the first repetition may be either and the next ones follow a load.
+    # Where the page cache is unknown, the first repetition may be cold or warm; the later ones are warm.
     return [
         (repetition.load_s,)
         for number, repetition in enumerate(measurement.repetitions)
@@ -160,7 +160,7 @@ METRICS: Mapping[str, Metric] = {
             "tokens/s",
             "higher",
             _each(prefill_tokens_per_s),
-            "Prompt tokens that were really computed, divided by the time to the first logits.",
+            "Prompt tokens that were computed, divided by the time to the first logits.",
         ),
         Metric(
             "decode_tokens_per_s",
@@ -180,7 +180,7 @@ METRICS: Mapping[str, Metric] = {
             "bytes",
             "lower",
             _each(lambda repetition: repetition.run.memory.peak_bytes),
-            "The most memory the process that holds the model took, what was swapped out included.",
+            "The most memory of the process that holds the model, with what was swapped out.",
         ),
         Metric(
             "peak_committed_bytes",
@@ -188,7 +188,7 @@ METRICS: Mapping[str, Metric] = {
             "bytes",
             "lower",
             _each(lambda repetition: repetition.run.memory.committed_bytes),
-            "Windows: the most memory that was the process's own, paged out or not; files mapped into it do not count.",
+            "Windows: the most memory of the process's own, paged out or not; files mapped into it do not count.",
         ),
         Metric(
             "peak_gpu_memory_bytes",
@@ -196,7 +196,7 @@ METRICS: Mapping[str, Metric] = {
             "bytes",
             "lower",
             _each(lambda repetition: repetition.run.memory.gpu_bytes),
-            "Windows: the most of the graphics adapters' own memory that the process held.",
+            "Windows: the most that the process used of the graphics adapters' own memory.",
         ),
         Metric(
             "peak_gpu_shared_bytes",
@@ -204,7 +204,7 @@ METRICS: Mapping[str, Metric] = {
             "bytes",
             "lower",
             _each(lambda repetition: repetition.run.memory.gpu_shared_bytes),
-            "Windows: the most of the host's memory that the graphics adapters were lent; not to be added to the rest.",
+            "Windows: the most of the host's memory that the graphics adapters used; do not add it to the others.",
         ),
         Metric(
             "artifact_bytes",

@@ -9,19 +9,19 @@ _WORDS = {
     0x4: "throttled (cool it)",
     0x8: "at its soft temperature limit (cool it)",
 }
-_SINCE_BOOT = 16  # the same bits, shifted: it happened since the last restart, which alone clears them
+_SINCE_BOOT = 16  # the same bits, shifted: it happened since the last restart, the only thing that clears them
 
 
 def now(throttled: int) -> list[str]:
-    """What holds at this moment."""
+    """What the firmware does at this moment."""
     return [word for bit, word in _WORDS.items() if throttled & bit]
 
 
 def since_boot(throttled: int) -> list[str]:
-    """What held at some time since the device was started."""
+    """What it did at some time since the device was started."""
     return now(throttled >> _SINCE_BOOT)
 
 
 def during(before: int, after: int) -> list[str]:
-    """What held between two looks, as far as they tell: what holds at one, or came up since boot in between."""
+    """What it did between two readings, as far as they show: its state at either, and new bits since boot."""
     return now((before | after) | ((after & ~before) >> _SINCE_BOOT))

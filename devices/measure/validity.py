@@ -1,11 +1,11 @@
-"""Which measurements are no measurements, and which are doubtful. Pure: it reads a Measurement and says why."""
+"""Which measurements are invalid, and which are doubtful, with the reasons. It reads a Measurement and nothing else."""
 
 from __future__ import annotations
 
 from devices.measure.measurement import Measurement, Repetition, Workload, sha256_ids
 from devices.measure.throttling import during
 
-# What a background service takes stays below; another program at work on one core of three does not.
+# Background services stay below it; another program on one core of three does not.
 BUSY_SHARE = 0.3
 
 
@@ -30,16 +30,16 @@ def problems(measurement: Measurement) -> list[str]:
 
 
 def doubts(measurement: Measurement) -> list[str]:
-    """What does not make the measurement invalid but its times worse than the device can do."""
+    """Why its times may be worse than what the device can do, one line each; it is still valid."""
     found, before, after = [], measurement.before, measurement.after
     if before.busy_share is not None and before.busy_share > BUSY_SHARE:
         found.append(
-            f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close what else runs"
+            f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close other programs"
         )
     if measurement.artifact.target == "windows-directml" and measurement.accelerator is None:
-        found.append("the CPU ran an artifact that is made for a graphics adapter; its times are not DirectML's")
+        found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not DirectML's times")
     if before.throttled is not None and after.throttled is not None:
-        found += [f"the board's firmware held it back: {why}" for why in during(before.throttled, after.throttled)]
+        found += [f"the board's firmware slowed it down: {why}" for why in during(before.throttled, after.throttled)]
     return found
 
 
@@ -53,8 +53,8 @@ def _repetition(repetition: Repetition, workload: Workload) -> list[str]:
         if run.prompt_tokens != workload.prompt_tokens or run.prefilled_tokens != workload.prompt_tokens:
             found.append(f"{what} prefilled {run.prefilled_tokens} of {workload.prompt_tokens} prompt tokens")
         if run.token_ids_sha256 != sha256_ids(run.token_ids):
-            found.append(f"{what}: token ids do not have the hash that stands beside them")
+            found.append(f"{what}: its token ids do not match their hash")
     swap_bytes = repetition.run.memory.swap_bytes
     if swap_bytes:
-        found.append(f"{swap_bytes} bytes of the process were swapped out, so its times are those of the swap")
+        found.append(f"{swap_bytes} bytes of the process were swapped out, so its times include swapping")
     return found

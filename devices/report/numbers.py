@@ -1,4 +1,4 @@
-"""Numbers as a person reads them. What was not measured is said so, never a zero."""
+"""Numbers as people read them. What was not measured is "not measured", never 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTML report: one page that needs nothing from anywhere. It fills report.html.j2; the plots are plots.py's."""
+"""The HTML report: one page that loads nothing. It fills report.html.j2 with the plots of plots.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADLINES = ("decode_tokens_per_s", "ttft_s", "peak_memory_bytes")
 
 
 def to_html(columns: Sequence[Column]) -> str:
-    """The whole page. Every text is escaped: only the plots, which hold no foreign text, go in as they are."""
+    """The page. Every text is escaped; only the plots, which contain no foreign text, are inserted as they are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -82,7 +82,7 @@ def draw(columns: Sequence[Column]) -> dict[str, str]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The drawing alone: no XML header, no metadata, no fixed size, ids of its own, the page's colours."""
+    """The SVG element: no XML header, no metadata, no fixed size, unique ids, the page's colours."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()

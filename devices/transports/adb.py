@@ -57,7 +57,7 @@ class AdbHost:
         return process
 
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
-        """See Host.push. A beginning that is there is continued through the shell: adb's own push starts anew."""
+        """See Host.push. An interrupted push is continued through the shell, because adb's own starts again."""
         size = local.stat().st_size
         there = self.run(["stat", "-c", "%s", remote], deadline_s=self.timeouts.command_s)
         begun = int(there.stdout) if there.exit_code == 0 and there.stdout.strip().isdigit() else 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """Named limits in seconds. `Timeouts()` holds the defaults; `dataclasses.replace` changes one of them."""
+    """Named limits in seconds. `Timeouts()` has the defaults; `dataclasses.replace` changes one of them."""
 
     connect_s: float = 10.0  # until a connection is made, or a device appears
     command_s: float = 60.0  # for a command that only reads or writes something small

@@ -91,7 +91,7 @@ def verify_and_rename(path: str, to: str, wanted: str) -> int:
     own = f"{path}.{os.getpid()}"
     try:
         replace(path, own)
-    except FileNotFoundError:  # another client was faster: what it renamed may be whole
+    except FileNotFoundError:  # another client was faster: what it renamed may be complete
         return say(Path(to).is_file() and digest(to) == wanted)
     fits = digest(own) == wanted
     replace(own, to) if fits else remove(own)
