@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "export": "phi_edge.export:export_command",
     "check": "phi_edge.check:check_command",
     "run": "phi_edge.run:run_command",
+    "score": "phi_edge.score:score_command",
     "bench": "phi_edge.bench:bench_command",
     "report": "phi_edge.report:report_command",
     "gate": "phi_edge.gate:gate_command",

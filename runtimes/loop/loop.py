@@ -14,7 +14,7 @@ from runtimes.api import Finish, Usage
 from runtimes.engines.engine import Engine
 from runtimes.errors import EngineError, RequestError
 from runtimes.loop.sampling import sample
-from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_request
+from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_ids, check_request
 from runtimes.system.memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -60,6 +60,36 @@ class TokenLoop:
     def cancel(self) -> None:
         """See TokenSource.cancel."""
         self._cancelled.set()
+
+    def logits_along(self, ids: Sequence[int], first: int) -> Generator[Logits, None, None]:
+        """The logits after ids[:first], then after each further id: what a text's tokens are predicted from.
+
+        A row may be overwritten by the next. The sessions' cache is dropped. `cancel` ends it early. Raises
+        RequestError, and EngineError.
+        """
+        check_ids("token id", ids, self._engine.vocab_size)
+        if not 1 <= first <= len(ids) <= self._engine.context_tokens:
+            raise RequestError(
+                f"{len(ids)} tokens, of which the first {first} are read at once, do not fit a context of "
+                f"{self._engine.context_tokens}; shorten the text"
+            )
+        if not self._running.acquire(blocking=False):
+            raise RequestError("another request is running; read it to its end or close it first")
+        try:
+            self._cancelled.clear()
+            self.forget()
+            self._cached_long = self._is_long(len(ids))
+            for start in range(0, first, self._chunk_tokens):
+                end = min(start + self._chunk_tokens, first)
+                logits = self._forward(ids[start:end], start)
+            yield logits
+            for position in range(first, len(ids)):
+                if self._cancelled.is_set():
+                    return
+                yield self._forward(ids[position : position + 1], position)
+        finally:
+            self.forget()
+            self._running.release()
 
     def forget(self) -> None:
         """Drop the sessions' cached prefix: the next request prefills from position 0."""

@@ -92,8 +92,7 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
             f"{context_tokens - 1} and one new one; shorten the prompt, or export with a longer --context"
         )
     for name, ids in (("token id", request.ids), ("stop id", request.stop_ids)):
-        if (wrong := next((id for id in ids if not 0 <= id < vocab_size), None)) is not None:
-            raise RequestError(f"{name} {wrong} is not in the model's vocabulary; allowed: 0 to {vocab_size - 1}")
+        check_ids(name, ids, vocab_size)
     _check_number("max_new_tokens", request.max_new_tokens, request.max_new_tokens >= 1, "1 or more")
     sampling = request.sampling
     temperature = sampling.temperature
@@ -106,6 +105,12 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
     if request.deadline_s is not None:
         deadline = request.deadline_s
         _check_number("deadline_s", deadline, math.isfinite(deadline), "a number of seconds, or leave it out")
+
+
+def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse ids that no model of this vocabulary has. Raises RequestError."""
+    if (wrong := next((id for id in ids if not 0 <= id < vocab_size), None)) is not None:
+        raise RequestError(f"{name} {wrong} is not in the model's vocabulary; allowed: 0 to {vocab_size - 1}")
 
 
 def _check_number(name: str, seen: float, fits: bool, allowed: str) -> None:

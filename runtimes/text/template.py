@@ -48,20 +48,20 @@ class ChatTemplate:
             raise EngineError(f"the artifact's chat template cannot be read ({error}); export it again") from error
         self._names = dict(names)
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
-        """The conversation as the model expects it, ready for the assistant's turn.
+    def render(self, messages: Sequence[Message], *, ready: bool = True) -> list[Piece]:
+        """The conversation as the model expects it, with `ready` for the assistant's turn.
 
         Raises RequestError where the template refuses the messages, and UnsupportedError where it leaves one out.
         """
         _check(messages)
-        text = self._text([message.content for message in messages], messages)
+        text = self._text([message.content for message in messages], messages, ready)
         # A template may trim contents, so both forms are tried; whichever gives the same text tells the origins.
         for contents in (
             [message.content for message in messages],
             [message.content.strip() for message in messages],
         ):
             marks = [f"{_OPEN}{index}{_CLOSE}" if content else "" for index, content in enumerate(contents)]
-            marked = self._text(marks, messages)
+            marked = self._text(marks, messages, ready)
             pieces = _pieces(marked, contents)
             if "".join(piece.text for piece in pieces) == text:
                 _check_whole(messages, marks, marked)
@@ -72,7 +72,7 @@ class ChatTemplate:
             "give `prompt` or `token_ids` instead of messages"
         )
 
-    def _text(self, contents: Sequence[str], messages: Sequence[Message]) -> str:
+    def _text(self, contents: Sequence[str], messages: Sequence[Message], ready: bool) -> str:
         import jinja2
 
         turns = [
@@ -80,7 +80,7 @@ class ChatTemplate:
         ]
         try:
             return self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._names
+                messages=turns, tools=None, documents=None, add_generation_prompt=ready, **self._names
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"the artifact's chat template refuses these messages: {error}") from error

@@ -59,8 +59,13 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not self._explicit).ids
         return self._bos + ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation put through the chat template, ready for the assistant's turn.
+    @property
+    def has_template(self) -> bool:
+        """Whether the artifact has a chat template."""
+        return self._template is not None
+
+    def encode_chat(self, messages: Sequence[Message], *, ready: bool = True) -> list[int]:
+        """The ids of a conversation put through the chat template, with `ready` for the assistant's turn.
 
         Raises UnsupportedError where the artifact has no template, RequestError where it refuses the messages.
         """
@@ -68,7 +73,7 @@ class Tokenizer:
             raise UnsupportedError("this artifact has no chat template; give `prompt` or `token_ids`, not messages")
         for message in messages:
             _check_text("a message", message.content)
-        text = "".join(self._open(piece) for piece in self._template.render(messages))
+        text = "".join(self._open(piece) for piece in self._template.render(messages, ready=ready))
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

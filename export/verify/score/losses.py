@@ -57,9 +57,7 @@ def wanted_ids(block: Block, reference: Rows | None) -> list[list[int]]:
         return [[target] for target in block.targets]
     count = min(TOP_IDS, reference.shape[1])
     tops = np.argpartition(-reference, count - 1, axis=1)[:, :count]
-    return [
-        [target, *(int(id) for id in row if id != target)] for target, row in zip(block.targets, tops, strict=True)
-    ]
+    return [[target, *(int(id) for id in row if id != target)] for target, row in zip(block.targets, tops, strict=True)]
 
 
 def device_losses(block: Block, seen: Sequence[DevicePrediction], reference: Rows | None) -> BlockLosses:

@@ -20,9 +20,13 @@ class Question:
     answers: Sequence[str]
     kind: str
 
-    def is_right(self, said: str) -> bool:
-        """Whether one of the answers occurs in `said` as a whole word, whatever its capitals."""
-        return any(re.search(rf"(?<!\w){re.escape(each)}(?!\w)", said, re.IGNORECASE) for each in self.answers)
+    def is_right(self, said: str, *, more: bool = False) -> bool:
+        """Whether one of the answers occurs in `said` as a whole word, whatever its capitals.
+
+        With `more` text to come, what `said` ends with is not yet a whole word.
+        """
+        end = r"(?=\W)" if more else r"(?!\w)"
+        return any(re.search(rf"(?<!\w){re.escape(each)}{end}", said, re.IGNORECASE) for each in self.answers)
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -35,8 +39,8 @@ def read_questions(path: Path) -> list[Question]:
 
 def _question(content: dict[str, Any], where: str) -> Question:
     for key in content:
-        if key not in ("question", "answers", "kind"):
-            raise OptionError(f"{where}: unknown key {key!r}; known: question, answers, kind")
+        if key not in ("question", "answers", "kind", "source"):
+            raise OptionError(f"{where}: unknown key {key!r}; known: question, answers, kind, source")
     question, answers, kind = content.get("question"), content.get("answers"), content.get("kind", "other")
     if not isinstance(question, str) or not question.strip():
         raise OptionError(f"{where}: question is {question!r:.60}; give a text that is not empty")

@@ -1,0 +1,54 @@
+"""The float model's logits for every block: what an artifact's predictions are compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from export.artifact import Artifact
+from export.checkpoint.open import open_checkpoint
+from export.errors import OptionError
+from export.verify.reference import open_reference
+from export.verify.score.blocks import Block
+from export.verify.score.losses import Rows
+
+
+@dataclass(frozen=True)
+class FloatReference:
+    """A checkpoint's model in float32. `rows` gives the logits of one block after the other."""
+
+    name: str
+    rows: Callable[[Sequence[Block]], Iterator[Rows]]
+
+
+def float_reference(artifact: Artifact, where: str) -> FloatReference:
+    """The reference for `--against CHECKPOINT`. Raises CheckpointError, and OptionError where its tokens are others
+    than the artifact's."""
+    checkpoint = open_checkpoint(where)
+    check_tokens(artifact, checkpoint.name, checkpoint.tokenizer, checkpoint.config.vocab_size)
+    model = open_reference(checkpoint, {name: tensor.read() for name, tensor in checkpoint.tensors.items()})
+
+    def rows(blocks: Sequence[Block]) -> Iterator[Rows]:
+        for block in blocks:
+            yield model.logits(block.ids[:-1], range(block.first, len(block.ids)))
+
+    return FloatReference(f"{checkpoint.name} in float32 ({model.name})", rows)
+
+
+def check_tokens(artifact: Artifact, name: str, tokenizer: str, vocab_size: int) -> None:
+    """Refuse a reference to which the same ids are other tokens. Raises OptionError."""
+    ours = artifact.manifest.model.vocab_size
+    if ours != vocab_size:
+        raise OptionError(
+            f"{artifact.folder.name} has a vocabulary of {ours} tokens, {name} one of {vocab_size}; compare artifacts "
+            "and checkpoints of one model"
+        )
+    mine, theirs = (
+        json.loads(text) for text in (artifact.path("tokenizer.json").read_text(encoding="utf-8"), tokenizer)
+    )
+    if any(mine.get(key) != theirs.get(key) for key in ("model", "added_tokens")):
+        raise OptionError(
+            f"{artifact.folder.name} and {name} have different tokenizers (tokenizer.json), so the same ids are other "
+            "words; compare artifacts and checkpoints of one model"
+        )

@@ -1,0 +1,106 @@
+"""`phi-edge score`: how much of the float model an artifact has kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from phi_edge.files import FILE, FOLDER, check_writable, write_text
+from phi_edge.verb import Verb
+
+if TYPE_CHECKING:
+    from devices.measure.score import Figure, Score
+
+
+@click.command(
+    "score",
+    cls=Verb,
+    examples=[
+        "phi-edge score my-artifact --against microsoft/Phi-3-mini-4k-instruct",
+        "phi-edge score my-artifact --against other-artifact --tokens 4000 --json my-artifact.score.json",
+    ],
+    groups={
+        "What is read and asked": ("against", "text", "tokens", "questions"),
+        "Where": ("threads",),
+    },
+    extra="export",
+)
+@click.argument("artifact", type=FOLDER)
+@click.option("--against", metavar="MODEL", show_default="no KL and no top-1 agreement",
+              help="The float checkpoint, or another artifact, to compare with.")  # fmt: skip
+@click.option("--text", type=FILE, metavar="FILE", show_default="the held-out text of this package",
+              help="A text in UTF-8 to predict, or documents as JSON lines (.jsonl).")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(0), metavar="N", default=16_384,
+              help="Tokens to predict, evenly from the whole text; 0: only the questions.")  # fmt: skip
+@click.option("--questions", type=FILE, metavar="FILE", show_default="the questions of this package",
+              help="Questions and their answers as JSON lines.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the engine.",
+              show_default="all cores that the process may use")  # fmt: skip
+@click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
+              help="Write the score for `phi-edge report` and `gate`; - prints it.")  # fmt: skip
+def score_command(
+    artifact: Path,
+    against: str | None,
+    text: Path | None,
+    tokens: int,
+    questions: Path | None,
+    threads: int | None,
+    out: Path | None,
+) -> None:
+    """Measure how much of the float model ARTIFACT has kept.
+
+    Perplexity on a text, KL and top-1 agreement with MODEL on the same text, and exact match on questions, each with a
+    95 % interval. The artifact runs in its own engine, with the engine's 8-bit activations. docs/score.md says what
+    each figure means.
+    """
+    from export.artifact import open_artifact
+    from phi_edge.scoring import make_score, read_inputs
+
+    opened = open_artifact(artifact)
+    if out is not None and str(out) != "-":
+        check_writable(out)
+    inputs = read_inputs(opened, text, questions, tokens)
+    score = make_score(opened, inputs, against, threads=threads)
+    if out is not None:
+        write_text(out, score.to_json())
+    if str(out) != "-":
+        click.echo(to_text(score, inputs.no_questions))
+
+
+def to_text(score: Score, no_questions: str | None) -> str:
+    """One line a figure. `no_questions` says why none were asked."""
+    facts, reference = score.artifact, score.reference
+    lines = [
+        f"{facts.name}: {facts.format}, {facts.scheme}, {facts.artifact_bytes / 1e6:.1f} MB, on {score.device.name}"
+    ]
+    if score.perplexity is not None and score.text is not None:
+        said = f"{score.text.scored_tokens:,} tokens of {score.text.name} in {score.text.blocks} blocks"
+        lines.append(_line("perplexity", score.perplexity, "{:.2f}", said))
+    if reference is not None and score.perplexity_ratio and score.kl and score.top1_agreement:
+        assert score.reference_perplexity is not None
+        said = f"of that of {reference.name}, which is {score.reference_perplexity.value:.2f}"
+        lines.append(_line("its ratio", score.perplexity_ratio, "{:.3f}", said))
+        lines.append(_line("KL", score.kl, "{:.4f}", f"nats a token, over {_over(reference.kl_over)}"))
+        lines.append(_line("top-1 agreement", score.top1_agreement, "{:.1%}", ""))
+    if score.exact_match is not None and score.questions is not None:
+        counts = score.questions.kinds.values()
+        right, asked = sum(count.right for count in counts), sum(count.asked for count in counts)
+        lines.append(_line("exact match", score.exact_match, "{:.1%}", f"{right} of {asked} in {score.questions.name}"))
+    elif no_questions is not None:
+        lines.append(f"  exact match      not measured: {no_questions}")
+    return "\n".join(lines)
+
+
+def _over(kl_over: str) -> str:
+    return "the vocabulary" if kl_over == "vocabulary" else f"its {kl_over}"
+
+
+def _line(name: str, figure: Figure, shape: str, said: str) -> str:
+    value = shape.format(figure.value)
+    if figure.low is None or figure.high is None:
+        interval = "(no interval: too few blocks)"
+    else:
+        interval = f"({shape.format(figure.low)} to {shape.format(figure.high)})"
+    return f"  {name:<15}  {value:>8}  {interval:<20}  {said}".rstrip()

@@ -1,0 +1,217 @@
+"""The work behind `phi-edge score`: the text in the artifact's tokens, its engine, and the reference beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from devices.measure import score as files
+from devices.measure.measurement import describe_artifact
+from export.artifact import MANIFEST, Artifact, open_artifact, sha256_file
+from export.texts import HELD_OUT, QUESTIONS
+from export.texts.documents import Document, read_documents
+from export.verify.score.blocks import BLOCK_TOKENS, Block, TokenisedDocument, cut
+from export.verify.score.figures import Figure, block_mean, wilson
+from export.verify.score.losses import BlockLosses, Rows
+from export.verify.score.questions import Question, read_questions
+from phi_edge.progress import steps
+from phi_edge.scored import Scored, open_here
+from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
+from runtimes.errors import EngineError
+from runtimes.registry import open_tokens
+from runtimes.text.tokenizer import Tokenizer
+
+ANSWER_TOKENS = 32
+Step = Callable[[int, str], None]  # how many blocks and questions are done, and what is being done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is read and asked. `no_questions` says why none are asked."""
+
+    text: Path
+    blocks: Sequence[Block]
+    questions_file: Path
+    questions: Sequence[Question]
+    no_questions: str | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the artifact is compared with; `rows` gives its logits of one block after the other."""
+
+    name: str
+    digest: str | None
+    rows: Callable[[Sequence[Block]], Iterator[Rows]]
+
+
+def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, tokens: int) -> Inputs:
+    """The files, checked and tokenised before anything heavy is opened. Raises ExportError and RequestError."""
+    tokenizer = Tokenizer(artifact.folder)
+    text_file, questions_file = text or HELD_OUT, questions or QUESTIONS
+    blocks: list[Block] = []
+    if tokens:
+        documents = [_tokenise(document, tokenizer) for document in read_documents(text_file)]
+        most = min(BLOCK_TOKENS, artifact.manifest.context_tokens)
+        blocks = cut(documents, prefix=tokenizer.encode_prompt(""), tokens=tokens, most_tokens=most)
+    no_questions = None
+    if questions is None and not tokenizer.has_template:
+        no_questions = "this artifact has no chat template"
+    return Inputs(
+        text=text_file,
+        blocks=blocks,
+        questions_file=questions_file,
+        questions=[] if no_questions else read_questions(questions_file),
+        no_questions=no_questions,
+    )
+
+
+def make_score(
+    artifact: Artifact,
+    inputs: Inputs,
+    against: str | None,
+    *,
+    device: str | None,
+    lab: Path | None,
+    threads: int | None,
+) -> files.Score:
+    """Read and ask everything. Raises ExportError, RuntimesError and DeviceError."""
+    total = len(inputs.blocks) + len(inputs.questions)
+    with contextlib.ExitStack() as stack:
+        step = stack.enter_context(steps(f"score {artifact.folder.resolve().name}", total))
+        step(0, "loading")
+        # Before the reference: the engine decides how many threads torch has where it is the first to import it.
+        scored = stack.enter_context(open_here(artifact, threads))
+        reference = None
+        if against is not None and inputs.blocks:
+            reference = stack.enter_context(_open_reference(artifact, against, threads))
+        found = _read(scored, inputs.blocks, reference, step)
+        right = _ask(scored.runtime, inputs.questions, len(inputs.blocks), step)
+    return files.Score(
+        schema=files.SCHEMA,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        artifact=describe_artifact(artifact),
+        device=scored.device,
+        threads=threads,
+        versions=dict(scored.versions),
+        text=_text_facts(inputs) if inputs.blocks else None,
+        reference=files.ReferenceFacts(name=reference.name, digest=reference.digest, kl_over=scored.kl_over)
+        if reference
+        else None,
+        questions=_question_facts(inputs, right) if inputs.questions else None,
+        exact_match=_file_figure(wilson(sum(right), len(right))) if right else None,
+        **_figures(found),
+    )
+
+
+@contextlib.contextmanager
+def _open_reference(artifact: Artifact, against: str, threads: int | None) -> Iterator[Reference]:
+    from export.verify.score.reference import check_tokens, float_reference
+
+    if not (Path(against) / MANIFEST).is_file():
+        model = float_reference(artifact, against)
+        yield Reference(model.name, None, model.rows)
+        return
+    other = open_artifact(Path(against))
+    tokenizer = other.path("tokenizer.json").read_text(encoding="utf-8")
+    check_tokens(artifact, other.folder.name, tokenizer, other.manifest.model.vocab_size)
+    with contextlib.closing(open_tokens(other, threads=threads)) as loop:
+
+        def rows(blocks: Sequence[Block]) -> Iterator[Rows]:
+            for block in blocks:
+                yield np.stack([np.array(row) for row in loop.logits_along(block.ids[:-1], block.first)])
+
+        yield Reference(f"artifact {other.folder.resolve().name}", other.manifest.digest(), rows)
+
+
+def _read(scored: Scored, blocks: Sequence[Block], reference: Reference | None, step: Step) -> list[BlockLosses]:
+    rows = itertools.repeat(None) if reference is None else reference.rows(blocks)
+    found = []
+    for number, block in enumerate(blocks):
+        step(number, f"reading {block.kind}" if reference is None else f"reading {block.kind}, with the reference")
+        found.append(scored.losses(block, next(rows)))
+    return found
+
+
+def _ask(runtime: Runtime, questions: Sequence[Question], done: int, step: Step) -> list[bool]:
+    right = []
+    for number, question in enumerate(questions):
+        step(done + number, f"asking {question.kind}")
+        right.append(_is_answered(runtime, question))
+    step(done + len(questions), "done")
+    return right
+
+
+def _is_answered(runtime: Runtime, question: Question) -> bool:
+    """Ask greedily, and listen no longer than until the answer is there."""
+    request = GenerateRequest(messages=[Message("user", question.question)], max_new_tokens=ANSWER_TOKENS)
+    said = ""
+    with contextlib.closing(runtime.generate(request)) as events:
+        for event in events:
+            said += event.text
+            if isinstance(event, DoneEvent) and event.finish == "error":
+                raise EngineError(event.error or "the runtime failed in the middle of an answer")
+            if question.is_right(said, more=True):
+                return True
+    return question.is_right(said)
+
+
+def _tokenise(document: Document, tokenizer: Tokenizer) -> TokenisedDocument:
+    """A conversation goes through the chat template; where the artifact has none, it is read as plain paragraphs."""
+    turns = document.turns or ()
+    if turns and tokenizer.has_template:
+        messages = [Message(turn.role, turn.content) for turn in turns]
+        return TokenisedDocument(document.kind, tokenizer.encode_chat(messages, ready=False))
+    text = document.text or "\n\n".join(turn.content for turn in turns)
+    return TokenisedDocument(document.kind, tokenizer.encode_prompt(text))
+
+
+def _figures(found: Sequence[BlockLosses]) -> Mapping[str, files.Figure | None]:
+    names = ("perplexity", "reference_perplexity", "perplexity_ratio", "kl", "top1_agreement")
+    figures: dict[str, files.Figure | None] = dict.fromkeys(names)
+    if not found:
+        return figures
+    kinds = [each.kind for each in found]
+    nll = [each.nll for each in found]
+    figures["perplexity"] = _file_figure(block_mean(nll, kinds, np.exp))
+    theirs = [each.reference_nll for each in found if each.reference_nll is not None]
+    if theirs:
+        differences = [ours - other for ours, other in zip(nll, theirs, strict=True)]
+        figures["reference_perplexity"] = _file_figure(block_mean(theirs, kinds, np.exp))
+        figures["perplexity_ratio"] = _file_figure(block_mean(differences, kinds, np.exp))
+        figures["kl"] = _file_figure(block_mean([each.kl for each in found if each.kl is not None], kinds))
+        same = [each.same_top1 for each in found if each.same_top1 is not None]
+        figures["top1_agreement"] = _file_figure(block_mean(same, kinds))
+    return figures
+
+
+def _file_figure(figure: Figure) -> files.Figure:
+    return files.Figure(**asdict(figure))
+
+
+def _text_facts(inputs: Inputs) -> files.TextFacts:
+    return files.TextFacts(
+        name=inputs.text.name,
+        sha256=sha256_file(inputs.text),
+        blocks=len(inputs.blocks),
+        scored_tokens=sum(block.scored for block in inputs.blocks),
+    )
+
+
+def _question_facts(inputs: Inputs, right: Sequence[bool]) -> files.QuestionFacts:
+    asked, answered = Counter[str](), Counter[str]()
+    for question, is_right in zip(inputs.questions, right, strict=True):
+        asked[question.kind] += 1
+        answered[question.kind] += is_right
+    return files.QuestionFacts(
+        name=inputs.questions_file.name,
+        sha256=sha256_file(inputs.questions_file),
+        kinds={kind: files.Count(asked=asked[kind], right=answered[kind]) for kind in asked},
+    )

@@ -1,0 +1,183 @@
+"""`phi-edge score`, through the command line's door, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import TINY
+
+from export.artifact import open_artifact
+from export.pipeline import export_model
+from export.request import ExportRequest
+from phi_edge.main import main
+
+QUESTIONS = (
+    '{"question": "How many grams are 7 kilograms?", "answers": ["7000"], "kind": "units"}\n'
+    '{"question": "How many grams are 7 kilograms?", "answers": ["700"]}\n'
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a float ONNX artifact."""
+    out = tmp_path_factory.mktemp("tiny") / "fp32"
+    return export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu", scheme="fp32")).folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the tiny model's held-out text, without its control tokens: in a text they are plain characters."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    plain = re.sub(r"<\|\w+\|>", "", (TINY / "held_out.txt").read_text(encoding="utf-8"))
+    file.write_text(plain[:7000], encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(QUESTIONS, encoding="utf-8")
+    return file
+
+
+def score(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["score", *map(str, arguments)])
+
+
+def scored(*arguments: object) -> dict[str, Any]:
+    result = score(*arguments, "--json", "-")
+    assert result.exit_code == 0, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def test_a_float_artifact_loses_nothing(tiny_fp32: Path, text: Path, questions: Path) -> None:
+    found = scored(tiny_fp32, "--against", "tiny", "--text", text, "--questions", questions)
+    assert found["kl"]["value"] < 1e-6
+    assert found["top1_agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["perplexity_ratio"]["value"] == pytest.approx(1, abs=1e-5)
+    assert found["perplexity"]["low"] < found["perplexity"]["value"] < found["perplexity"]["high"]
+    assert found["reference"]["kl_over"] == "vocabulary"
+    assert found["questions"]["kinds"] == {"units": {"asked": 1, "right": 1}, "other": {"asked": 1, "right": 0}}
+    assert found["exact_match"]["value"] == 0.5
+    assert found["artifact"]["digest"] == open_artifact(tiny_fp32).manifest.digest()
+
+
+def test_perplexity_is_that_of_transformers(tiny_fp32: Path, text: Path, questions: Path) -> None:
+    """Blocks of 256 tokens; the first 32 of each are read and not predicted."""
+    import torch
+    from transformers import AutoTokenizer, Phi3ForCausalLM
+
+    found = scored(tiny_fp32, "--text", text, "--questions", questions)
+    ids = AutoTokenizer.from_pretrained(TINY)(text.read_text(encoding="utf-8"))["input_ids"]
+    model = Phi3ForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    loss, predicted = 0.0, 0
+    for start in range(0, len(ids), 256):
+        block = torch.tensor([ids[start : start + 256]])
+        if block.shape[1] < 32 + 16:
+            continue
+        with torch.inference_mode():
+            logs = model(block).logits[0].double().log_softmax(-1)
+        loss -= float(logs[31:-1].gather(1, block[0, 32:, None]).sum())
+        predicted += block.shape[1] - 32
+    assert found["text"]["scored_tokens"] == predicted
+    assert found["perplexity"]["value"] == pytest.approx(math.exp(loss / predicted), rel=1e-5)
+
+
+def test_int4_against_the_float_artifact(tiny_onnx: Path, tiny_fp32: Path, text: Path, questions: Path) -> None:
+    against_artifact = scored(tiny_onnx, "--against", tiny_fp32, "--text", text, "--questions", questions)
+    against_checkpoint = scored(tiny_onnx, "--against", "tiny", "--text", text, "--questions", questions)
+    assert against_artifact["kl"]["value"] == pytest.approx(against_checkpoint["kl"]["value"], rel=1e-3)
+    assert against_artifact["reference"]["digest"] == open_artifact(tiny_fp32).manifest.digest()
+    kl = against_checkpoint["kl"]
+    assert 0 < kl["low"] < kl["value"] < kl["high"]
+
+
+def test_tokens_are_taken_from_the_whole_text(tiny_onnx: Path, text: Path, questions: Path) -> None:
+    found = scored(tiny_onnx, "--text", text, "--questions", questions, "--tokens", 500)
+    assert 224 <= found["text"]["scored_tokens"] <= 3 * 224
+    assert found["perplexity"]["low"] is None  # two or three blocks say nothing of their spread
+    none = scored(tiny_onnx, "--text", text, "--questions", questions, "--tokens", 0)
+    assert (none["text"], none["perplexity"], none["exact_match"]["value"]) == (None, None, 0.5)
+
+
+def test_what_people_see(tiny_onnx: Path, text: Path, questions: Path) -> None:
+    result = score(tiny_onnx, "--against", "tiny", "--text", text, "--questions", questions)
+    assert result.exit_code == 0
+    names = [line[2:19].strip() for line in result.stdout.splitlines()[1:]]
+    assert names == ["perplexity", "its ratio", "KL", "top-1 agreement", "exact match"]
+    assert "1 of 2 in questions.jsonl" in result.stdout
+
+
+def test_the_texts_that_ship(tiny_onnx: Path) -> None:
+    found = scored(tiny_onnx, "--tokens", 700)
+    assert found["text"]["name"] == "held_out.jsonl"
+    assert found["questions"]["name"] == "questions.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("short.txt", b"Two words.", "tokens, and one block is 256; give a longer text"),
+        ("utf16.txt", "Text. ".encode("utf-16") * 400, "is not UTF-8 (byte 0: invalid start byte); save it as UTF-8"),
+        ("lines.jsonl", b'{"text": "a"}\nnot json\n', "lines.jsonl: line 2: is not JSON"),
+        ("keys.jsonl", b'{"txt": "a"}\n', "line 1: has the keys txt; give one of text and messages"),
+        ("role.jsonl", b'{"messages": [{"role": "boss", "content": "a"}]}\n', "messages has the role 'boss'"),
+    ],
+)  # fmt: skip
+def test_a_text_that_cannot_be_read(tiny_onnx: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = score(tiny_onnx, "--text", tmp_path / name)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "", "answers": ["a"]}', "line 2: question is ''"),
+        ('{"question": "a", "answers": "b"}', "line 2: answers is 'b'"),
+        ('{"question": "a", "answers": ["b"], "knd": "c"}', "line 2: unknown key 'knd'"),
+        ("[]", "line 2: is a list"),
+    ],
+)
+def test_questions_that_cannot_be_read(tiny_onnx: Path, tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "a", "answers": ["b"]}\n' + line + "\n", encoding="utf-8")
+    result = score(tiny_onnx, "--questions", file)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_another_vocabulary_is_refused(tiny_onnx: Path, tmp_path: Path, text: Path, questions: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(TINY, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"][-1]["content"] = "<|another|>"
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    result = score(tiny_onnx, "--against", other, "--text", text, "--questions", questions)
+    assert (result.exit_code, "different tokenizers" in result.stderr) == (2, True), result.stderr
+
+
+def test_intervals_cover() -> None:
+    """Of 200 samples of correlated blocks, about 95 % of the intervals hold the true mean."""
+    from export.verify.score.figures import block_mean, wilson
+
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        blocks = [generator.normal(generator.normal(1.0, 0.5), 1.0, 50) for _ in range(40)]
+        figure = block_mean(blocks, ["prose"] * 40)
+        assert figure.low is not None and figure.high is not None
+        covered += figure.low <= 1.0 <= figure.high
+    assert 180 <= covered <= 199
+    share = wilson(18, 20)
+    assert (share.value, round(share.low or 0, 3), round(share.high or 0, 3)) == (0.9, 0.699, 0.972)
+    assert wilson(3, 3).low == pytest.approx(0.4385, abs=1e-4)
