@@ -78,8 +78,6 @@ def make_score(
     inputs: Inputs,
     against: str | None,
     *,
-    device: str | None,
-    lab: Path | None,
     threads: int | None,
 ) -> files.Score:
     """Read and ask everything. Raises ExportError, RuntimesError and DeviceError."""

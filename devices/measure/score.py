@@ -14,7 +14,7 @@ from typing import Literal
 
 from devices.errors import MeasurementError
 from devices.measure.measurement import ArtifactFacts, DeviceFacts
-from devices.strict import build
+from export.strict import build
 
 SCHEMA = 1
 

@@ -1,0 +1,38 @@
+"""JSON lines, each an object, with the place of every fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from export.errors import OptionError
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8. Raises OptionError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its place, `FILE: line N`; empty lines are skipped.
+
+    Raises OptionError.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise OptionError(f"{where}: is not JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise OptionError(f"{where}: is a {type(content).__name__}; give one JSON object a line")
+        yield where, content
