@@ -5,7 +5,7 @@ Nothing here measures DirectML's arithmetic: the software device under Wine runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from export.artifact import Artifact, open_artifact
 from export.coverage import DIRECTML_LENGTHS
 from export.pipeline import export_model
 from export.request import ExportRequest
-from fakes.windows_session import DIRECTML, WindowsSession, build_windows, missing, run_session
+from fakes.windows_session import DIRECTML, Windows, WindowsSession, missing, own_windows, run_session
 from runtimes.engines.onnx_engine import open_onnx
 
 CONTEXT = 64
@@ -61,10 +61,11 @@ def test_a_log_without_all_placements_is_refused(log: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def windows() -> Path:
+def windows() -> Iterator[Windows]:
     if (lacking := missing()) is not None:
         pytest.skip(lacking)
-    return build_windows()
+    with own_windows() as own:
+        yield own
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def astray(session: WindowsSession) -> list[str]:
 
 
 @pytest.mark.wine
-def test_directml_takes_every_node_but_the_lengths(windows: Path, tiny: Callable[..., Artifact]) -> None:
+def test_directml_takes_every_node_but_the_lengths(windows: Windows, tiny: Callable[..., Artifact]) -> None:
     session = run_session(windows, tiny().path("model.onnx"), "dml")
     assert astray(session) == []
     elsewhere = {item.node for item in session.placements() if item.provider != DIRECTML}
@@ -91,7 +92,7 @@ def test_directml_takes_every_node_but_the_lengths(windows: Path, tiny: Callable
 
 
 @pytest.mark.wine
-def test_with_lengths_as_inputs_no_node_needs_the_cpu(windows: Path, tiny: Callable[..., Artifact]) -> None:
+def test_with_lengths_as_inputs_no_node_needs_the_cpu(windows: Windows, tiny: Callable[..., Artifact]) -> None:
     model = tiny(lengths_as_inputs=True).path("model.onnx")
     session = run_session(windows, model, "dml", strict=True)
     assert session.error is None
@@ -99,7 +100,7 @@ def test_with_lengths_as_inputs_no_node_needs_the_cpu(windows: Path, tiny: Calla
 
 
 @pytest.mark.wine
-def test_the_cpus_graph_would_fall_back(windows: Path, tiny: Callable[..., Artifact]) -> None:
+def test_the_cpus_graph_would_fall_back(windows: Windows, tiny: Callable[..., Artifact]) -> None:
     model = tiny(target="cpu").path("model.onnx")
     assert astray(run_session(windows, model, "dml")) == [
         "/model/embed_tokens/GatherBlockQuantized (GatherBlockQuantized) on CPUExecutionProvider"
@@ -115,7 +116,7 @@ VARIANTS = {"phi-3-mini-4k": 1024, "phi-3-medium-4k": 1024, "phi-3.5-mini": 4352
 @pytest.mark.wine
 @pytest.mark.parametrize("lengths_as_inputs", [False, True], ids=["mask", "lengths"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_placements_of_the_family(windows: Path, tmp_path: Path, variant: str, lengths_as_inputs: bool) -> None:
+def test_placements_of_the_family(windows: Windows, tmp_path: Path, variant: str, lengths_as_inputs: bool) -> None:
     artifact = export_model(
         ExportRequest(
             checkpoint=str(make_checkpoint(variant, tmp_path / "checkpoint")),
@@ -164,7 +165,7 @@ def beginning(model: Path, out: Path, last: str) -> Path:
 @pytest.mark.wine
 @pytest.mark.parametrize(("target", "made"), [("windows-directml", True), ("cpu", False)])
 def test_directml_makes_the_kernels_up_to_attention(
-    windows: Path, tiny: Callable[..., Artifact], tmp_path: Path, target: str, made: bool
+    windows: Windows, tiny: Callable[..., Artifact], tmp_path: Path, target: str, made: bool
 ) -> None:
     """It places the CPU's attention, with query, key and value in one, and then cannot make it."""
     artifact = tiny(target=target, scheme="int4-b32", lengths_as_inputs=made)
@@ -180,7 +181,7 @@ def test_directml_makes_the_kernels_up_to_attention(
 @pytest.mark.wine
 @pytest.mark.parametrize("lengths_as_inputs", [False, True], ids=["mask", "lengths"])
 def test_windows_computes_what_linux_does(
-    windows: Path, tiny: Callable[..., Artifact], lengths_as_inputs: bool
+    windows: Windows, tiny: Callable[..., Artifact], lengths_as_inputs: bool
 ) -> None:
     """Prefill and four tokens on the CPU provider of the Windows library."""
     artifact = tiny(lengths_as_inputs=lengths_as_inputs)

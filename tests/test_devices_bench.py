@@ -129,15 +129,13 @@ def test_an_agent_that_is_killed_is_reported(artifact: Path) -> None:
     assert "the agent ended while generating (killed by SIGKILL (out of memory?))" in said
 
 
-@pytest.mark.parametrize("code", ["import time; time.sleep(60)", READY + "import time; time.sleep(60)"])
+@pytest.mark.parametrize("code", ["import time; time.sleep(900)", READY + "import time; time.sleep(900)"])
 def test_an_agent_that_hangs_is_killed_at_its_deadline(artifact: Path, code: str) -> None:
-    begun = time.monotonic()
     assert "allow it a longer deadline" in failed(*bench(artifact, ["-c", code], "--deadline-s", "1"))
-    assert time.monotonic() - begun < 20
 
 
 def test_an_agent_that_does_not_end_is_killed_at_its_deadline(artifact: Path) -> None:
-    said = failed(*bench(artifact, ["-c", NEVER_THE_SAME + "import time; time.sleep(60)"], "--warmup", "0",
+    said = failed(*bench(artifact, ["-c", NEVER_THE_SAME + "import time; time.sleep(900)"], "--warmup", "0",
                          "--deadline-s", "2"))  # fmt: skip
     assert "still running after its input had ended" in said
 
@@ -175,7 +173,10 @@ def test_a_killed_bench_leaves_nothing(artifact: Path) -> None:
     lab.write_text(f"[device.slow]\nagent = {command}\n")
     words = ["bench", str(artifact), "--device", "slow", "--lab", str(lab), "--out", str(out)]
     process = subprocess.Popen([sys.executable, "-m", "phi_edge", *words])
-    time.sleep(1.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until_s = time.monotonic() + 60
+    while not children.read_text() and time.monotonic() < until_s:
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert sorted(path.name for path in artifact.parent.iterdir()) == ["fake", "lab.toml"]

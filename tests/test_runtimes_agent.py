@@ -58,7 +58,7 @@ class Talk:
 
     def end(self) -> int:
         self.stdin.close()
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         self.stdout.close()
         return code
 
@@ -141,11 +141,15 @@ def test_cancel_in_the_middle_takes_one_token_at_most(start: Callable[..., Talk]
     talk.next()
     talk.send("generate", 1, ids=[1], max_new_tokens=500)
     assert [talk.next()["event"] for _ in range(3)] == ["token"] * 3
-    begun = time.monotonic()
     talk.send("cancel", 1)
-    *_, done = talk.answer(1)
-    assert time.monotonic() - begun < 1
-    assert done["finish"] == "cancelled" and done["usage"]["completion"] < 10
+    talk.send("ping", 2)  # its answer shows that the agent has read the cancel
+    lines: list[dict[str, Any]] = []
+    while not {"pong", "done"} <= {line["event"] for line in lines}:
+        lines.append(talk.next())
+    events = [line["event"] for line in lines]
+    assert events[events.index("pong") :].count("token") <= 1
+    (done,) = (line for line in lines if line["event"] == "done")
+    assert done["finish"] == "cancelled" and done["usage"]["completion"] < 500
     talk.send("generate", 2, **FIELDS)
     assert len(talk.answer(2)) == 5
 
@@ -277,27 +281,25 @@ def test_half_a_line_at_the_end_is_dropped(talk: Talk) -> None:
     talk.stdin.write(b'{"do": "generate", "request": 1, "ids": [1], "max_new')
     talk.stdin.close()
     assert talk.stdout.read() == b""
-    assert talk.process.wait(20) == 0
+    assert talk.process.wait(60) == 0
 
 
 def test_the_end_of_stdin_ends_a_generation(start: Callable[..., Talk]) -> None:
-    talk = start(forward_s=SLOW_S)
+    talk = start(forward_s=0.5)  # the whole answer would take longer than `end` waits
     talk.next()
     talk.send("generate", 1, ids=[1], max_new_tokens=500)
     talk.next()
-    begun = time.monotonic()
     assert talk.end() == 0
-    assert time.monotonic() - begun < 5
 
 
 def test_silence_ends_the_agent(start: Callable[..., Talk]) -> None:
-    talk = start("--silence-s", "1")
+    talk = start("--silence-s", "4")
     talk.next()
-    for number in range(4):
-        time.sleep(0.5)
+    for number in range(5):
+        time.sleep(1)
         talk.send("ping", number)
         assert talk.next()["event"] == "pong"
-    assert talk.process.wait(20) == 3
+    assert talk.process.wait(60) == 3
 
 
 def test_one_agent_at_a_time_holds_a_lock(start: Callable[..., Talk], tmp_path: Path) -> None:
@@ -318,7 +320,7 @@ def test_what_cannot_be_opened_is_told(start: Callable[..., Talk], tmp_path: Pat
     talk = start(folder=str(tmp_path / "no such"))
     refused = talk.next()
     assert (refused["event"], refused["code"], refused["fatal"]) == ("error", "artifact", True)
-    assert talk.process.wait(20) == 2
+    assert talk.process.wait(60) == 2
 
 
 def test_a_sample_needs_no_artifact() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,12 @@ def test_what_the_agent_cannot_load_is_the_engines_error(start: Callable[..., Re
 @pytest.mark.parametrize(
     ("program", "patience", "said"),
     [
-        ("time.sleep(60)", Patience(load_s=0.3, end_s=0.1), "ended after 0 s of loading the artifact without a result"),
-        ("time.sleep(60)", Patience(silence_s=0.3, end_s=0.1), "the agent said nothing for 0 s of loading"),
+        (
+            "time.sleep(900)",
+            Patience(load_s=0.3, end_s=0.1),
+            r"ended after \d+ s of loading .* without a result",
+        ),
+        ("time.sleep(900)", Patience(silence_s=0.3, end_s=0.1), r"the agent said nothing for \d+ s of loading"),
     ],
 )
 def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, patience: Patience, said: str) -> None:
@@ -91,9 +95,9 @@ def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, pa
     [
         ("hear(); sys.exit(4)", r"the agent ended while generating: nobody knows \(exit code 4\)"),
         ("say(event='token', request=hear()['request'], id=1, at_s=0.1); os.kill(os.getpid(), 9)", "SIGKILL"),
-        ("hear(); print('ld.so: something'); time.sleep(60)", "printed b'ld.so: something', which is no line"),
+        ("hear(); print('ld.so: something'); time.sleep(900)", "printed b'ld.so: something', which is no line"),
         ("hear(); sys.stdout.write('{\"event\": \"tok'); sys.stdout.flush()", "printed b'{\"event\": \"tok'"),
-        ("hear(); time.sleep(60)", "ended after 1 s of generating without a result"),
+        ("hear(); time.sleep(900)", r"ended after \d+ s of generating without a result"),
         ("say(event='error', request=hear()['request'], code='engine', message='x', fatal=True)", "x"),
     ],
 )  # fmt: skip
@@ -102,13 +106,11 @@ def test_an_agent_lost_in_an_answer_is_lost_for_good(
 ) -> None:
     patience = Patience(progress_s=1, end_s=0.2)
     source = start(f"ready()\n{program}", patience=patience, diagnose=lambda boot_id: "nobody knows")
-    begun = time.monotonic()
     with pytest.raises(TransportError, match=said) as first:
         list(source.stream(REQUEST))
     assert "nobody knows" in str(first.value)
     with pytest.raises(TransportError, match=said):
         list(source.stream(REQUEST))
-    assert time.monotonic() - begun < 10
 
 
 def test_an_error_line_ends_the_request_alone(start: Callable[..., RemoteTokens]) -> None:
@@ -141,34 +143,42 @@ def test_what_an_agent_cannot_honour_is_refused_here(start: Callable[..., Remote
         start("ready()\nhear()", hold=True).stream(REQUEST)
 
 
+def open_fake(folder: Path, forward_s: float) -> RemoteTokens:
+    """A real agent of a fake artifact, made in `folder`, that takes so long for a token."""
+    artifact = fake_artifact(folder / "artifact").folder
+    return RemoteTokens(
+        ChildLines([sys.executable, "-m", "runtimes.agent", str(artifact), "--fake-forward-s", str(forward_s)])
+    )
+
+
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[RemoteTokens]:
-    """A real agent, 20 ms a token."""
-    folder = fake_artifact(tmp_path / "artifact").folder
-    command = [sys.executable, "-m", "runtimes.agent", str(folder), "--fake-forward-s", "0.02"]
-    source = RemoteTokens(ChildLines(command))
+    source = open_fake(tmp_path, 0.02)
     yield source
     source.close()
 
 
 def test_cancel_from_another_thread_ends_in_a_done(slow: RemoteTokens) -> None:
-    timer = threading.Timer(0.3, slow.cancel)
-    timer.start()
-    *tokens, done = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+    stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+    next(stream)
+    thread = threading.Thread(target=slow.cancel)
+    thread.start()
+    *tokens, done = stream
+    thread.join()
     assert isinstance(done, TokensDone) and done.finish == "cancelled"
-    assert 2 <= len(tokens) <= 40
+    assert len(tokens) < 399
     slow.cancel()  # nothing runs
     assert len(list(slow.stream(REQUEST))) == 4
 
 
-def test_a_stream_that_is_left_is_cancelled(slow: RemoteTokens) -> None:
-    for _ in range(3):
-        stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
-        assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
-        begun = time.monotonic()
-        stream.close()
-        assert time.monotonic() - begun < 2
-    assert len(list(slow.stream(REQUEST))) == 4
+def test_a_stream_that_is_left_is_cancelled(tmp_path: Path) -> None:
+    """Three whole answers would take longer than a test may."""
+    with contextlib.closing(open_fake(tmp_path, 0.5)) as source:
+        for _ in range(3):
+            stream = source.stream(TokenRequest(ids=[1], max_new_tokens=500))
+            assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
+            stream.close()
+        assert len(list(source.stream(REQUEST))) == 4
 
 
 def test_sessions_of_any_name_and_forgetting(slow: RemoteTokens) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,10 +89,8 @@ def test_a_missing_program_and_a_missing_file_are_reported(host: WindowsHost, fo
 @pytest.mark.wine
 def test_a_command_that_hangs_is_ended(host: WindowsHost) -> None:
     host.shell()
-    begun = time.monotonic()
     with pytest.raises(TransportError, match="did not finish in 2 s"):
-        host.run(["python", "-c", "import time; time.sleep(100)"], deadline_s=2)
-    assert time.monotonic() - begun < 8
+        host.run(["python", "-c", "import time; time.sleep(900)"], deadline_s=2)
 
 
 @pytest.mark.wine

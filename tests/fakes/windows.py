@@ -6,6 +6,7 @@ onnxruntime's are real; Windows itself is Wine, and the server's way of starting
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ from types import TracebackType
 
 from fakes.lab_file import lab_file
 from fakes.sshd import SSHD, LocalSshd
-from fakes.windows_session import build_windows, windows_path
 from fakes.windows_session import missing as wine_lacks
+from fakes.windows_session import own_windows, windows_path
 
 NAME = "laptop"
 SESSION = Path(__file__).parent / "wine" / "session.py"
@@ -33,7 +34,7 @@ class EmulatedWindows(LocalSshd):
     """`with EmulatedWindows(folder) as device: ... --lab device.lab --device laptop`."""
 
     def __init__(self, folder: Path) -> None:
-        self.windows = build_windows()
+        self._own = contextlib.ExitStack()
         self._entry = folder / "entry"
         super().__init__(folder, NAME, {"ForceCommand": str(self._entry)})
         self.lab = folder / "lab.toml"
@@ -41,13 +42,11 @@ class EmulatedWindows(LocalSshd):
         self._screen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> EmulatedWindows:
-        display = self._start_screen()
-        environment = {
-            "DISPLAY": display,
+        windows = self._own.enter_context(own_windows())
+        environment = windows.environment | {
+            "DISPLAY": self._start_screen(),
             "LC_ALL": "C.UTF-8",  # how Wine writes a file's name
-            "WINEDEBUG": "-all",
-            "WINEPREFIX": str(self.windows / "prefix"),
-            "WINEPATH": windows_path(self.windows / "python"),
+            "WINEPATH": windows_path(windows.folder / "python"),
         }
         self._environment = os.environ | environment
         # Windows' services start with the first program, and end with the last: they must not belong to a session.
@@ -60,7 +59,7 @@ class EmulatedWindows(LocalSshd):
             start_new_session=True,
         )
         exported = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
-        python = self.windows / "python" / "python.exe"
+        python = windows.folder / "python" / "python.exe"
         self._entry.write_text(f"#!/bin/sh\n{exported}exec wine '{python}' -IS '{windows_path(SESSION)}'\n")
         self._entry.chmod(0o755)
         self.prepare()
@@ -78,6 +77,7 @@ class EmulatedWindows(LocalSshd):
         if self._screen is not None:
             self._screen.kill()
             self._screen.wait()
+        self._own.close()
 
     def row(self, **changes: str | None) -> str:
         """The lab file, with other or further keys; None leaves one out."""

@@ -8,13 +8,14 @@ Exits with 1 and names each node that left DirectML unexpectedly.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from ci.placements import Placement, count, fallen_back, read_placements
 
 SCRIPT = Path(__file__).parent / "wine" / "session.js"
 DIRECTML = "DmlExecutionProvider"
-LIMIT_S = 120
+LIMIT_S = 400
 
 
 def windows_folder() -> Path:
@@ -45,6 +46,35 @@ def build_windows() -> Path:
     return windows_folder()
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The programs, which all sessions share, and one session's own Windows (WINEPREFIX) with services of its own."""
+
+    folder: Path
+    prefix: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"WINEDEBUG": "-all", "WINEPREFIX": str(self.prefix)}
+
+
+@contextlib.contextmanager
+def own_windows() -> Iterator[Windows]:
+    """Under one prefix all programs share one server and one screen, and die with whoever started these. A copy costs
+    nothing: its libraries are links. The registry is written in place, and is copied."""
+    folder = build_windows()
+    with tempfile.TemporaryDirectory(prefix="prefix-", dir=folder, ignore_cleanup_errors=True) as own:
+        windows = Windows(folder, Path(own) / "prefix")
+        subprocess.run(["cp", "-al", str(folder / "prefix"), str(windows.prefix)], check=True)
+        for registry in (folder / "prefix").glob("*.reg"):
+            (windows.prefix / registry.name).unlink()
+            shutil.copy(registry, windows.prefix)
+        try:
+            yield windows
+        finally:
+            subprocess.run(["wineserver", "-k"], env=os.environ | windows.environment, check=False, timeout=60)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowsSession:
     """What became of a session. `error` is onnxruntime's own text."""
@@ -58,7 +88,7 @@ class WindowsSession:
 
 
 def run_session(
-    folder: Path,
+    windows: Windows,
     model: Path,
     provider: Literal["cpu", "dml"],
     *,
@@ -66,18 +96,14 @@ def run_session(
     feeds: Sequence[Mapping[str, Mapping[str, Any]]] = (),
 ) -> WindowsSession:
     """Make a session, and run it once for each feed; see wine/session.js."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory(dir=windows.folder) as name:
         work = Path(name)
         job = {"model": windows_path(model), "provider": provider, "strict": strict, "feeds": feeds}
         (work / "job.json").write_text(json.dumps(job))
         (work / "session.js").write_bytes(SCRIPT.read_bytes())  # node looks for packages above its script
-        environment = os.environ | {
-            "WINEDEBUG": "-all",
-            "WINEPREFIX": str(folder / "prefix"),
-            "NODE_SKIP_PLATFORM_CHECK": "1",
-        }
+        environment = os.environ | windows.environment | {"NODE_SKIP_PLATFORM_CHECK": "1"}
         files = [windows_path(work / file) for file in ("session.js", "job.json", "result.json")]
-        command = ["xvfb-run", "-a", "wine", str(folder / "node" / "bin" / "node.exe"), *files]
+        command = ["xvfb-run", "-a", "wine", str(windows.folder / "node" / "bin" / "node.exe"), *files]
         with (work / "log").open("wb") as log:
             subprocess.run(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, timeout=LIMIT_S, check=False
@@ -99,7 +125,8 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--strict", action="store_true", help="forbid the CPU fallback")
     options = parser.parse_args()
-    session = run_session(build_windows(), options.model, "dml", strict=options.strict)
+    with own_windows() as windows:
+        session = run_session(windows, options.model, "dml", strict=options.strict)
     if session.error is not None:
         print(session.error, file=sys.stderr)
         return 1

@@ -23,6 +23,11 @@ def pump(source: int, target: int) -> None:
         os.close(target)
 
 
+def exit_argument(code: int) -> int:
+    """os._exit takes a signed 32-bit number. A crashed or ended program's code, as 0xC0000005, is an unsigned one."""
+    return code - (1 << 32) if code >= 1 << 31 else code
+
+
 def main() -> int:
     command = os.environ["SSH_ORIGINAL_COMMAND"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "PYTHON"))}
@@ -52,4 +57,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)
+    os._exit(exit_argument(code))
