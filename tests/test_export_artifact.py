@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from export.artifact import open_artifact, verify
 from export.errors import ArtifactError
 from export.pipeline import export_model
 from export.request import ExportRequest
+from fakes.killed import export_until, journal_lines, never
 from phi_edge.main import main
 
 
@@ -127,29 +125,23 @@ def test_same_bytes_twice(random_checkpoint: Callable[..., Path], tmp_path: Path
 
 def test_killed_export_leaves_no_artifact(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint, out = random_checkpoint(num_hidden_layers=4), tmp_path / "out"
-    command = [sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(out), "--scheme", "int4-b32", "--quiet"]
-    start = time.monotonic()
-    subprocess.run(command, check=True)
-    whole_s = time.monotonic() - start
+    part, words = tmp_path / "out.part", [str(checkpoint), str(out), "--scheme", "int4-b32"]
+    assert export_until(words, never) == 0
     digest = open_artifact(out).manifest.digest()
     shutil.rmtree(out)
-    moments = random.Random(0)
+    moments: list[Callable[[], bool]] = [part.exists, (part / "artifact").exists]
+    moments += [functools.partial(lambda lines: journal_lines(part) >= lines, lines) for lines in range(1, 6)]
+    moments += [out.exists]  # sealed: what is accepted then must be the whole artifact
     killed = 0
-    # Some of the later moments come after the seal: what is accepted then must be the whole artifact.
-    for moment in sorted(moments.uniform(0.3, 1.05) for _ in range(8)):
-        process = subprocess.Popen(command, start_new_session=True)
-        try:
-            process.wait(whole_s * moment)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            killed += 1
+    for reached in moments:
+        code = export_until(words, reached)
+        killed += code is None
         for folder in tmp_path.iterdir():
             try:
                 accepted = open_artifact(folder)
                 verify(accepted)
             except ArtifactError:
-                assert process.returncode != 0
+                assert code is None
             else:
                 assert folder == out and accepted.manifest.digest() == digest
         for folder in tmp_path.iterdir():

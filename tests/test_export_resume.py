@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,7 @@ from export.pipeline import Progress, export_model
 from export.request import ExportRequest
 from export.weights.journal import Journal
 from export.weights.scratch import Scratch
+from fakes.killed import export_until, journal_lines, never
 
 LAYERS = 4
 
@@ -171,27 +169,27 @@ def test_two_at_once_are_refused(checkpoint: Path, tmp_path: Path) -> None:
 def test_killed_at_random_moments(
     checkpoint: Path, undisturbed: dict[Format, Artifact], tmp_path: Path, format: Format, kills: int
 ) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(out), "--quiet"]
-    command += ["--format", format, "--scheme", "int4-b32"]
-    start = time.monotonic()
-    subprocess.run(command, check=True)
-    whole_s = time.monotonic() - start
-    shutil.rmtree(out)
-    moments = random.Random(1)
-    process = subprocess.Popen(command, start_new_session=True)
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    words = [str(checkpoint), str(out), "--format", format, "--scheme", "int4-b32"]
+    moments, killed = random.Random(1), 0
     for _ in range(kills):
-        try:  # most of the time goes to imports; the work is in the second half
-            process.wait(whole_s * moments.uniform(0.4, 1.0))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        lines, delay_s = journal_lines(part) + moments.choice([0, 1, 1]), moments.uniform(0, 0.05)
+        if export_until(words, functools.partial(at_work, part, lines, delay_s)) is None:
+            killed += 1
         if (out / MANIFEST).exists():  # it was sealed before the moment came: that one begins again
             assert same(open_artifact(out), undisturbed[format])
             shutil.rmtree(out)
-        process = subprocess.Popen(command, start_new_session=True)
-    assert process.wait() == 0
+    assert killed >= kills // 2
+    assert export_until(words, never) == 0
     assert same(open_artifact(out), undisturbed[format])
+
+
+def at_work(part: Path, lines: int, delay_s: float) -> bool:
+    """Whether so many lines are in the journal; if so, this waits for a moment between two of them."""
+    if not part.is_dir() or journal_lines(part) < lines:
+        return False
+    time.sleep(delay_s)
+    return True
 
 
 def test_a_full_disk_loses_nothing(
