@@ -16,6 +16,7 @@ import pytest
 
 from devices.drivers.adb import AdbDevice, AdbDriver
 from devices.drivers.adb_conditions import parse_conditions
+from devices.drivers.driver import Loading
 from devices.errors import DeviceError
 from devices.measure.bench import Plan, measure
 from devices.measure.measurement import DeviceFacts
@@ -56,7 +57,7 @@ def opened(device: AdbDevice, artifact: Artifact, *, hold: bool = False) -> Iter
     """Staged and loaded; closed afterwards."""
     with contextlib.closing(AdbDriver("phone", device)) as driver:
         driver.stage(artifact, lambda what: None)
-        source = driver.open(artifact, threads=2, hold=hold, cold=False, deadline_s=100).source
+        source = driver.open(artifact, Loading(threads=2, hold=hold, wait_s=100)).source
         with contextlib.closing(source):
             yield source
 
@@ -215,7 +216,7 @@ def test_a_phone_that_falls_silent_in_an_answer_is_reported(
     timeouts, artifact = Timeouts(end_s=0.5, diagnose_s=0.5), open_artifact(tiny_onnx)
     with contextlib.closing(AdbDriver("phone", device, timeouts)) as driver:
         driver.stage(artifact, lambda what: None)
-        source = driver.open(artifact, threads=2, hold=True, cold=False, deadline_s=8).source
+        source = driver.open(artifact, Loading(threads=2, hold=True, wait_s=8, total_s=8)).source
         stream = source.stream(TokenRequest(ids=[5, 6, 7], max_new_tokens=400))
         phone.frozen = True
         with pytest.raises(TransportError, match=r"ended after .* of generating without a result.*cannot be reached"):

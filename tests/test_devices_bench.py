@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from devices.measure.measurement import Measurement, read_measurement
 from devices.measure.metrics import METRICS, summarize
 from devices.measure.validity import problems
 from phi_edge.main import main
+from runtimes.api import MemoryUse
 from runtimes.engines.fake import fake_artifact
 
 FAKE = ["-m", "runtimes.agent", "--fake-forward-s", "0.001"]
@@ -37,6 +39,11 @@ for token in range(count):
 usage = {"prompt": len(request["ids"]), "reused": 0, "prefilled": len(request["ids"]), "completion": count}
 say(event="done", request=number, finish="length", usage=usage)
 """
+)
+# Reports a different number for every figure that a process may report of itself.
+EVERY_FIGURE = NEVER_THE_SAME.replace(
+    "usage=usage)",
+    f"usage=usage, memory={ {field.name: 1000 + n for n, field in enumerate(dataclasses.fields(MemoryUse))} })",
 )
 NOISY = """
 import os, sys, runtimes.engines.fake as fake
@@ -112,6 +119,15 @@ def test_what_the_agent_did_not_tell_is_none(artifact: Path) -> None:
     measurement = done(*bench(artifact, ["-c", NEVER_THE_SAME], "--warmup", "0"))
     for name in ("prefill_tokens_per_s", "peak_memory_bytes"):
         assert summarize(METRICS[name], measurement) is None
+
+
+def test_every_figure_of_the_process_reaches_the_file(artifact: Path) -> None:
+    """No layer between the process and the file names the figures: a new one is a field of MemoryUse, its reader, and
+    its metric."""
+    measurement = done(*bench(artifact, ["-c", EVERY_FIGURE], "--warmup", "0"))
+    for repetition in measurement.repetitions:
+        seen = dataclasses.asdict(repetition.run.memory)
+        assert list(seen.values()) == list(range(1000, 1000 + len(seen)))
 
 
 def test_a_library_that_prints_on_stdout_does_not_break_the_protocol(artifact: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from devices.drivers import provision
-from devices.drivers.driver import Driver
+from devices.drivers.driver import Driver, Loading
 from devices.drivers.table import find_device, open_device_runtime, open_driver
 from devices.errors import DeviceError
 from devices.measure.measurement import read_measurement
@@ -58,7 +58,7 @@ def open_pi(staged: Driver, tiny_onnx: Path) -> Iterator[Callable[[], Runtime]]:
 
     def begin() -> Runtime:
         artifact = open_artifact(tiny_onnx)
-        source = staged.open(artifact, threads=None, hold=False, cold=False, deadline_s=120).source
+        source = staged.open(artifact, Loading(wait_s=120)).source
         opened.append(text_runtime(artifact, source))
         return opened[-1]
 
@@ -395,7 +395,7 @@ def test_an_environment_is_made_on_the_board(emulated_pi: EmulatedPi, tiny_onnx:
     with contextlib.closing(open_driver(NAME, find_device(NAME, lab))) as driver:
         artifact = open_artifact(tiny_onnx)
         driver.stage(artifact, print)
-        opened = driver.open(artifact, threads=None, hold=False, cold=False, deadline_s=120)
+        opened = driver.open(artifact, Loading(wait_s=120))
         with contextlib.closing(opened.source) as source:
             assert len(list(source.stream(TokenRequest(ids=[5], max_new_tokens=2)))) == 3
         assert opened.versions["onnxruntime"] == "1.32.0"

@@ -11,7 +11,7 @@ from typing import Literal
 from devices.checks.adb import examine_phone
 from devices.drivers import memory_plan
 from devices.drivers.adb_conditions import read_adb_conditions
-from devices.drivers.driver import Finding, Opened, Program, Say, Transport
+from devices.drivers.driver import Finding, Loading, Opened, Program, Say, Transport
 from devices.drivers.opening import open_agent
 from devices.drivers.staging import describe, push_file, stage_artifact
 from devices.errors import DeviceError
@@ -71,39 +71,22 @@ class AdbDriver:
             self._bring(library, f"{self._remote_libraries()}/{_plain_name(library)}", say)
         stage_artifact(self._host(), artifact, f"{self._device.folder}/artifacts", say)
 
-    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
+    def open(self, artifact: Artifact, loading: Loading) -> Opened:
         """See Driver.open."""
         self._check_format(artifact)
         folder = f"{self._device.folder}/artifacts/{artifact.manifest.digest()}"
         libraries = self._remote_libraries()
         # The linker searches it for what the libraries themselves need, such as libc++_shared.so.
         start = ["env", f"LD_LIBRARY_PATH={libraries}", *self._device.prefix, self._remote_program()]
-        if self._device.runner == "llama_main":
-            from devices.transports.llama_main import open_llama_main
-
-            boot_id = self._host().boot_id()
-            source = open_llama_main(
-                self._host(), start, artifact, folder, threads, deadline_s, diagnose=lambda: self._lost(boot_id)
-            )
-            return Opened(
-                source=source,
-                load_s=None,
-                open_s=None,
-                load_mode=None,
-                cached_share=None,
-                versions={},
-                finish=source.close,
-            )
         # Asked in the same way before and after: an emulated agent sees another kernel's id.
         boot_id = self._host().boot_id()
+        if self._device.runner == "llama_main":
+            return self._open_llama_main(artifact, loading, start, folder, boot_id)
         return open_agent(
             self._host(),
             [*start, folder, "--libraries", libraries],
             artifact,
-            threads=threads,
-            hold=hold,
-            cold=cold,
-            deadline_s=deadline_s,
+            loading,
             lock=f"{self._device.folder}/agent.lock",
             diagnose=lambda _: self._lost(boot_id) or _ENDED,
         )
@@ -121,6 +104,25 @@ class AdbDriver:
         if self._connected is not None:
             self._connected.close()
             self._connected = None
+
+    def _open_llama_main(
+        self, artifact: Artifact, loading: Loading, start: Sequence[str], folder: str, boot_id: str
+    ) -> Opened:
+        from devices.transports.llama_main import open_llama_main
+
+        source = open_llama_main(
+            self._host(), start, artifact, folder, loading.threads, loading.wait_s,
+            diagnose=lambda: self._lost(boot_id),
+        )  # fmt: skip
+        return Opened(
+            source=source,
+            load_s=None,
+            open_s=None,
+            load_mode=None,
+            cached_share=None,
+            versions={},
+            finish=source.close,
+        )
 
     def _client(self) -> Client:
         return Client(self._device.adb, self._device.server)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devices.drivers import memory_plan
-from devices.drivers.driver import Finding, Opened, Say
+from devices.drivers.driver import Finding, Loading, Opened, Say
 from devices.drivers.opening import AGENT, conditions_of, open_agent
 from devices.drivers.provision import Python, System, bring_code, bring_venv, look_at_python
 from devices.drivers.staging import stage_artifact
@@ -66,7 +66,7 @@ class PythonBoardDriver:
             say(f"warning: {warning}")
         stage_artifact(self.board.host, artifact, f"{self.cache_folder()}/artifacts", say)
 
-    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
+    def open(self, artifact: Artifact, loading: Loading) -> Opened:
         """See Driver.open."""
         agent = self._prepare(artifact.manifest.format, _silent)
         cache = self.cache_folder()
@@ -75,10 +75,7 @@ class PythonBoardDriver:
             self.board.host,
             [*agent, f"{cache}/artifacts/{artifact.manifest.digest()}"],
             artifact,
-            threads=threads,
-            hold=hold,
-            cold=cold,
-            deadline_s=deadline_s,
+            loading,
             lock=f"{cache}/agent.lock",
             diagnose=self._diagnose,
             graphics=self.board.graphics if on_adapter else ANY_ADAPTER,

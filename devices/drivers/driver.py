@@ -19,6 +19,17 @@ D = TypeVar("D", bound=Device)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How to load an artifact, and how long it may take."""
+
+    threads: int | None = None  # None is all cores that the process may use
+    hold: bool = False  # send all tokens at the end of each answer, so that no writing is measured
+    cold: bool = False  # drop the artifact from the page cache first
+    wait_s: float = 600.0  # for each wait: for the ready line, and for each token
+    total_s: float | None = None  # for everything, from the start of the process on; None: no limit
+
+
+@dataclass(frozen=True, kw_only=True)
 class Opened:
     """An artifact that is loaded on a device, in a process of its own, and what is known of the loading."""
 
@@ -54,9 +65,8 @@ class Driver(Protocol):
         interrupted one is resumed. Refuses an artifact that does not fit into the device's memory."""
         ...
 
-    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
-        """Load a staged artifact in a fresh process. `hold`: all tokens come at the end of each answer, so that no
-        writing is measured. `cold`: drop the artifact from the page cache first. `deadline_s` is for every wait."""
+    def open(self, artifact: Artifact, loading: Loading) -> Opened:
+        """Load a staged artifact in a fresh process."""
         ...
 
     def examine(self) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from devices.drivers.driver import Finding, Opened, Say, Transport
+from devices.drivers.driver import Finding, Loading, Opened, Say, Transport
 from devices.drivers.opening import AGENT, open_agent
 from devices.lab import Device
 from devices.transports.local import LocalHost
@@ -48,16 +48,13 @@ class LocalDriver:
     def stage(self, artifact: Artifact, say: Say) -> None:
         """Everything is here already."""
 
-    def open(self, artifact: Artifact, *, threads: int | None, hold: bool, cold: bool, deadline_s: float) -> Opened:
+    def open(self, artifact: Artifact, loading: Loading) -> Opened:
         """See Driver.open."""
         return open_agent(
             self._host,
             [*self._agent, str(artifact.folder)],
             artifact,
-            threads=threads,
-            hold=hold,
-            cold=cold,
-            deadline_s=deadline_s,
+            loading,
             here=True,
             graphics=self._graphics,
         )

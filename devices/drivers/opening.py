@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from devices.drivers.driver import Opened
+from devices.drivers.driver import Loading, Opened
 from devices.errors import DeviceError
 from devices.transports.host import Host
 from devices.transports.remote_tokens import Patience, RemoteTokens
@@ -26,11 +26,8 @@ def open_agent(
     host: Host,
     command: Sequence[str],
     artifact: Artifact,
+    loading: Loading,
     *,
-    threads: int | None,
-    hold: bool,
-    cold: bool,
-    deadline_s: float,
     lock: str | None = None,
     here: bool = False,
     diagnose: Callable[[str | None], str | None] | None = None,
@@ -40,18 +37,18 @@ def open_agent(
     clock is finer than the kernel's ticks. `diagnose` gets the boot id that the agent started under, and returns why
     the agent was lost."""
     full = [*command, "--silence-s", str(host.timeouts.unheard_s)]
-    full += [] if threads is None else ["--threads", str(threads)]
-    full += ["--cold"] if cold else []
+    full += [] if loading.threads is None else ["--threads", str(loading.threads)]
+    full += ["--cold"] if loading.cold else []
     full += [] if lock is None else ["--lock", lock]
     full += [] if graphics.adapter is None else ["--adapter", graphics.adapter]
     full += ["--allow-cpu"] if graphics.allow_cpu else []
     started_s = time.perf_counter()
-    until_s = time.monotonic() + deadline_s if hold else math.inf  # a bench is bounded; a conversation is not
+    until_s = math.inf if loading.total_s is None else time.monotonic() + loading.total_s
     source = RemoteTokens(
         host.start(full),
         digest=artifact.manifest.digest(),
-        hold=hold,
-        patience=Patience(load_s=deadline_s, progress_s=deadline_s, until_s=until_s),
+        hold=loading.hold,
+        patience=Patience(load_s=loading.wait_s, progress_s=loading.wait_s, until_s=until_s),
         diagnose=diagnose,
     )
     ready = source.ready

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from devices.drivers.adb import ADB
-from devices.drivers.driver import Driver, Say, Transport
+from devices.drivers.driver import Driver, Loading, Say, Transport
 from devices.drivers.local import LOCAL
 from devices.drivers.ssh import SSH
 from devices.drivers.windows import WINDOWS_SSH
@@ -57,7 +57,7 @@ def _open(
     driver.stage(artifact, say)
     say("loading")
     threads = device.threads if threads is None else threads
-    opened = driver.open(artifact, threads=threads, hold=False, cold=False, deadline_s=deadline_s)
+    opened = driver.open(artifact, Loading(threads=threads, wait_s=deadline_s))
     if artifact.manifest.engine.get("provider") == "dml" and opened.accelerator is None:
         say("warning: the CPU runs this artifact, which was exported for a graphics adapter")
     return DeviceRuntime(text_runtime(artifact, opened.source), driver)

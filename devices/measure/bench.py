@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from devices.drivers.driver import Driver, Opened
+from devices.drivers.driver import Driver, Loading, Opened
 from devices.errors import DeviceError
 from devices.measure.measurement import (
     SCHEMA,
@@ -106,7 +106,9 @@ def _repeat(
     """One fresh process from its start to its end."""
     step(0, "loading")
     # The tokens are sent at the end of each answer: writing between two of them would count as their gap.
-    opened = driver.open(artifact, threads=plan.threads, hold=True, cold=cold, deadline_s=plan.deadline_s)
+    limit_s = plan.deadline_s
+    loading = Loading(threads=plan.threads, hold=True, cold=cold, wait_s=limit_s, total_s=limit_s)
+    opened = driver.open(artifact, loading)
     try:
         request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
         warmups = []

@@ -9,6 +9,7 @@ for its speed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -19,55 +20,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# name -> default; a flag that is not here is an error, as in gflags.
-FLAGS = {
+# name -> default, which gives its type.
+FLAGS: Mapping[str, str | int | float | bool] = {
     "model_path": "llama2.pte",
     "data_paths": "",
     "tokenizer_path": "tokenizer.bin",
     "prompt": "The answer to the ultimate question is",
     "prompt_file": "",
-    "temperature": "0.8",
-    "seq_len": "128",
-    "max_new_tokens": "-1",
-    "cpu_threads": "-1",
-    "num_bos": "0",
-    "num_eos": "0",
-    "warmup": "false",
-    "ignore_eos": "false",
+    "temperature": 0.8,
+    "seq_len": 128,
+    "max_new_tokens": -1,
+    "cpu_threads": -1,
+    "num_bos": 0,
+    "num_eos": 0,
+    "warmup": False,
+    "ignore_eos": False,
     "etdump_path": "etdump.in",
     "method_name": "forward",
 }
 
 
-def read_flags(arguments: list[str]) -> dict[str, str]:
-    """gflags: --name=value, --name value, and --name for a boolean."""
-    flags = dict(FLAGS)
-    words = iter(arguments)
-    for word in words:
-        name, has_value, value = word.lstrip("-").partition("=")
-        if not word.startswith("-") or name not in FLAGS:
-            sys.exit(f"ERROR: unknown command line flag '{name}'")
-        if has_value:
-            flags[name] = value
-        elif FLAGS[name] in ("true", "false"):
-            flags[name] = "true"
+def read_flags(arguments: list[str]) -> argparse.Namespace:
+    """As gflags: --name=value, --name value, and --name for a boolean."""
+    parser = argparse.ArgumentParser(prog="llama_main", allow_abbrev=False)
+    for name, default in FLAGS.items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", nargs="?", const=True, default=default, type="true".__eq__)
         else:
-            flags[name] = next(words)
-    return flags
+            parser.add_argument(f"--{name}", default=default, type=type(default))
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
     """Generate once; exit 0."""
     flags = read_flags(arguments)
-    prompt = flags["prompt"]
-    if flags["prompt_file"]:
-        prompt = Path(flags["prompt_file"]).read_bytes().decode()
+    prompt = flags.prompt
+    if flags.prompt_file:
+        prompt = Path(flags.prompt_file).read_bytes().decode()
     library = _load()
-    if int(flags["cpu_threads"]) > 0:
-        library._unsafe_reset_threadpool(int(flags["cpu_threads"]))
-    (_ignore_eos if flags["ignore_eos"] == "true" else _generate)(prompt, flags)
+    if flags.cpu_threads > 0:
+        library._unsafe_reset_threadpool(flags.cpu_threads)
+    (_ignore_eos if flags.ignore_eos else _generate)(prompt, flags)
     sys.stdout.flush()
-    os._exit(0)  # torch's and ExecuTorch's thread pools need not be taken down
+    os._exit(0)  # torch's and ExecuTorch's thread pools need not be shut down
 
 
 def _load() -> Any:
@@ -79,25 +74,25 @@ def _load() -> Any:
     return _load_library()
 
 
-def _generate(prompt: str, flags: Mapping[str, str]) -> None:
+def _generate(prompt: str, flags: argparse.Namespace) -> None:
     """ExecuTorch's own runner. It prints everything itself."""
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     config = GenerationConfig(
         echo=True,
-        temperature=float(flags["temperature"]),
-        max_new_tokens=int(flags["max_new_tokens"]),
-        seq_len=-1 if int(flags["max_new_tokens"]) > 0 else int(flags["seq_len"]),
-        num_bos=int(flags["num_bos"]),
-        num_eos=int(flags["num_eos"]),
+        temperature=flags.temperature,
+        max_new_tokens=flags.max_new_tokens,
+        seq_len=-1 if flags.max_new_tokens > 0 else flags.seq_len,
+        num_bos=flags.num_bos,
+        num_eos=flags.num_eos,
     )
-    runner = TextLLMRunner(flags["model_path"], flags["tokenizer_path"])
-    if flags["warmup"] == "true":
+    runner = TextLLMRunner(flags.model_path, flags.tokenizer_path)
+    if flags.warmup:
         runner.generate(prompt, GenerationConfig(echo=False, max_new_tokens=1, warming=True), lambda piece: None)
     runner.generate(prompt, config, lambda piece: None)
 
 
-def _ignore_eos(prompt: str, flags: Mapping[str, str]) -> None:
+def _ignore_eos(prompt: str, flags: argparse.Namespace) -> None:
     """The runner's Python bindings lack ignore_eos: our engine on the same program, with the same output."""
     from tokenizers import Tokenizer
 
@@ -106,11 +101,11 @@ def _ignore_eos(prompt: str, flags: Mapping[str, str]) -> None:
     from runtimes.registry import open_tokens
 
     began_ms = time.time_ns() // 1_000_000
-    tokens = open_tokens(open_artifact(Path(flags["model_path"]).parent))
+    tokens = open_tokens(open_artifact(Path(flags.model_path).parent))
     loaded_ms = time.time_ns() // 1_000_000
-    tokenizer = Tokenizer.from_file(flags["tokenizer_path"])
+    tokenizer = Tokenizer.from_file(flags.tokenizer_path)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    records = list(tokens.stream(TokenRequest(ids=ids, max_new_tokens=int(flags["max_new_tokens"]))))
+    records = list(tokens.stream(TokenRequest(ids=ids, max_new_tokens=flags.max_new_tokens)))
     new = [record for record in records if isinstance(record, NewToken)]
     answer = tokenizer.decode(ids + [record.id for record in new], skip_special_tokens=False)
     before = tokenizer.decode(ids, skip_special_tokens=False)
