@@ -27,7 +27,7 @@ from export.errors import DelegationError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve
 from export.memory import kv_bytes_per_token, plan_memory
-from export.plan import peak_bytes
+from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
 from export.weights.journal import Journal, discard
@@ -150,7 +150,7 @@ def check_disk(out: Path, folder: Path, layout: Layout) -> None:
     for slot in layout.slots.values():
         ends[slot.file] = max(ends.get(slot.file, 0), slot.end)
     written = sum((folder / name).stat().st_blocks * 512 for name in ends if (folder / name).is_file())
-    needed = max(0, sum(ends.values()) - written) + (64 << 20)
+    needed = max(0, sum(ends.values()) - written) + DISK_SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")

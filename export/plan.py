@@ -22,6 +22,7 @@ STAND_IN_BYTES_PER_WEIGHT = 4
 # Seconds beside the stream of weights: imports and tracing, and for ExecuTorch lowering, per layer.
 BASE_S = {"onnx": 3.0, "executorch": 17.0}
 LAYER_S = {"onnx": 0.06, "executorch": 0.25}
+DISK_SPARE_BYTES = 64 << 20  # for what an artifact has beside its weights: graph, program, tokenizer
 READ_BYTES_PER_S = 1.5e9  # hashing the source, beside the stream
 # Of a device's memory, how much a model may take without trouble, and how much at all.
 FITS, TIGHT = 0.6, 0.8
@@ -54,7 +55,7 @@ def make_plan(job: Job) -> Plan:
     return Plan(
         artifact_bytes=weights,
         peak_bytes=peak_bytes(job, memory.kv_bytes_per_token),
-        disk_bytes=weights + (64 << 20),
+        disk_bytes=weights + DISK_SPARE_BYTES,
         expected_s=BASE_S[job.format] + LAYER_S[job.format] * config.num_hidden_layers + stream_s,
         memory=memory,
     )

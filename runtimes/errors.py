@@ -38,7 +38,8 @@ class EngineError(RuntimesError):
 
 
 class TransportError(RuntimesError):
-    """The device or the wire failed. `exit_code` is None where there is none to tell."""
+    """The device or the wire failed. `message` is the text without `last_lines`; `exit_code` is None where there is
+    none."""
 
     def __init__(
         self,
@@ -48,10 +49,11 @@ class TransportError(RuntimesError):
         exit_code: int | None = None,
         last_lines: Sequence[str] = (),
     ) -> None:
-        told = message + _ended(exit_code)
-        # A line of a device's log may hold anything; a terminal shall not obey it.
+        full = message + _ended(exit_code)
+        # A line of a device's log may contain anything; a terminal must not obey it.
         printable = ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in last_lines]
-        super().__init__("\n  ".join([told, *printable]))
+        super().__init__("\n  ".join([full, *printable]))
+        self.message = full
         self.command = tuple(command)
         self.exit_code = exit_code
         self.last_lines = tuple(last_lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from devices.checks.board import judge_memory
+from devices.checks.board import disk, judge_memory
 from devices.drivers.adb_conditions import read_adb_conditions
 from devices.drivers.driver import Finding
 from devices.transports.adb import AdbHost
@@ -13,7 +13,6 @@ from devices.transports.adb_devices import Client, list_devices
 from devices.transports.timeouts import Timeouts
 from runtimes.errors import TransportError
 
-ROOM_BYTES = 4_000_000_000
 ABI = "arm64-v8a"
 ELF_AARCH64 = 183
 HOT_STATUS = 2  # Android's THERMAL_STATUS_MODERATE: it begins to throttle
@@ -41,15 +40,15 @@ def examine_phone(
         )
         host = connect()
     except TransportError as error:
-        first, _, _ = str(error).partition("\n")
-        yield Finding(what="reachable", state="wrong", seen=first, fix="do that, then check with `adb devices -l`")
+        yield Finding(
+            what="reachable", state="wrong", seen=error.message, fix="do that, then check with `adb devices -l`"
+        )
         return
     yield from _files(program, libraries)
     try:
         yield from _phone(host, folder)
     except TransportError as error:
-        first, _, _ = str(error).partition("\n")
-        yield Finding(what="phone", state="wrong", seen=first, fix="unplug it, plug it in again, and try again")
+        yield Finding(what="phone", state="wrong", seen=error.message, fix="unplug it, plug it in again, and try again")
 
 
 def _files(program: str | None, libraries: Sequence[str]) -> Iterator[Finding]:
@@ -94,16 +93,8 @@ def _phone(host: AdbHost, folder: str) -> Iterator[Finding]:
         seen=folder if writable else f"{folder} cannot be written",
         fix=None if writable else 'folder = "/data/local/tmp/phi-edge" in lab.toml',
     )
-    free = host.files.free_bytes(folder) if writable else None
-    if free is not None:
-        enough = free >= ROOM_BYTES
-        fix = f"remove old artifacts: adb shell rm -r {folder}/artifacts"
-        yield Finding(
-            what="disk",
-            state="ok" if enough else "warning",
-            seen=f"{free / 1e9:.1f} GB free",
-            fix=None if enough else fix,
-        )
+    if writable:
+        yield disk(folder, host.files.free_bytes(folder), f"adb shell rm -r {folder}/artifacts")
     seen = read_adb_conditions(host)
     yield from judge_memory(seen)
     if seen.thermal_status is not None:

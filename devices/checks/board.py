@@ -36,8 +36,7 @@ def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
     try:
         echoed = board.host.run(["printf", "%s", ODD], deadline_s=board.host.timeouts.command_s)
     except TransportError as error:
-        lines = str(error).splitlines()
-        hint = " ".join(lines[1:]) or lines[0]
+        hint = " ".join(error.last_lines) or error.message
         fix = f"make `ssh {board.address} true` work without a password: the address, `ssh-copy-id {board.address}`"
         yield Finding(what="reachable", state="wrong", seen=hint, fix=fix)
         return
@@ -50,7 +49,7 @@ def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
     try:
         version = driver.python().version
     except (DeviceError, RuntimesError) as error:
-        yield Finding(what="python", state="wrong", seen=str(error).splitlines()[0], fix=_PYTHON_FIX)
+        yield Finding(what="python", state="wrong", seen=" ".join(str(error).splitlines()), fix=_PYTHON_FIX)
         return
     yield Finding(what="python", state="ok", seen=f"{board.starter} {'.'.join(map(str, version))}")
     yield from _software(board)

@@ -36,13 +36,12 @@ def examine_windows(driver: PythonBoardDriver, host: WindowsHost) -> Iterator[Fi
     try:
         shell = host.shell()
     except TransportError as error:
-        lines = str(error).splitlines()
         fix = (
             f"make `ssh {board.address} exit` work without a password: the address; on Windows Start-Service sshd; "
             "your public key in C:\\ProgramData\\ssh\\administrators_authorized_keys for an administrator, else in "
             ".ssh\\authorized_keys"
         )
-        yield Finding(what="reachable", state="wrong", seen=" ".join(lines[1:]) or lines[0], fix=fix)
+        yield Finding(what="reachable", state="wrong", seen=" ".join(error.last_lines) or error.message, fix=fix)
         return
     yield Finding(what="reachable", state="ok", seen=f"ssh {board.address}")
     yield _shell(shell)

@@ -193,7 +193,7 @@ class AdbDriver:
         try:
             now = AdbHost(self._device.serial, client=self._client(), timeouts=hurried).boot_id()
         except TransportError as error:
-            return f"the device cannot be reached any more ({str(error).splitlines()[0]})"
+            return f"the device cannot be reached any more ({error.message})"
         return None if now == boot_id else "the device was restarted in between (its boot id changed)"
 
 

@@ -143,8 +143,10 @@ class PythonBoardDriver:
         """Why a running agent was lost, as far as the device can say now."""
         try:
             now = self._conditions(self.board.host.timeouts.diagnose_s)
-        except (TransportError, DeviceError) as error:
-            return f"the device cannot be reached any more ({str(error).splitlines()[0]})"
+        except TransportError as error:
+            return f"the device cannot be reached any more ({error.message})"
+        except DeviceError as error:  # it answers, but not with conditions
+            return f"why is unknown ({error})"
         if boot_id is not None and now.boot_id != boot_id:
             return "the device was restarted in between (its boot id changed)"
         return (

@@ -70,7 +70,7 @@ def _push_on(host: Host, local: Path, part: str, file: File, say: Say) -> None:
         except ConnectionLostError as error:
             if not left:
                 raise
-            say(f"{str(error).splitlines()[0]}; continuing")
+            say(f"{error.message}; continuing")
         else:
             return
 
