@@ -275,6 +275,23 @@ def test_a_4_gb_and_an_8_gb_board(tmp_path: Path, total: int | None, refused: bo
         assert memory_plan.refusal(fitting, seen) is None and memory_plan.warning(fitting, seen) is None
 
 
+def test_the_need_for_memory_is_one_figure(tiny_onnx: Path, tmp_path: Path) -> None:
+    """--dry-run, the manifest, staging and the bundles' limit: none of them computes it again."""
+    manifest = open_artifact(tiny_onnx).manifest
+    needed = manifest.memory.needed_bytes(manifest.context_tokens)
+    assert manifest.memory.total_bytes_per_context[str(manifest.context_tokens)] == needed
+    assert memory_plan.needed_bytes(manifest) == needed
+    planned = CliRunner().invoke(main, ["export", "tiny", str(tmp_path / "out"), "--dry-run"])
+    (chosen,) = (line for line in planned.output.splitlines() if f"{manifest.context_tokens}*" in line)
+    assert f"{needed / 1e9:.2f} GB" in chosen
+    assert (
+        CliRunner().invoke(main, ["bundle", str(tiny_onnx), str(tmp_path / "app"), "--for", "raspberry-pi"]).exit_code
+        == 0
+    )
+    service = (tmp_path / "app" / "phi-edge@.service").read_text()
+    assert f"It needs {needed / 1e9:.2f} GB with a full context" in service
+
+
 def test_a_full_memory_is_a_warning(tmp_path: Path) -> None:
     manifest = fake_artifact(tmp_path / "a").manifest
     memory = dataclasses.replace(manifest.memory, resident_weights_bytes=2 * GB)

@@ -68,7 +68,7 @@ class Files(Protocol):
         ...
 
 
-class PosixFiles:
+class PosixFiles(Files):
     """See Files. It uses the device's shell and sha256sum."""
 
     def __init__(self, host: Host) -> None:

@@ -45,7 +45,7 @@ def read_flags(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="llama_main", allow_abbrev=False)
     for name, default in FLAGS.items():
         if isinstance(default, bool):
-            parser.add_argument(f"--{name}", nargs="?", const=True, default=default, type="true".__eq__)
+            parser.add_argument(f"--{name}", nargs="?", const=True, default=default, type=lambda text: text == "true")
         else:
             parser.add_argument(f"--{name}", default=default, type=type(default))
     return parser.parse_args(arguments)
