@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ci.real_model import PACKAGE, Form, build_real_model
-from devices.transports.adb_devices import Client
+from devices.transports.adb.devices import Client
 from export.artifact import Artifact
 from export.pipeline import export_model
 from export.request import ExportRequest

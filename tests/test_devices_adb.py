@@ -21,7 +21,7 @@ from devices.errors import DeviceError
 from devices.measure.bench import Plan, measure
 from devices.measure.measurement import DeviceFacts
 from devices.measure.validity import problems
-from devices.transports.adb_devices import Client
+from devices.transports.adb.devices import Client
 from devices.transports.timeouts import Timeouts
 from export.artifact import Artifact, open_artifact, verify
 from fakes.adbd import FakeAdbd

@@ -19,7 +19,7 @@ from devices.drivers.windows import WindowsDevice, windows_driver
 from devices.measure.measurement import read_measurement
 from devices.measure.validity import problems
 from devices.transports.remote_tokens import RemoteTokens
-from devices.transports.windows_host import WindowsHost
+from devices.transports.windows.host import WindowsHost
 from export.artifact import open_artifact
 from export.pipeline import export_model
 from export.request import ExportRequest

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from devices.transports.adb import AdbHost
-from devices.transports.adb_devices import Client, choose_device, parse_devices
+from devices.transports.adb.devices import Client, choose_device, parse_devices
+from devices.transports.adb.host import AdbHost
 from devices.transports.timeouts import Timeouts
 from fakes.adbd import FakeAdbd
 from fakes.odd_text import odd_names, odd_texts
@@ -222,7 +222,7 @@ R58N123                unauthorized usb:1-2 transport_id:3
     ],
 )
 def test_every_state_says_what_to_do(serial: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("devices.transports.adb_devices.list_devices", lambda client, timeouts: parse_devices(LISTED))
+    monkeypatch.setattr("devices.transports.adb.devices.list_devices", lambda client, timeouts: parse_devices(LISTED))
     with pytest.raises(TransportError) as caught:
         choose_device(serial, Client(), AT_ONCE)
     assert message in str(caught.value)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from devices.drivers.table import open_device_runtime
-from devices.transports.adb_devices import Client
+from devices.transports.adb.devices import Client
 from export.artifact import Artifact, open_artifact
 from fakes.adbd import FakeAdbd
 from fakes.android import llama_main_row

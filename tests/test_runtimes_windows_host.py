@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from devices.transports.windows_files import check_name
-from devices.transports.windows_host import WindowsHost
+from devices.transports.windows.files import check_name
+from devices.transports.windows.host import WindowsHost
 from fakes.pi import EmulatedPi
 from fakes.windows import NAME, EmulatedWindows
 from runtimes.errors import TransportError

@@ -8,8 +8,8 @@ from pathlib import Path
 from devices.checks.board import disk, judge_memory
 from devices.drivers.adb_conditions import read_adb_conditions
 from devices.drivers.driver import Finding
-from devices.transports.adb import AdbHost
-from devices.transports.adb_devices import Client, list_devices
+from devices.transports.adb.devices import Client, list_devices
+from devices.transports.adb.host import AdbHost
 from devices.transports.timeouts import Timeouts
 from runtimes.errors import TransportError
 

@@ -11,7 +11,7 @@ from devices.drivers.board import Board, PythonBoardDriver
 from devices.drivers.driver import Finding
 from devices.drivers.provision import OLDEST, WINDOWS
 from devices.errors import DeviceError
-from devices.transports.windows_host import WindowsHost
+from devices.transports.windows.host import WindowsHost
 from runtimes.engines.directml import STACKS, choose_adapter, choose_stack
 from runtimes.engines.engine import Graphics
 from runtimes.errors import EngineError, RuntimesError, TransportError

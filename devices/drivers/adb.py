@@ -16,8 +16,8 @@ from devices.drivers.opening import open_agent
 from devices.drivers.staging import describe, push_file, stage_artifact
 from devices.errors import DeviceError
 from devices.lab import Device
-from devices.transports.adb import AdbHost
-from devices.transports.adb_devices import Client
+from devices.transports.adb.devices import Client
+from devices.transports.adb.host import AdbHost
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact, File
 from runtimes.errors import TransportError

@@ -12,7 +12,7 @@ from devices.drivers.driver import Finding, Transport
 from devices.drivers.provision import WINDOWS
 from devices.drivers.ssh import OPENSSH, OverSsh
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from devices.transports.windows_host import WindowsHost
+from devices.transports.windows.host import WindowsHost
 from runtimes.engines.engine import Graphics
 
 

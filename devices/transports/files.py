@@ -1,6 +1,6 @@
 """A device's file system as staging needs it: the interface, and its implementation for a POSIX shell.
 
-Windows' is windows_files.py. Paths are written with forward slashes.
+Windows' is windows/files.py. Paths are written with forward slashes.
 """
 
 from __future__ import annotations

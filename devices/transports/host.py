@@ -1,6 +1,6 @@
 """What an adapter needs of a transport: a machine that runs programs and keeps files. It knows no artifact.
 
-Implementations: local.py (no wire), ssh.py and windows_host.py (OpenSSH), adb.py (Android).
+Implementations: local.py (no wire), ssh.py and windows/host.py (OpenSSH), adb/host.py (Android).
 
 Commands are argument lists; an implementation that goes through a shell quotes them once, itself. An environment
 variable or a folder for a command is set with `env`: ["env", "-C", FOLDER, "NAME=value", PROGRAM, ...].

@@ -1,7 +1,7 @@
 """The user's own OpenSSH client as a wire: ~/.ssh/config, keys, agents and jump hosts apply.
 
 It asks for no password (BatchMode) and stores none. Every call goes over one connection (ControlMaster) and has a
-deadline. ssh.py and windows_host.py decide how a command line is quoted for the shell at the other end.
+deadline. ssh.py and windows/host.py decide how a command line is quoted for the shell at the other end.
 """
 
 from __future__ import annotations

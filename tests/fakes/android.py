@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from devices.transports.adb_devices import Client
+from devices.transports.adb.devices import Client
 from fakes.adbd import FakeAdbd
 from fakes.lab_file import lab_file
 

@@ -1,4 +1,4 @@
-"""What runs on a Windows device for each call of windows_host.py: one command from stdin, its answer on stdout.
+"""What runs on a Windows device for each call of host.py: one command from stdin, its answer on stdout.
 
 It is sent as text and run by the device's own Python, so it imports nothing of ours. What follows it on stdin is the
 data. A program is started from its words, without a shell.

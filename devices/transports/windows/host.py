@@ -2,7 +2,7 @@
 
 Windows' server gives a command line to cmd.exe or PowerShell, and each program splits it into words in its own way. So
 we use one command line only, which none of them can misread: it starts Python, which runs the program that comes on its
-standard input (windows_side.py, and one command). Words and file names travel there, as JSON; the device's Python
+standard input (side.py, and one command). Words and file names travel there, as JSON; the device's Python
 starts a program from its words, without a shell.
 """
 
@@ -22,7 +22,7 @@ from typing import IO, Any
 from devices.transports.host import Finished, LineProcess
 from devices.transports.ssh_wire import SshWire
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from devices.transports.windows_files import WindowsFiles, check_name
+from devices.transports.windows.files import WindowsFiles, check_name
 from runtimes.errors import TransportError
 
 GREETING = 'echo "%OS% $PSHOME"'  # cmd.exe fills in the first, PowerShell the second, sh neither
@@ -96,7 +96,7 @@ class WindowsHost:
         return _shell(self.wire.greeted)
 
     def ask(self, do: str, *, deadline_s: float | None = None, **fields: Any) -> Any:
-        """The answer of a command of windows_side.py. Raises TransportError."""
+        """The answer of a command of side.py. Raises TransportError."""
         answer = self.tell(do, deadline_s=deadline_s, **fields)
         try:
             return json.loads(answer)
@@ -107,7 +107,7 @@ class WindowsHost:
             ) from None
 
     def tell(self, do: str, *, deadline_s: float | None = None, **fields: Any) -> bytes:
-        """Run a command of windows_side.py, and return what it printed. Raises TransportError."""
+        """Run a command of side.py, and return what it printed. Raises TransportError."""
         return self._command(do, deadline_s=deadline_s, **fields).checked(f"{do} {fields.get('path', '')}")
 
     def _command(
@@ -144,11 +144,11 @@ def _shell(greeted: bytes) -> str:
 
 @functools.cache
 def _side() -> str:
-    return Path(__file__).with_name("windows_side.py").read_text(encoding="utf-8")
+    return Path(__file__).with_name("side.py").read_text(encoding="utf-8")
 
 
 def _program(do: str, fields: dict[str, Any]) -> bytes:
-    """What Python reads on the device before the data: windows_side.py, and the command as its last line."""
+    """What Python reads on the device before the data: side.py, and the command as its last line."""
     command = json.dumps({"do": do, **fields})
     text = f"{_side()}\nsys.exit(main(json.loads({command!a})))\n".encode()
     return f"exec({_FIRST.format(count=len(text))!a})\n".encode("ascii") + text

@@ -1,4 +1,4 @@
-"""A Windows machine's file system, as Files: each call is one command of windows_side.py on the device."""
+"""A Windows machine's file system, as Files: each call is one command of side.py on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from devices.transports.files import Files
 from runtimes.errors import TransportError
 
 if TYPE_CHECKING:
-    from devices.transports.windows_host import WindowsHost
+    from devices.transports.windows.host import WindowsHost
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[ .]$')

@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from devices.transports.adb_devices import LOCAL_CLIENT, Client, adb_command, choose_device
-from devices.transports.adb_process import AdbProcess
+from devices.transports.adb.devices import LOCAL_CLIENT, Client, adb_command, choose_device
+from devices.transports.adb.process import AdbProcess
 from devices.transports.child import run_child
 from devices.transports.files import Files, PosixFiles
 from devices.transports.host import WRITE_BLOCK_BYTES, Finished, last_lines, write_from

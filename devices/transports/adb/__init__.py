@@ -1,0 +1,1 @@
+"""An Android phone over the adb client. Start at host.py."""

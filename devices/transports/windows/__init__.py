@@ -1,0 +1,1 @@
+"""A Windows machine behind its OpenSSH server. Start at host.py."""
