@@ -66,7 +66,7 @@ class LocalSshd:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """The wire is silent: sshd and its connections stand still. Connections die, as those of a pulled cable do."""
+        """The wire is silent: sshd and its connections are stopped. At the end they are killed, as by a cut cable."""
         assert self._sshd is not None
         halted = [self._sshd.pid, *(pid for pid in _descendants(self._sshd.pid) if _name(pid).startswith("sshd"))]
         for pid in halted:
