@@ -35,7 +35,7 @@ ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch}
 
 
 def open_runtime(
-    artifact: Artifact | Path,
+    artifact: Artifact | Path | str,
     *,
     threads: int | None = None,
     engine: EngineOpener | None = None,
@@ -47,8 +47,8 @@ def open_runtime(
     is for artifacts that run on DirectML.
     Raises RuntimesError and, for a folder that is no artifact, export's ArtifactError.
     """
-    if isinstance(artifact, Path):
-        artifact = open_artifact(artifact)
+    if not isinstance(artifact, Artifact):
+        artifact = open_artifact(Path(artifact))
     return text_runtime(artifact, open_tokens(artifact, threads=threads, engine=engine, graphics=graphics))
 
 
