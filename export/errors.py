@@ -1,10 +1,10 @@
-"""What export/ can raise at its user.
+"""What export/ can raise.
 
-ExportError             the user's fault: one line, exit 2
-├── CheckpointError     the checkpoint is missing, truncated, or says something we do not honour
+ExportError             one line for the user, exit code 2
+├── CheckpointError     the checkpoint is missing, truncated, or has something that we do not support
 ├── OptionError         an unknown scheme, target or format, or options that exclude each other
-├── SpaceError          the output folder is not empty, or disk or memory will not do
-├── DelegationError     the accelerator does not run every node, and that was required: exit 1
+├── SpaceError          the output folder is not empty, or disk or memory is too small
+├── DelegationError     the accelerator does not run every node, and that was required: exit code 1
 └── ArtifactError       a folder is not a whole artifact (raised by export.artifact)
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 
 class ExportError(Exception):
-    """The user's fault. The message says what was seen, what is allowed and what to do."""
+    """Something that the user can fix. The message says what was seen, what is allowed and what to do."""
 
 
 class CheckpointError(ExportError):
@@ -20,7 +20,7 @@ class CheckpointError(ExportError):
 
 
 class OptionError(ExportError):
-    """An option is unknown or does not go with another."""
+    """An option is unknown or excludes another."""
 
 
 class SpaceError(ExportError):
@@ -28,7 +28,7 @@ class SpaceError(ExportError):
 
 
 class DelegationError(ExportError):
-    """A requirement is missed: nodes run outside the target's accelerator."""
+    """A requirement is not met: nodes run outside the target's accelerator."""
 
 
 class ArtifactError(ExportError):

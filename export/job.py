@@ -1,4 +1,4 @@
-"""One export, from what the user asked for to what will be done: every option checked, no default left."""
+"""One export: what the user asked for, with every option checked and every default replaced by a value."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import OptionError
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
-from export.target import Target, target_named
+from export.target import TARGETS, Target, target_named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One export, resolved: nothing in it is a default any more."""
+    """One export. An option without a default of the target is read from `request`, where it is needed."""
 
+    request: ExportRequest
     checkpoint: Checkpoint
     target: Target
     format: Format
     scheme: Scheme
     context_tokens: int
     activations: str
-    lengths_as_inputs: bool
-    max_file_bytes: int | None
     model: Model
 
 
 def resolve(request: ExportRequest) -> Job:
-    """Open the checkpoint and settle every option. Raises OptionError or CheckpointError."""
+    """Open the checkpoint and check every option. Raises OptionError or CheckpointError."""
     target = target_named(request.target)
     format_name = request.format or target.format
     if format_name not in get_args(Format):
@@ -46,8 +45,8 @@ def resolve(request: ExportRequest) -> Job:
             raise OptionError(reason)
     if target.provider == "dml" and checkpoint.config_content["model_type"] == "phi3small":
         raise OptionError(
-            f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: cpu, "
-            "raspberry-pi, android"
+            f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: "
+            + ", ".join(other.name for other in TARGETS.values() if other.provider != "dml")
         )
     longest = config.max_position_embeddings
     window = longest if target.windows else config.sliding_window or longest
@@ -67,16 +66,16 @@ def resolve(request: ExportRequest) -> Job:
     if activations == "float16" and scheme.bits is None:
         raise OptionError(f"scheme {scheme.name} keeps 32-bit weights: give --activations float32")
     if request.lengths_as_inputs and target.provider != "dml":
-        raise OptionError(f"--lengths-as-inputs is for windows-directml; target {target.name} takes an attention mask")
+        directml = ", ".join(other.name for other in TARGETS.values() if other.provider == "dml")
+        raise OptionError(f"--lengths-as-inputs is for {directml}; target {target.name} takes an attention mask")
     return Job(
+        request=request,
         checkpoint=checkpoint,
         target=target,
         format=format,
         scheme=scheme,
         context_tokens=context,
         activations=activations,
-        lengths_as_inputs=request.lengths_as_inputs,
-        max_file_bytes=request.max_file_bytes,
         model=describe_model(checkpoint),
     )
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 from export.artifact import (
@@ -40,7 +41,7 @@ TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "o
 
 
 class Progress:
-    """What an export tells while it works; this one tells nothing. phi_edge.export shows a bar."""
+    """What an export reports while it works; this one reports nothing. phi_edge.progress shows a bar."""
 
     def step(self, what: str) -> None:
         """A new step begins."""
@@ -119,9 +120,12 @@ def describe_job(job: Job) -> str:
     """A digest of everything that decides the bytes: options, versions, and the source's files by size and time."""
     source = job.checkpoint
     files = [source.folder / name for name in ("config.json", *source.weight_files, *source.source_files)]
+    asked = {each.name: getattr(job.request, each.name) for each in fields(job.request)}
+    for name in ("checkpoint", "out", "fresh"):  # the source is described below; the others do not change the bytes
+        del asked[name]
     content = {
-        "options": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
-        "more": [job.lengths_as_inputs, job.max_file_bytes],
+        "asked": asked,
+        "defaults": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
         "tools": tool_versions(),
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }

@@ -78,13 +78,12 @@ def _directml(artifact: Artifact, graphics: Graphics) -> EngineOpener:
     manifest = artifact.manifest
     if manifest.engine.get("provider") != "dml":
         raise RequestError(
-            f"this artifact is for {manifest.target}; a graphics adapter, and the leave to do without one, are for "
-            "--target windows-directml: leave them out"
+            f"--adapter and --allow-cpu work only with artifacts that were exported for DirectML, and this one is for "
+            f"{manifest.target}: remove them"
         )
     if sys.platform != "win32":
         raise RequestError(
-            "a graphics adapter, and the leave to do without one, are for DirectML on Windows; here the CPU runs this "
-            "artifact: leave them out"
+            "--adapter and --allow-cpu work only on Windows with DirectML; here the CPU runs this artifact: remove them"
         )
     from runtimes.engines.directml import open_windows
 

@@ -75,7 +75,7 @@ def test_the_form_changes_nothing(
     given = logits(checkpoint, tmp_path / "given", pieces, lengths_as_inputs=True, **plain)
     half = logits(checkpoint, tmp_path / "half", pieces, target="windows-directml")
     # The CPU's form with the same rounding of scales, so with the same weights.
-    monkeypatch.setattr(onnx_operators, "CPU", dataclasses.replace(onnx_operators.CPU, scales="float16"))
+    monkeypatch.setattr("export.to_onnx.layout.CPU", dataclasses.replace(onnx_operators.CPU, scales="float16"))
     cpu = logits(checkpoint, tmp_path / "cpu", pieces, change=as_float)
     assert worst(ours, cpu) < 1e-4
     assert worst(given, ours) == 0
@@ -103,7 +103,7 @@ def test_long_rope_switches(
     checkpoint = random_checkpoint(**LONG)
     options: dict[str, Any] = {"target": "windows-directml", "activations": "float32", "context_tokens": 128}
     ours = logits(checkpoint, tmp_path / "dml", pieces, **options)
-    monkeypatch.setattr(onnx_operators, "CPU", dataclasses.replace(onnx_operators.CPU, scales="float16"))
+    monkeypatch.setattr("export.to_onnx.layout.CPU", dataclasses.replace(onnx_operators.CPU, scales="float16"))
     cpu = logits(checkpoint, tmp_path / "cpu", pieces, change=as_float, context_tokens=128)
     assert worst(ours, cpu) < 1e-4
 

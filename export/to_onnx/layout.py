@@ -30,13 +30,13 @@ class OnnxLayout:
         self.job = job
         form = CPU
         if job.target.provider == "dml":
-            form = directml_form(job.activations, lengths_as_inputs=job.lengths_as_inputs)
-        whole = slots_for(config, job.scheme, job.context_tokens, form, job.max_file_bytes)
+            form = directml_form(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
+        whole = slots_for(config, job.scheme, job.context_tokens, form, job.request.max_file_bytes)
         self.slots: Mapping[str, Slot]
         self.spread: Mapping[str, Sequence[tuple[str, int]]]
         self.slots, self.spread = part_slots(config, whole)
         # onnxruntime-genai gives a mask, not lengths.
-        genai = () if job.lengths_as_inputs else ("genai_config.json",)
+        genai = () if job.request.lengths_as_inputs else ("genai_config.json",)
         self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *genai)
         self.graph = graph.build(
             config,
@@ -57,8 +57,8 @@ class OnnxLayout:
             "accuracy_level": job.target.accuracy_level if quantised else None,
             "kv_cache": f"{job.activations}, one buffer for past and present",
             "logits": "last token only",
-            "max_file_bytes": job.max_file_bytes,
-            "lengths": "inputs" if job.lengths_as_inputs else "attention mask",
+            "max_file_bytes": job.request.max_file_bytes,
+            "lengths": "inputs" if job.request.lengths_as_inputs else "attention mask",
             "provider": job.target.provider or "cpu",
         }
 
