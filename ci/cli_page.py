@@ -1,4 +1,4 @@
-"""docs/cli.md is the help of every verb: write it anew with `make docs`. A test compares the page with the help."""
+"""docs/cli.md is the help of every verb: write it again with `make docs`. A test compares the page with the help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = 100
 HEAD = """\
 # The command line
 
-This page is the output of `phi-edge --help` and of `phi-edge VERB --help`. `make docs` writes it anew.
+This page is the output of `phi-edge --help` and of `phi-edge VERB --help`. `make docs` writes it again.
 
 Completion of verbs, options, targets, schemes and device names (for zsh and fish put their name in the place of bash):
 

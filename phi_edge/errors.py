@@ -36,7 +36,7 @@ class UserError(click.ClickException):
 
 
 class Failed(click.ClickException):
-    """The command did its work and the outcome is bad. The message is empty where the output has said it already."""
+    """The command did its work and the outcome is bad. The message is empty if the output has the reason already."""
 
     exit_code = 1
 

@@ -48,7 +48,7 @@ from runtimes.text.chat import chat
               help="Draw from the K likeliest tokens only.")  # fmt: skip
 @click.option("--top-p", type=float, metavar="P", show_default="all tokens",
               help="Draw from the likeliest tokens that together have probability P.")  # fmt: skip
-@click.option("--seed", type=int, metavar="S", show_default="drawn anew",
+@click.option("--seed", type=int, metavar="S", show_default="a random one",
               help="The same seed gives the same text, on every target.")  # fmt: skip
 @click.option("--stop", multiple=True, metavar="TEXT", show_default="the model's own stop tokens only",
               help="End the answer before this text. May be repeated.")  # fmt: skip
