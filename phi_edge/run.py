@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from devices.drivers.table import open_device_runtime
 from phi_edge.files import FOLDER
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.verb import Verb
@@ -112,6 +111,8 @@ def run_command(
             "lab.toml"
         )
     else:
+        from devices.drivers.table import open_device_runtime
+
         runtime = open_device_runtime(
             artifact, device, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True)
         )
