@@ -17,11 +17,12 @@ from click.testing import CliRunner, Result
 from devices.measure.measurement import Measurement, read_measurement
 from devices.measure.metrics import METRICS, summarize
 from devices.measure.validity import problems
+from fakes.agent import fake_agent
 from phi_edge.main import main
 from runtimes.api import MemoryUse
 from runtimes.engines.fake import fake_artifact
 
-FAKE = ["-m", "runtimes.agent", "--fake-forward-s", "0.001"]
+FAKE = fake_agent(0.001)[1:]
 READY = """
 import json, sys
 def say(**fields):
@@ -53,7 +54,7 @@ def noisy(*arguments, **named):
     return forward(*arguments, **named)
 fake.FakeEngine.forward = noisy
 from runtimes.agent.server import main
-sys.exit(main())
+sys.exit(main(sys.argv[1:], fake.fake_opener()))
 """
 
 
@@ -131,7 +132,7 @@ def test_every_figure_of_the_process_reaches_the_file(artifact: Path) -> None:
 
 
 def test_a_library_that_prints_on_stdout_does_not_break_the_protocol(artifact: Path) -> None:
-    assert problems(done(*bench(artifact, ["-c", NOISY, "--fake-forward-s", "0"]))) == []
+    assert problems(done(*bench(artifact, ["-c", NOISY]))) == []
 
 
 def test_an_agent_that_dies_is_reported_with_its_last_lines(artifact: Path) -> None:
@@ -184,7 +185,7 @@ def test_an_artifact_that_cannot_be_opened_is_reported_in_one_line(artifact: Pat
 
 
 def test_a_killed_bench_leaves_nothing(artifact: Path) -> None:
-    command = json.dumps([sys.executable, "-m", "runtimes.agent", "--fake-forward-s", "0.05"])
+    command = json.dumps(fake_agent(0.05))
     lab, out = artifact.parent / "lab.toml", artifact.parent / "m.json"
     lab.write_text(f"[device.slow]\nagent = {command}\n")
     words = ["bench", str(artifact), "--device", "slow", "--lab", str(lab), "--out", str(out)]

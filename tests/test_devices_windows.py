@@ -18,7 +18,7 @@ from devices.drivers.table import open_device_runtime
 from devices.drivers.windows import WindowsDevice, windows_driver
 from devices.measure.measurement import read_measurement
 from devices.measure.validity import problems
-from devices.transports.remote_tokens import RemoteTokens
+from devices.transports.remote_tokens import open_remote
 from devices.transports.windows.host import WindowsHost
 from export.artifact import open_artifact
 from export.pipeline import export_model
@@ -175,7 +175,7 @@ def test_an_adapter_that_is_not_there_is_refused_with_those_that_are(
     with contextlib.closing(WindowsHost(NAME, config=emulated_windows.config)) as host:
         refused = r"adapter '9' matches 0; there are: 0: .* \(LUID -?\d+:\d+, .* GB of its own"
         with pytest.raises(EngineError, match=refused):
-            RemoteTokens(host.start([*command, windows_path(artifact.folder), "--adapter", "9"]))
+            open_remote(host.start([*command, windows_path(artifact.folder), "--adapter", "9"]))
 
 
 def test_doctors_judgement_of_packages() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from ci.variants import make_checkpoint
 from devices.transports.local import LocalHost
-from devices.transports.remote_tokens import RemoteTokens
+from devices.transports.remote_tokens import open_remote
 from export.artifact import Artifact
 from export.pipeline import export_model
 from export.request import ExportRequest
@@ -118,7 +118,7 @@ def test_genai_under_our_loop_draws_our_tokens_across_a_boundary(
         android: AndroidSoftware = request.getfixturevalue("android")
         libraries: Path = request.getfixturevalue("host_libraries")
         command = [str(android.folder / "agent"), str(artifact.folder), "--libraries", str(libraries)]
-        source = RemoteTokens(LocalHost().start([*command, "--threads", "1"]))
+        source = open_remote(LocalHost().start([*command, "--threads", "1"]))
     here = open_tokens(artifact, threads=1)
     assert answer(source, prompt, 16, drawn) == answer(here, prompt, 16, drawn) != answer(here, prompt, 16)
     source.close()

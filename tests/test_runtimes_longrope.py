@@ -15,7 +15,7 @@ import pytest
 
 from devices.transports.llama_main import open_llama_main
 from devices.transports.local import LocalHost
-from devices.transports.remote_tokens import RemoteTokens
+from devices.transports.remote_tokens import open_remote
 from export.artifact import Artifact
 from fakes.android import AndroidSoftware
 from runtimes.engines.genai_engine import open_genai
@@ -45,10 +45,10 @@ def subject(
         android: AndroidSoftware = request.getfixturevalue("android")
         libraries: Path = request.getfixturevalue("host_libraries")
         command = [str(android.folder / "agent"), str(artifact.folder), "--libraries", str(libraries)]
-        source = RemoteTokens(LocalHost().start([*command, "--threads", "1"]))
+        source = open_remote(LocalHost().start([*command, "--threads", "1"]))
     else:
         command = [sys.executable, "-m", "runtimes.agent", str(artifact.folder), "--threads", "1"]
-        source = RemoteTokens(LocalHost().start(command))
+        source = open_remote(LocalHost().start(command))
     here = open_tokens(artifact, threads=1)
     yield source, here, reuses
     source.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from devices.transports.child import ChildLines
-from devices.transports.remote_tokens import Patience, RemoteTokens
+from devices.transports.remote_tokens import RemoteTokens, open_remote
+from devices.transports.timeouts import Timeouts
+from fakes.agent import fake_agent
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import EngineError, RequestError, TransportError, UnsupportedError
 from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
@@ -26,9 +28,9 @@ def ready(**fields):
     say(**({"event": "ready", "protocol": 1, "agent": "a test's", "context_tokens": 512, "vocab_size": 262} | fields))
 def hear(do="generate"):
     while True:
-        order = json.loads(sys.stdin.readline())
-        if order["do"] == do:
-            return order
+        command = json.loads(sys.stdin.readline())
+        if command["do"] == do:
+            return command
 """
 REQUEST = TokenRequest(ids=[1, 2], max_new_tokens=3)
 
@@ -38,8 +40,8 @@ def start() -> Iterator[Callable[..., RemoteTokens]]:
     opened: list[RemoteTokens] = []
 
     def begin(program: str, **fields: Any) -> RemoteTokens:
-        fields.setdefault("patience", Patience(load_s=20, silence_s=20, progress_s=20, end_s=1))
-        opened.append(RemoteTokens(ChildLines([sys.executable, "-c", START + program]), **fields))
+        fields.setdefault("timeouts", Timeouts(load_s=20, silence_s=20, progress_s=20, end_s=1))
+        opened.append(open_remote(ChildLines([sys.executable, "-c", START + program]), **fields))
         return opened[-1]
 
     yield begin
@@ -55,16 +57,19 @@ def start() -> Iterator[Callable[..., RemoteTokens]]:
         ("print('Welcome to your Pi!')", "printed b'Welcome to your Pi!', which is no line .* make it silent"),
         ("say(event='done', request=1)", "is no line of agent protocol 1"),
         ("ready(protocol=2)", "speaks protocol 2; this version speaks 1; install the same"),
-        ("say(event='pong', request=1); say(event='forgotten', request=1)", "first line is a answer, not its ready"),
+        (
+            "say(event='pong', request=1); say(event='sample', conditions={})",
+            r"first line is Sample\(.*, not its ready line",
+        ),
         ('sys.stdout.write(\'{"event": "rea\'); sys.stdout.flush()', 'printed b\'{"event": "rea\''),
-        ("ready(artifact='b' * 64); hear()", "serves artifact bbbbbbbbbbbb…, asked for was aaaaaaaaaaaa…"),
+        ("ready(artifact='b' * 64); hear()", "serves artifact bbbbbbbbbbbb…, but aaaaaaaaaaaa… was asked for"),
         (
             "say(event='error', request=None, code='internal', message='x', fatal=True)",
             "the agent reported internal: x",
         ),
     ],
 )
-def test_an_agent_that_does_not_get_ready_is_told(start: Callable[..., RemoteTokens], program: str, said: str) -> None:
+def test_an_agent_that_does_not_get_ready(start: Callable[..., RemoteTokens], program: str, said: str) -> None:
     with pytest.raises(TransportError, match=said):
         start(program, digest="a" * 64)
 
@@ -75,19 +80,19 @@ def test_what_the_agent_cannot_load_is_the_engines_error(start: Callable[..., Re
 
 
 @pytest.mark.parametrize(
-    ("program", "patience", "said"),
+    ("program", "timeouts", "said"),
     [
         (
-            "time.sleep(900)",
-            Patience(load_s=0.3, end_s=0.1),
-            r"ended after \d+ s of loading .* without a result",
+            "time.sleep(60)",
+            Timeouts(load_s=0.3, end_s=0.1),
+            "stopped after 0 s of loading the artifact",
         ),
-        ("time.sleep(900)", Patience(silence_s=0.3, end_s=0.1), r"the agent said nothing for \d+ s of loading"),
+        ("time.sleep(60)", Timeouts(silence_s=0.3, end_s=0.1), "the agent wrote nothing for 0 s of loading"),
     ],
 )
-def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, patience: Patience, said: str) -> None:
+def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, timeouts: Timeouts, said: str) -> None:
     with pytest.raises(TransportError, match=said):
-        start(program, patience=patience)
+        start(program, timeouts=timeouts)
 
 
 @pytest.mark.parametrize(
@@ -95,22 +100,24 @@ def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, pa
     [
         ("hear(); sys.exit(4)", r"the agent ended while generating: nobody knows \(exit code 4\)"),
         ("say(event='token', request=hear()['request'], id=1, at_s=0.1); os.kill(os.getpid(), 9)", "SIGKILL"),
-        ("hear(); print('ld.so: something'); time.sleep(900)", "printed b'ld.so: something', which is no line"),
+        ("hear(); print('ld.so: something'); time.sleep(60)", "printed b'ld.so: something', which is no line"),
         ("hear(); sys.stdout.write('{\"event\": \"tok'); sys.stdout.flush()", "printed b'{\"event\": \"tok'"),
-        ("hear(); time.sleep(900)", r"ended after \d+ s of generating without a result"),
+        ("hear(); time.sleep(60)", "stopped after 1 s of generating without a result"),
         ("say(event='error', request=hear()['request'], code='engine', message='x', fatal=True)", "x"),
     ],
 )  # fmt: skip
 def test_an_agent_lost_in_an_answer_is_lost_for_good(
     start: Callable[..., RemoteTokens], program: str, said: str
 ) -> None:
-    patience = Patience(progress_s=1, end_s=0.2)
-    source = start(f"ready()\n{program}", patience=patience, diagnose=lambda boot_id: "nobody knows")
+    timeouts = Timeouts(progress_s=1, end_s=0.2)
+    source = start(f"ready()\n{program}", timeouts=timeouts, diagnose=lambda boot_id: "nobody knows")
+    begun = time.monotonic()
     with pytest.raises(TransportError, match=said) as first:
         list(source.stream(REQUEST))
     assert "nobody knows" in str(first.value)
     with pytest.raises(TransportError, match=said):
         list(source.stream(REQUEST))
+    assert time.monotonic() - begun < 10
 
 
 def test_an_error_line_ends_the_request_alone(start: Callable[..., RemoteTokens]) -> None:
@@ -130,74 +137,56 @@ say(event="done", request=number, finish="length", usage=usage, more="than versi
     assert isinstance(done, TokensDone) and done.memory is None and done.total_s is None
 
 
-def test_what_an_agent_cannot_honour_is_refused_here(start: Callable[..., RemoteTokens]) -> None:
+def test_what_an_agent_does_not_support_is_refused_here(start: Callable[..., RemoteTokens]) -> None:
     source = start("ready(capabilities=['cancel'])\nhear()")
     for request in (
         TokenRequest(ids=[1], max_new_tokens=1, sampling=Sampling(temperature=1.0)),
         TokenRequest(ids=[1], max_new_tokens=1, session="a"),
         TokenRequest(ids=[1], max_new_tokens=1, deadline_s=3.0),
     ):
-        with pytest.raises(UnsupportedError, match=r"cannot honour \w+; it can: cancel; leave \w+ out"):
+        with pytest.raises(UnsupportedError, match=r"does not support \w+; it supports: cancel; leave \w+ out"):
             source.stream(request)
-    with pytest.raises(UnsupportedError, match="cannot honour hold"):
+    with pytest.raises(UnsupportedError, match="does not support hold"):
         start("ready()\nhear()", hold=True).stream(REQUEST)
-
-
-def open_fake(folder: Path, forward_s: float) -> RemoteTokens:
-    """A real agent of a fake artifact, made in `folder`, that takes so long for a token."""
-    artifact = fake_artifact(folder / "artifact").folder
-    return RemoteTokens(
-        ChildLines([sys.executable, "-m", "runtimes.agent", str(artifact), "--fake-forward-s", str(forward_s)])
-    )
 
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[RemoteTokens]:
-    source = open_fake(tmp_path, 0.02)
+    """A real agent, 20 ms a token."""
+    folder = fake_artifact(tmp_path / "artifact").folder
+    source = open_remote(ChildLines([*fake_agent(0.02), str(folder)]))
     yield source
     source.close()
 
 
 def test_cancel_from_another_thread_ends_in_a_done(slow: RemoteTokens) -> None:
-    stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
-    next(stream)
-    thread = threading.Thread(target=slow.cancel)
-    thread.start()
-    *tokens, done = stream
-    thread.join()
+    timer = threading.Timer(0.3, slow.cancel)
+    timer.start()
+    *tokens, done = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
     assert isinstance(done, TokensDone) and done.finish == "cancelled"
-    assert len(tokens) < 399
+    assert 2 <= len(tokens) <= 40
     slow.cancel()  # nothing runs
     assert len(list(slow.stream(REQUEST))) == 4
 
 
-def test_a_stream_that_is_left_is_cancelled(tmp_path: Path) -> None:
-    """Three whole answers would take longer than a test may."""
-    with contextlib.closing(open_fake(tmp_path, 0.5)) as source:
-        for _ in range(3):
-            stream = source.stream(TokenRequest(ids=[1], max_new_tokens=500))
-            assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
-            stream.close()
-        assert len(list(source.stream(REQUEST))) == 4
+def test_a_stream_that_is_left_is_cancelled(slow: RemoteTokens) -> None:
+    for _ in range(3):
+        stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+        assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
+        begun = time.monotonic()
+        stream.close()
+        assert time.monotonic() - begun < 2
+    assert len(list(slow.stream(REQUEST))) == 4
 
 
-def test_sessions_of_any_name_and_forgetting(slow: RemoteTokens) -> None:
+def test_a_session_may_have_any_name(slow: RemoteTokens) -> None:
     request = TokenRequest(ids=[1, 2, 3], max_new_tokens=1, session="a b\n\0 日本 \ud83d")
     reused = []
     for _ in range(2):
         *_, done = slow.stream(request)
         assert isinstance(done, TokensDone)
         reused.append(done.usage.reused)
-    slow.forget()
-    *_, done = slow.stream(request)
-    assert isinstance(done, TokensDone)
-    assert [*reused, done.usage.reused] == [0, 2, 0]
-
-
-def test_a_sample_of_the_agent(slow: RemoteTokens) -> None:
-    sample = slow.sample()
-    assert sample.memory is not None and sample.memory.resident_bytes > 1_000_000
-    assert sample.conditions["boot_id"] == slow.ready.boot_id
+    assert reused == [0, 2]
 
 
 def test_a_closed_source_says_so(slow: RemoteTokens) -> None:

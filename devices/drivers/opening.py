@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from devices.drivers.driver import Loading, Opened
 from devices.errors import DeviceError
 from devices.transports.host import Host
-from devices.transports.remote_tokens import Patience, RemoteTokens
+from devices.transports.remote_tokens import open_remote
 from export.artifact import Artifact
 from export.strict import build
 from runtimes.agent.wire import Sample, decode_event
@@ -44,11 +44,12 @@ def open_agent(
     full += ["--allow-cpu"] if graphics.allow_cpu else []
     started_s = time.perf_counter()
     until_s = math.inf if loading.total_s is None else time.monotonic() + loading.total_s
-    source = RemoteTokens(
+    source = open_remote(
         host.start(full),
         digest=artifact.manifest.digest(),
         hold=loading.hold,
-        patience=Patience(load_s=loading.wait_s, progress_s=loading.wait_s, until_s=until_s),
+        timeouts=dataclasses.replace(host.timeouts, load_s=loading.wait_s, progress_s=loading.wait_s),
+        until_s=until_s,
         diagnose=diagnose,
     )
     ready = source.ready

@@ -1,4 +1,4 @@
-"""What an agent tells of itself in its ready line. None for what the system does not tell."""
+"""What an agent reports about itself in its ready line. None where the system does not report it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def weights(artifact: Artifact) -> list[Path]:
 
 
 def load_mode(artifact: Artifact) -> Literal["mmap", "read"] | None:
-    """`mmap` if the artifact's largest file is mapped into this process; None where the system does not tell."""
+    """`mmap` if the artifact's largest file is mapped into this process; None where the system does not report it."""
     largest = max(artifact.manifest.files, key=lambda name: artifact.manifest.files[name].bytes)
     if sys.platform == "win32":
         return None
@@ -68,23 +68,6 @@ def load_mode(artifact: Artifact) -> Literal["mmap", "read"] | None:
         return None
     path = str((artifact.folder / largest).resolve())
     return "mmap" if any(line.endswith(path) for line in maps.splitlines()) else "read"
-
-
-def boot_id() -> str | None:
-    """Which start of the system this is."""
-    if sys.platform == "win32":
-        from runtimes.system import win32
-
-        return win32.boot_id()
-    return kernel_text("random/boot_id")
-
-
-def kernel_text(name: str) -> str | None:
-    """A value of /proc/sys/kernel."""
-    try:
-        return (Path("/proc/sys/kernel") / name).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 def age_s() -> float | None:

@@ -1,4 +1,4 @@
-"""The agent's ends of its two pipes: lines of bounded length in, whole lines out. It knows no order and no event."""
+"""The agent's two pipes: lines of limited length come in, whole lines go out. Their meaning is in wire.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, BinaryIO
 
 from runtimes.agent.wire import MAX_LINE_BYTES, Code, encode
 
-MALFORMED_TAIL = f"the line is longer than {MAX_LINE_BYTES} bytes; it was skipped"
+TOO_LONG = f"the line is longer than {MAX_LINE_BYTES} bytes; it was skipped"
 _STDOUT, _STDERR = 1, 2
 
 
 class LineReader:
-    """Lines without their ends; None for one that was too long. What follows the last line end is dropped."""
+    """Iterates over lines without their ends; gives None for a line that was too long. Text after the last line end
+    is dropped."""
 
     def __init__(self, source: BinaryIO, limit_bytes: int = MAX_LINE_BYTES) -> None:
         self._source = source
@@ -31,39 +32,39 @@ class LineReader:
                     yield None
 
 
-class Voice:
-    """What the agent says: whole lines, from any thread."""
+class LineWriter:
+    """Writes messages as whole lines, from any thread."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._silent = False
+        self._closed = False
 
     @classmethod
-    def over_stdout(cls) -> Voice:
+    def over_stdout(cls) -> LineWriter:
         """Keep stdout for the protocol: what an engine's library prints there goes to stderr from now on."""
         out = os.fdopen(os.dup(_STDOUT), "wb")
         os.dup2(_STDERR, _STDOUT)
         return cls(out)
 
-    def say(self, *messages: Mapping[str, Any]) -> None:
-        """Write one line each."""
+    def write(self, *messages: Mapping[str, Any]) -> None:
+        """Write one line for each message. Ends the process when nobody reads any more."""
         lines = b"".join(encode(message) + b"\n" for message in messages)
         with self._lock:
-            if self._silent:
+            if self._closed:
                 return
             try:
                 self._out.write(lines)
                 self._out.flush()
             except OSError:
-                os._exit(0)  # nobody listens any more
+                os._exit(0)
 
-    def error(self, request: int | None, code: Code, message: str, *, fatal: bool = False) -> None:
-        """Write an error line; its message is made one line."""
-        told = " ".join(message.split())
-        self.say({"event": "error", "request": request, "code": code, "message": told, "fatal": fatal})
+    def error(self, number: int | None, code: Code, message: str, *, fatal: bool = False) -> None:
+        """Write an error line; the message is put on one line."""
+        text = " ".join(message.split())
+        self.write({"event": "error", "request": number, "code": code, "message": text, "fatal": fatal})
 
-    def fall_silent(self) -> None:
+    def close(self) -> None:
         """Write nothing more."""
         with self._lock:
-            self._silent = True
+            self._closed = True

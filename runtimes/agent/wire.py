@@ -1,4 +1,8 @@
-"""The agent protocol as values (docs/agent-protocol.md): both sides' lines, checked. It reads and writes no pipe."""
+"""The agent protocol as values (docs/agent-protocol.md): the lines of both sides, checked. No pipe is touched here.
+
+To the agent goes a Command, built by `encode` and `encode_generate`. Back come Ready, Reply, Pong, ErrorEvent and
+Sample, read by `decode_event`. A request's `number` is the key "request" of the line.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +16,34 @@ from typing import Any, Literal, TypeGuard, TypeVar
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import TransportError
 from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
-from runtimes.system.memory import MemorySample
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 4 << 20
-HIGHEST_REQUEST = (1 << 53) - 1
+HIGHEST_NUMBER = (1 << 53) - 1
 CAPABILITIES = ("temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel")
 FINISHES = ("stop", "length", "cancelled", "deadline", "error")
-DO = ("generate", "cancel", "forget", "sample", "ping")
+VERBS = ("generate", "cancel", "ping")
 Code = Literal["malformed", "request", "unsupported", "busy", "artifact", "engine", "internal"]
 T = TypeVar("T")
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class LineError(Exception):
-    """A line to the agent that is answered with an error. `request` is None where it could not be read."""
+    """A line to the agent that is answered with an error. `number` is None where the line's could not be read."""
 
-    def __init__(self, code: Code, message: str, request: int | None = None) -> None:
+    def __init__(self, code: Code, message: str, number: int | None = None) -> None:
         super().__init__(message)
         self.code: Code = code
-        self.request = request
+        self.number = number
 
 
 @dataclass(frozen=True)
-class Order:
-    """One line to the agent. `generate` is there for do "generate" alone."""
+class Command:
+    """One line to the agent. `request` is None unless the verb is "generate"."""
 
-    do: str
-    request: int
-    generate: TokenRequest | None = None
+    verb: str
+    number: int
+    request: TokenRequest | None = None
     hold: bool = False
 
 
@@ -68,10 +71,25 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Reported:
-    """An error line."""
+class Reply:
+    """A token or done line: one record of the answer to request `number`."""
 
-    request: int | None
+    number: int | None
+    record: NewToken | TokensDone
+
+
+@dataclass(frozen=True)
+class Pong:
+    """The answer to a ping."""
+
+    number: int | None
+
+
+@dataclass(frozen=True)
+class ErrorEvent:
+    """An error line. `fatal`: the agent exits after it."""
+
+    number: int | None
     code: str
     message: str
     fatal: bool
@@ -79,24 +97,12 @@ class Reported:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample line. `conditions` is for runtimes.system.conditions to read."""
+    """The line that `--sample` prints. `conditions` are the fields of runtimes.system.conditions.Conditions."""
 
-    request: int | None
-    uptime_s: float | None
-    memory: MemorySample | None
     conditions: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A token, done, forgotten or pong line; `record` is there for the first two."""
-
-    event: str
-    request: int | None
-    record: NewToken | TokensDone | None = None
-
-
-FromAgent = Ready | Reported | Sample | Answer
+Event = Ready | Reply | Pong | ErrorEvent | Sample
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -104,72 +110,75 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message, allow_nan=False).encode("ascii")
 
 
-def encode_generate(request: int, order: TokenRequest, *, hold: bool) -> bytes:
+def encode_generate(number: int, request: TokenRequest, *, hold: bool) -> bytes:
     """The line for a request. Fields at their default are left out."""
-    sampling = order.sampling
+    sampling = request.sampling
     optional: dict[str, Any] = {
-        "stop_ids": list(order.stop_ids) or None,
+        "stop_ids": list(request.stop_ids) or None,
         "temperature": sampling.temperature or None,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
         "seed": sampling.seed if sampling.temperature else None,
-        "deadline_s": order.deadline_s,
-        "session": order.session,
+        "deadline_s": request.deadline_s,
+        "session": request.session,
         "hold": hold or None,
     }
     given = {name: value for name, value in optional.items() if value is not None}
-    required = {"do": "generate", "request": request, "ids": list(order.ids), "max_new_tokens": order.max_new_tokens}
+    required = {
+        "do": "generate",
+        "request": number,
+        "ids": list(request.ids),
+        "max_new_tokens": request.max_new_tokens,
+    }
     return encode(required | given)
 
 
-def decode_order(line: bytes) -> Order:
+def decode_command(line: bytes) -> Command:
     """Read a line to the agent. Raises LineError; ranges that depend on the model are check_request's."""
     message = _object(line)
-    request = message.get("request")
-    if not _is_integer(request) or not 0 <= request <= HIGHEST_REQUEST:
-        raise LineError("malformed", f"request is {_show(request)}; give an integer from 0 to 2^53 - 1")
-    do = message.get("do")
-    if not isinstance(do, str) or do not in DO:
-        raise LineError("malformed", f"do is {_show(do)}; known: {', '.join(DO)}", request)
-    known = ("do", "request", *(_FIELDS if do == "generate" else ()))
+    number = message.get("request")
+    if not _is_integer(number) or not 0 <= number <= HIGHEST_NUMBER:
+        raise LineError("malformed", f"request is {_show(number)}; give an integer from 0 to 2^53 - 1")
+    verb = message.get("do")
+    if not isinstance(verb, str) or verb not in VERBS:
+        raise LineError("malformed", f"do is {_show(verb)}; known: {', '.join(VERBS)}", number)
+    known = ("do", "request", *(_FIELDS if verb == "generate" else ()))
     if unknown := next((key for key in message if key not in known), None):
-        raise LineError("request", f"unknown key {_show(unknown)} in {do}; known: {', '.join(known)}", request)
-    if do != "generate":
-        return Order(do, request)
+        raise LineError("request", f"unknown key {_show(unknown)} in {verb}; known: {', '.join(known)}", number)
+    if verb != "generate":
+        return Command(verb, number)
     fields: dict[str, Any] = {}
     for name, (fits, allowed, default) in _FIELDS.items():
         value = message.get(name)
         if value is None and default is not _REQUIRED:
             value = default
         elif not fits(value):
-            raise LineError("request", f"{name} is {_show(value)}; give {allowed}", request)
+            raise LineError("request", f"{name} is {_show(value)}; give {allowed}", number)
         fields[name] = value
     hold = fields.pop("hold")
     sampling = Sampling(**{name: fields.pop(name) for name in ("temperature", "top_k", "top_p", "seed")})
-    return Order(do, request, TokenRequest(**fields, sampling=sampling), hold)
+    return Command(verb, number, TokenRequest(**fields, sampling=sampling), hold)
 
 
-def decode_event(line: bytes) -> FromAgent:
-    """Read a line from the agent; unknown keys are skipped. Raises TransportError for what is no protocol line."""
+def decode_event(line: bytes) -> Event:
+    """Read a line from the agent; unknown keys are skipped. Raises TransportError for any other text."""
     try:
         message = _object(line)
         event = message["event"]
+        number = message.get("request")
         if event == "ready":
             return _ready(message)
-        request = message.get("request")
         if event == "token":
-            return Answer(event, request, NewToken(int(message["id"]), float(message["at_s"])))
+            return Reply(number, NewToken(int(message["id"]), float(message["at_s"])))
         if event == "done":
-            return Answer(event, request, _done(message))
+            return Reply(number, _done(message))
         if event == "error":
             fatal = message.get("fatal") is True
-            return Reported(request, str(message["code"]), _one_line(str(message["message"])), fatal)
+            return ErrorEvent(number, str(message["code"]), _one_line(str(message["message"])), fatal)
         if event == "sample":
-            memory = message.get("memory")
-            sample = None if memory is None else _pick(MemorySample, memory)
-            return Sample(request, message.get("uptime_s"), sample, dict(message["conditions"]))
-        if event in ("forgotten", "pong"):
-            return Answer(event, request)
+            return Sample(dict(message["conditions"]))
+        if event == "pong":
+            return Pong(number)
     except (LineError, KeyError, TypeError, ValueError, OverflowError):
         pass
     raise TransportError(
@@ -181,7 +190,8 @@ def decode_event(line: bytes) -> FromAgent:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         # Strict UTF-8: json itself would also take UTF-16 and a byte order mark.
-        message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        text = line.decode("utf-8")
+        message = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
     except (ValueError, RecursionError) as error:
         raise LineError("malformed", f"not a line of JSON ({type(error).__name__}): {line[:60]!r}") from None
     if not isinstance(message, dict):
@@ -191,6 +201,13 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key is given twice")
+    return content
 
 
 def _ready(message: Mapping[str, Any]) -> Ready:
@@ -253,7 +270,7 @@ def _one_line(text: str) -> str:
 
 
 _REQUIRED = object()
-# name -> does it fit, what fits, default. Numbers' ranges are check_request's.
+# name -> (is the value's type right, what is allowed, default). check_request checks the ranges of numbers.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "ids": (_is_ids, "a list of integers", _REQUIRED),
     "max_new_tokens": (_is_integer, "an integer", _REQUIRED),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from runtimes.system.boot import boot_id
 from runtimes.system.cores import available_cores
 from runtimes.system.proc import busy_share, parse_cpu_times, parse_loadavg, parse_meminfo, parse_swaps
 
@@ -63,7 +64,7 @@ def _linux_conditions(root: Path) -> Conditions:
     return Conditions(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        boot_id=_text(root / "proc/sys/kernel/random/boot_id"),
+        boot_id=boot_id(root),
         cpu_model=_cpu_model(root),
         logical_cores=os.cpu_count(),
         allowed_cores=available_cores(),
@@ -88,7 +89,7 @@ def _windows_conditions() -> Conditions:
     return Conditions(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         system=f"{platform.system()} {platform.version()} {platform.machine()}",
-        boot_id=win32.boot_id(),
+        boot_id=boot_id(),
         cpu_model=win32.cpu_model(),
         logical_cores=os.cpu_count(),
         allowed_cores=available_cores(),

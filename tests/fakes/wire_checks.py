@@ -3,11 +3,11 @@ refused. The device's folders must be this machine's."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from devices.transports.host import Host
-from devices.transports.remote_tokens import RemoteTokens
+from devices.transports.remote_tokens import open_remote
+from fakes.agent import fake_agent
 from fakes.odd_text import odd_names, odd_texts
 from runtimes import DoneEvent, GenerateRequest, Runtime, TokenEvent, open_runtime
 from runtimes.engines.fake import fake_artifact, fake_opener
@@ -23,8 +23,7 @@ def check_prompts(host: Host, folder: Path) -> None:
     """2,000 texts, NULs among them, 100 in a prompt: the agent's model answers as this process's does. Its answer is a
     function of all ids of the prompt."""
     artifact = fake_artifact(folder / "artifact", context_tokens=16_384)
-    agent = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-P", "-m", "runtimes.agent", str(artifact.folder)]
-    source = RemoteTokens(host.start([*agent, "--fake-forward-s", "0"]))
+    source = open_remote(host.start(["env", f"PYTHONPATH={ROOT}", *fake_agent(), str(artifact.folder)]))
     there, here = text_runtime(artifact, source), open_runtime(artifact, engine=fake_opener())
     try:
         texts = odd_texts(COUNT, seed=6, nul=True)
@@ -50,7 +49,7 @@ def check_half_a_line(host: Host) -> None:
     """An agent whose first line breaks off is an error that shows it."""
     begun = '{"event": "ready", "proto'
     try:
-        RemoteTokens(host.start(["printf", "%s", begun]))
+        open_remote(host.start(["printf", "%s", begun]))
     except TransportError as error:
         assert "the agent ended while loading" in str(error) or begun in str(error), error
     else:
