@@ -123,9 +123,7 @@ class AgentConnection:
             lines = self._process.last_lines()
             self._closed.set()
             self._stop()
-            raise TransportError(
-                f"the agent {running if code is None else 'failed at its end'}", exit_code=code, last_lines=lines
-            )
+            raise TransportError(f"the agent {seen}", exit_code=code, last_lines=lines)
 
     def close(self) -> None:
         """Let the agent exit, and stop it if it does not. Safe to call twice."""

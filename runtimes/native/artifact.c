@@ -1,6 +1,6 @@
 #define _GNU_SOURCE
 #include "artifact.h"
-#include "json.h"
+#include "yyjson/yyjson.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -28,72 +28,77 @@ static bool wrong(char *error, size_t error_size, const char *folder, const char
     return false;
 }
 
-static bool positive(const struct json_value *value, size_t *out) {
-    if (value == NULL || value->kind != JSON_NUMBER || !value->integral || value->negative || value->integer == 0 ||
-        value->integer > INT_MAX)
+static bool positive(yyjson_val *value, size_t *out) {
+    uint64_t number = yyjson_get_uint(value); /* 0 for what is no unsigned integer */
+    if (number == 0 || number > INT_MAX)
         return false;
-    *out = (size_t)value->integer;
+    *out = (size_t)number;
     return true;
 }
 
-/* Keep the path of every file that is at least a twentieth of the largest; check that all have their size. */
-static bool take_files(struct artifact *artifact, const struct json_value *files, char *error, size_t error_size) {
+/* Keep the file's path where it is at least a twentieth of the largest; check that it has its size. */
+static bool take_file(struct artifact *artifact, yyjson_val *key, uint64_t bytes, uint64_t largest, char *error,
+                      size_t error_size) {
+    const char *name = yyjson_get_str(key);
+    struct stat seen;
+    char *path;
+    if (strlen(name) != yyjson_get_len(key) || name[0] == '/' || strstr(name, "..") != NULL)
+        return wrong(error, error_size, artifact->folder, "a file's name leads out of the folder");
+    if (asprintf(&path, "%s/%s", artifact->folder, name) < 0)
+        return wrong(error, error_size, artifact->folder, "out of memory");
+    bool good = stat(path, &seen) == 0 && (uint64_t)seen.st_size == bytes;
+    if (!good)
+        snprintf(error, error_size, "%s is missing or has another size than the manifest says; push it again", path);
+    if (!good || bytes * 20 < largest) {
+        free(path);
+        return good;
+    }
+    artifact->files[artifact->file_count++] = path;
+    if (bytes == largest)
+        artifact->largest = path;
+    return true;
+}
+
+static bool take_files(struct artifact *artifact, yyjson_val *files, char *error, size_t error_size) {
     uint64_t largest = 0;
-    if (files == NULL || files->kind != JSON_OBJECT || files->length == 0)
+    size_t index, count;
+    yyjson_val *name, *file;
+    if (yyjson_obj_size(files) == 0)
         return wrong(error, error_size, artifact->folder, "its manifest names no files");
-    for (int pass = 0; pass < 2; pass++)
-        for (size_t i = 0; i < files->length; i++) {
-            const struct json_value *name = &files->items[2 * i], *bytes = json_member(name + 1, "bytes");
-            struct stat seen;
-            char *path;
-            if (bytes == NULL || !bytes->integral || bytes->negative)
-                return wrong(error, error_size, artifact->folder, "its manifest names a file without its size");
-            if (pass == 0) {
-                largest = bytes->integer > largest ? bytes->integer : largest;
-                continue;
-            }
-            if (strlen(name->text) != name->length || name->text[0] == '/' || strstr(name->text, "..") != NULL)
-                return wrong(error, error_size, artifact->folder, "a file's name climbs out of the folder");
-            if (asprintf(&path, "%s/%s", artifact->folder, name->text) < 0)
-                return wrong(error, error_size, artifact->folder, "out of memory");
-            if (stat(path, &seen) != 0 || (uint64_t)seen.st_size != bytes->integer) {
-                snprintf(error, error_size, "%s is missing or has another size than the manifest says; push it again",
-                         path);
-                free(path);
-                return false;
-            }
-            if (bytes->integer * 20 < largest) {
-                free(path);
-                continue;
-            }
-            artifact->files[artifact->file_count++] = path;
-            if (bytes->integer == largest)
-                artifact->largest = path;
-        }
+    artifact->files = calloc(yyjson_obj_size(files), sizeof *artifact->files);
+    if (artifact->files == NULL)
+        return wrong(error, error_size, artifact->folder, "out of memory");
+    yyjson_obj_foreach(files, index, count, name, file) {
+        yyjson_val *bytes = yyjson_obj_get(file, "bytes");
+        if (!yyjson_is_uint(bytes))
+            return wrong(error, error_size, artifact->folder, "its manifest names a file without its size");
+        if (yyjson_get_uint(bytes) > largest)
+            largest = yyjson_get_uint(bytes);
+    }
+    yyjson_obj_foreach(files, index, count, name, file) {
+        uint64_t bytes = yyjson_get_uint(yyjson_obj_get(file, "bytes"));
+        if (!take_file(artifact, name, bytes, largest, error, error_size))
+            return false;
+    }
     return true;
 }
 
-static bool take(struct artifact *artifact, const struct json_value *root, char *error, size_t error_size) {
-    const struct json_value *format = json_member(root, "format"), *schema = json_member(root, "schema");
-    const struct json_value *files = json_member(root, "files"), *rope = json_member(root, "rope");
-    const struct json_value *switch_tokens = json_member(rope, "switch_tokens");
-    if (schema == NULL || !schema->integral || schema->integer != 2)
-        return wrong(error, error_size, artifact->folder, "its manifest has another schema than 2; export it again");
-    if (format == NULL || format->kind != JSON_STRING || strcmp(format->text, "onnx") != 0)
+static bool take(struct artifact *artifact, yyjson_val *root, char *error, size_t error_size) {
+    yyjson_val *switch_tokens = yyjson_obj_get(yyjson_obj_get(root, "rope"), "switch_tokens");
+    if (yyjson_get_uint(yyjson_obj_get(root, "schema")) != 2)
+        return wrong(error, error_size, artifact->folder, "its manifest has another schema than 2");
+    if (!yyjson_equals_str(yyjson_obj_get(root, "format"), "onnx"))
         return wrong(error, error_size, artifact->folder, "this agent runs the format onnx");
-    if (!positive(json_member(root, "context_tokens"), &artifact->context_tokens) ||
-        !positive(json_member(json_member(root, "model"), "vocab_size"), &artifact->vocab_size))
+    if (!positive(yyjson_obj_get(root, "context_tokens"), &artifact->context_tokens) ||
+        !positive(yyjson_obj_get(yyjson_obj_get(root, "model"), "vocab_size"), &artifact->vocab_size))
         return wrong(error, error_size, artifact->folder, "its manifest lacks context_tokens or vocab_size");
-    if (switch_tokens != NULL && switch_tokens->kind != JSON_NULL &&
-        !positive(switch_tokens, &artifact->switch_tokens))
-        return wrong(error, error_size, artifact->folder, "its manifest's switch_tokens is no number");
-    if (files != NULL)
-        artifact->files = calloc(files->length + 1, sizeof *artifact->files);
-    return take_files(artifact, files, error, error_size);
+    if (switch_tokens != NULL && !yyjson_is_null(switch_tokens) && !positive(switch_tokens, &artifact->switch_tokens))
+        return wrong(error, error_size, artifact->folder, "its manifest's switch_tokens is not a positive integer");
+    return take_files(artifact, yyjson_obj_get(root, "files"), error, error_size);
 }
 
 bool artifact_open(struct artifact *artifact, const char *folder, char *error, size_t error_size) {
-    struct json_document document;
+    yyjson_read_err failure;
     char path[PATH_MAX], real[PATH_MAX];
     size_t length = 0;
     *artifact = (struct artifact){.folder = folder};
@@ -103,12 +108,11 @@ bool artifact_open(struct artifact *artifact, const char *folder, char *error, s
         snprintf(error, error_size, "%s cannot be read; give the folder of an artifact", path);
         return false;
     }
-    bool good = json_parse(&document, text, length);
-    if (!good)
-        snprintf(error, error_size, "%s is not JSON (%s, byte %zu); export it again", path, document.error,
-                 document.error_at);
-    good = good && take(artifact, document.root, error, error_size);
-    json_free(&document);
+    yyjson_doc *document = yyjson_read_opts(text, length, 0, NULL, &failure);
+    if (document == NULL)
+        snprintf(error, error_size, "%s is not JSON (%s, byte %zu); export it again", path, failure.msg, failure.pos);
+    bool good = document != NULL && take(artifact, yyjson_doc_get_root(document), error, error_size);
+    yyjson_doc_free(document);
     free(text);
     if (good && realpath(folder, real) != NULL) {
         const char *name = strrchr(real, '/') + 1;
@@ -129,7 +133,7 @@ void artifact_drop_cache(const struct artifact *artifact) {
     }
 }
 
-/* Pages of one file that are cached, and all; false where the kernel does not tell. */
+/* Pages of one file that are cached, and all; false where the kernel does not report it. */
 static bool count_pages(const char *path, size_t *cached, size_t *all) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     struct stat seen;
@@ -144,13 +148,13 @@ static bool count_pages(const char *path, size_t *cached, size_t *all) {
         return false;
     size_t pages = ((size_t)seen.st_size + page - 1) / page;
     unsigned char *resident = calloc(pages, 1);
-    bool told = resident != NULL && mincore(map, (size_t)seen.st_size, resident) == 0;
-    for (size_t i = 0; told && i < pages; i++)
+    bool known = resident != NULL && mincore(map, (size_t)seen.st_size, resident) == 0;
+    for (size_t i = 0; known && i < pages; i++)
         *cached += resident[i] & 1;
     *all += pages;
     free(resident);
     munmap(map, (size_t)seen.st_size);
-    return told;
+    return known;
 }
 
 double artifact_cached_share(const struct artifact *artifact) {

@@ -1,5 +1,5 @@
-/* What the agent needs of manifest.json (export/artifact.py), and its files in the page cache. It verifies no hash: the
- * host did, after it pushed. */
+/* What the agent needs from manifest.json (export/artifact.py), and its files in the page cache. It verifies no hash:
+ * the host did, after it pushed the files. */
 #ifndef PHI_EDGE_ARTIFACT_H
 #define PHI_EDGE_ARTIFACT_H
 
@@ -11,18 +11,18 @@ struct artifact {
     char digest[65];      /* the folder's name, where that is 64 hexadecimal digits; else empty */
     size_t context_tokens, vocab_size;
     size_t switch_tokens; /* 0: no long rope */
-    char **files;         /* paths of the files that make up its size */
+    char **files;         /* paths of its large files */
     size_t file_count;
     const char *largest;  /* one of them */
 };
 
-/* False, with `error` filled, for what is no ONNX artifact. Freed by the end of the process. */
+/* False, with `error` filled, for a folder that is not an ONNX artifact. Its memory is kept until the process ends. */
 bool artifact_open(struct artifact *artifact, const char *folder, char *error, size_t error_size);
 /* Ask the kernel to drop its files from the page cache. */
 void artifact_drop_cache(const struct artifact *artifact);
-/* 0 to 1: how much of the files the page cache holds; -1 where the kernel does not tell. */
+/* 0 to 1: how much of the files the page cache holds; -1: unknown. */
 double artifact_cached_share(const struct artifact *artifact);
-/* Is the largest file mapped into this process? NULL where the kernel does not tell. */
+/* "mmap" where the largest file is mapped into this process, else "read"; NULL: unknown. */
 const char *artifact_load_mode(const struct artifact *artifact);
 
 #endif

@@ -1,6 +1,7 @@
 #include "generate.h"
 #include "machine.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* A prompt is prefilled in pieces of this length, so that a cancel or a deadline need not wait for all of it. */
@@ -26,7 +27,18 @@ static bool is_long(const struct model *model, size_t length) {
     return model->switch_tokens != 0 && length > model->switch_tokens;
 }
 
-void forget(struct model *model) {
+bool model_init(struct model *model, const struct artifact *artifact) {
+    size_t count = artifact->context_tokens;
+    *model = (struct model){.context_tokens = count,
+                            .vocab_size = artifact->vocab_size,
+                            .switch_tokens = artifact->switch_tokens,
+                            .cached = calloc(count, sizeof(int32_t)),
+                            .sequence = calloc(count, sizeof(int32_t))};
+    return model->cached != NULL && model->sequence != NULL;
+}
+
+/* After an error of the engine nobody knows what its cache contains. */
+static void forget(struct model *model) {
     model->cached_count = 0;
     model->session[0] = '\0';
 }
@@ -44,14 +56,14 @@ static size_t reusable(struct model *model, const struct request *request) {
     return model->cached_count = keep;
 }
 
-/* The logits after `ids` at start...; NULL after an error. `ids` may be a part of the cache's own memory. */
+/* The logits after `ids` at start...; NULL after an error. */
 static const float *forward(struct run *run, const int32_t *ids, size_t count, size_t start) {
     struct model *model = run->model;
-    model->cached_count = start; /* until the engine is back, what lies beyond is unknown */
+    model->cached_count = start; /* until the engine returns, what its cache contains beyond is unknown */
     const float *logits = engine_forward(model->engine, ids, count, start, run->answer->error,
                                          sizeof run->answer->error);
     if (logits != NULL) {
-        memmove(model->cached + start, ids, count * sizeof *ids);
+        memcpy(model->cached + start, ids, count * sizeof *ids);
         model->cached_count = start + count;
     }
     return logits;
@@ -86,8 +98,8 @@ static bool stops(const struct request *request, int32_t id) {
     return false;
 }
 
-/* Sample and forward until something ends it. `ids` has room for the whole context and holds the prompt. */
-static const char *decode(struct run *run, int32_t *ids, const float *logits, on_token *tell, void *context) {
+/* Sample and forward until something ends it. `ids` has room for the whole context and begins with the prompt. */
+static const char *decode(struct run *run, int32_t *ids, const float *logits, on_token *take, void *context) {
     const struct request *request = run->request;
     struct answer *answer = run->answer;
     struct model *model = run->model;
@@ -107,7 +119,7 @@ static const char *decode(struct run *run, int32_t *ids, const float *logits, on
             return "stop";
         }
         answer->completion++;
-        tell(context, id, at_s);
+        take(context, id, at_s);
         ids[count++] = id;
         if ((finish = ended(run)) != NULL)
             return finish;
@@ -123,10 +135,9 @@ static const char *decode(struct run *run, int32_t *ids, const float *logits, on
 }
 
 void generate(struct model *model, const struct request *request, double accepted_s, atomic_bool *cancelled,
-              on_token *tell, void *context, struct answer *answer) {
+              on_token *take, void *context, struct answer *answer) {
     struct run run = {model, request, accepted_s, cancelled, answer};
-    /* The sequence: kept behind the cache's own ids, in the same allocation (see agent.c). */
-    int32_t *ids = model->cached + model->context_tokens;
+    int32_t *ids = model->sequence;
     *answer = (struct answer){.stop_id = -1, .prefill_s = -1, .reused = reusable(model, request)};
     memcpy(ids, request->ids, request->id_count * sizeof *ids);
     answer->finish = ended(&run);
@@ -136,12 +147,12 @@ void generate(struct model *model, const struct request *request, double accepte
         answer->prefilled = model->cached_count - answer->reused;
         if (logits != NULL) {
             answer->prefill_s = machine_clock() - began_s;
-            answer->finish = decode(&run, ids, logits, tell, context);
+            answer->finish = decode(&run, ids, logits, take, context);
         } else {
             answer->finish = answer->error[0] != '\0' ? "error" : ended(&run);
         }
     }
     if (answer->error[0] != '\0')
-        forget(model); /* what the cache holds now is unknown */
+        forget(model);
     answer->total_s = machine_clock() - accepted_s;
 }

@@ -5,65 +5,61 @@
 #include <string.h>
 #include <time.h>
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct memory_use peak;
-static uint64_t most_held, high_water;
+struct sample {
+    bool known;
+    uint64_t high_water_bytes, resident_bytes, anonymous_bytes, file_bytes, swap_bytes;
+};
 
-static struct memory_sample read_status(void) {
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct sample most; /* the sample with the most memory */
+static uint64_t high_water;
+
+static struct sample read_status(void) {
     static const char *const names[] = {"VmHWM:", "VmRSS:", "RssAnon:", "RssFile:", "VmSwap:"};
-    struct memory_sample seen = {0};
-    uint64_t *const values[] = {&seen.high_water_bytes, &seen.resident_bytes, &seen.anonymous_bytes, &seen.file_bytes,
-                                &seen.swap_bytes};
+    uint64_t bytes[5] = {0};
     unsigned found = 0;
     char line[256];
     FILE *status = fopen("/proc/self/status", "re");
-    if (status == NULL)
-        return seen;
-    while (fgets(line, sizeof line, status) != NULL)
+    while (status != NULL && fgets(line, sizeof line, status) != NULL)
         for (unsigned i = 0; i < 5; i++) {
             unsigned long long kib;
             if (strncmp(line, names[i], strlen(names[i])) != 0 || sscanf(line + strlen(names[i]), "%llu kB", &kib) != 1)
                 continue;
-            *values[i] = kib * 1024;
+            bytes[i] = kib * 1024;
             found |= 1u << i;
         }
-    fclose(status);
-    seen.known = found == 31;
-    return seen;
+    if (status != NULL)
+        fclose(status);
+    return (struct sample){found == 31, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]};
 }
 
-struct memory_sample memory_now(void) {
-    struct memory_sample seen = read_status();
-    if (!seen.known)
-        return seen;
-    uint64_t held = seen.resident_bytes + seen.swap_bytes;
+static uint64_t held(const struct sample *sample) {
+    return sample->resident_bytes + sample->swap_bytes;
+}
+
+static void take_sample(void) {
+    struct sample now = read_status();
     pthread_mutex_lock(&lock);
-    if (seen.high_water_bytes > high_water)
-        high_water = seen.high_water_bytes;
-    if (held >= most_held) {
-        most_held = held;
-        peak.anonymous_bytes = seen.anonymous_bytes;
-        peak.file_bytes = seen.file_bytes;
-        peak.swap_bytes = seen.swap_bytes;
-    }
-    peak.peak_bytes = high_water > most_held ? high_water : most_held;
-    peak.known = true;
+    if (now.high_water_bytes > high_water)
+        high_water = now.high_water_bytes;
+    if (now.known && held(&now) >= held(&most))
+        most = now;
     pthread_mutex_unlock(&lock);
-    return seen;
 }
 
 struct memory_use memory_peak(void) {
-    memory_now();
+    take_sample();
     pthread_mutex_lock(&lock);
-    struct memory_use now = peak;
+    struct memory_use peak = {most.known, high_water > held(&most) ? high_water : held(&most), most.anonymous_bytes,
+                              most.file_bytes, most.swap_bytes};
     pthread_mutex_unlock(&lock);
-    return now;
+    return peak;
 }
 
 static void *run(void *unused) {
     const struct timespec interval = {.tv_nsec = 10 * 1000 * 1000};
     for (;;) {
-        memory_now();
+        take_sample();
         nanosleep(&interval, NULL);
     }
     return unused;
@@ -71,7 +67,7 @@ static void *run(void *unused) {
 
 void memory_start(void) {
     pthread_t thread;
-    memory_now();
+    take_sample();
     if (pthread_create(&thread, NULL, run, NULL) == 0)
         pthread_detach(thread);
 }

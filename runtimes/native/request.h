@@ -1,4 +1,4 @@
-/* One line from the host as a struct, checked (docs/agent-protocol.md). It answers nothing itself. */
+/* One line from the host as a struct, checked (docs/agent-protocol.md). It writes no answer. */
 #ifndef PHI_EDGE_REQUEST_H
 #define PHI_EDGE_REQUEST_H
 
@@ -10,11 +10,11 @@
 
 enum { MAX_LINE_BYTES = 4 << 20, MAX_SESSION = 64 };
 
-enum verb { DO_NOTHING, DO_GENERATE, DO_CANCEL, DO_FORGET, DO_SAMPLE, DO_PING };
+enum verb { DO_NOTHING, DO_GENERATE, DO_CANCEL, DO_PING };
 
 struct request {
     enum verb verb;
-    int64_t number; /* -1 where it could not be read */
+    int64_t number; /* -1 where the line's could not be read */
     int32_t *ids;
     size_t id_count;
     int32_t *stop_ids;
@@ -24,7 +24,7 @@ struct request {
     bool has_deadline, hold;
     double deadline_s;
     char session[MAX_SESSION + 1]; /* empty: none */
-    /* Where it cannot be served: the code and the message for the error line. */
+    /* Of a line that is refused: code and message of the error line. */
     const char *code;
     char message[256];
 };
