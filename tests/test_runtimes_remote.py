@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
@@ -56,10 +57,7 @@ def start() -> Iterator[Callable[..., RemoteTokens]]:
         ("print('Welcome to your Pi!')", "printed b'Welcome to your Pi!', which is no line .* make it silent"),
         ("say(event='done', request=1)", "is no line of agent protocol 1"),
         ("ready(protocol=2)", "speaks protocol 2; this version speaks 1; install the same"),
-        (
-            "say(event='pong', request=1); say(event='sample', conditions={})",
-            r"first line is Sample\(.*, not its ready line",
-        ),
+        ("say(event='pong', request=1); say(event='sample', conditions={})", r"line is Sample\(.*, not its ready line"),
         ('sys.stdout.write(\'{"event": "rea\'); sys.stdout.flush()', "the agent ended while loading"),
         ("ready(artifact='b' * 64); hear()", "serves artifact bbbbbbbbbbbb…, but aaaaaaaaaaaa… was asked for"),
         (
@@ -82,11 +80,11 @@ def test_what_the_agent_cannot_load_is_the_engines_error(start: Callable[..., Re
     ("program", "timeouts", "said"),
     [
         (
-            "time.sleep(60)",
+            "time.sleep(900)",
             Timeouts(load_s=0.3, end_s=0.1),
-            "stopped after 0 s of loading the artifact",
+            r"stopped after \d+ s of loading .* without a result",
         ),
-        ("time.sleep(60)", Timeouts(silence_s=0.3, end_s=0.1), "the agent wrote nothing for 0 s of loading"),
+        ("time.sleep(900)", Timeouts(silence_s=0.3, end_s=0.1), r"the agent wrote nothing for \d+ s of loading"),
     ],
 )
 def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, timeouts: Timeouts, said: str) -> None:
@@ -99,9 +97,9 @@ def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, ti
     [
         ("hear(); sys.exit(4)", r"the agent ended while generating: nobody knows \(exit code 4\)"),
         ("say(event='token', request=hear()['request'], id=1, at_s=0.1); os.kill(os.getpid(), 9)", "SIGKILL"),
-        ("hear(); print('ld.so: something'); time.sleep(60)", "printed b'ld.so: something', which is no line"),
+        ("hear(); print('ld.so: something'); time.sleep(900)", "printed b'ld.so: something', which is no line"),
         ("hear(); sys.stdout.write('{\"event\": \"tok'); sys.stdout.flush()", "the agent ended while generating"),
-        ("hear(); time.sleep(60)", "stopped after 1 s of generating without a result"),
+        ("hear(); time.sleep(900)", r"stopped after \d+ s of generating without a result"),
         ("say(event='error', request=hear()['request'], code='engine', message='x', fatal=True)", "x"),
     ],
 )  # fmt: skip
@@ -147,31 +145,40 @@ def test_what_an_agent_does_not_support_is_refused_here(start: Callable[..., Rem
         start("ready()\nhear()", hold=True).stream(REQUEST)
 
 
+def open_fake(folder: Path, forward_s: float) -> RemoteTokens:
+    """A real agent of a fake artifact, made in `folder`, that takes so long for a token."""
+    artifact = fake_artifact(folder / "artifact").folder
+    return open_remote(ChildLines([*fake_agent(forward_s), str(artifact)]))
+
+
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[RemoteTokens]:
-    """A real agent, 20 ms a token."""
-    folder = fake_artifact(tmp_path / "artifact").folder
-    source = open_remote(ChildLines([*fake_agent(0.02), str(folder)]))
+    source = open_fake(tmp_path, 0.02)
     yield source
     source.close()
 
 
 def test_cancel_from_another_thread_ends_in_a_done(slow: RemoteTokens) -> None:
-    timer = threading.Timer(0.3, slow.cancel)
-    timer.start()
-    *tokens, done = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+    stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
+    next(stream)
+    thread = threading.Thread(target=slow.cancel)
+    thread.start()
+    *tokens, done = stream
+    thread.join()
     assert isinstance(done, TokensDone) and done.finish == "cancelled"
-    assert len(tokens) < 400
+    assert len(tokens) < 399
     slow.cancel()  # nothing runs
     assert len(list(slow.stream(REQUEST))) == 4
 
 
-def test_a_stream_that_is_left_is_cancelled(slow: RemoteTokens) -> None:
-    for _ in range(3):
-        stream = slow.stream(TokenRequest(ids=[1], max_new_tokens=400))
-        assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
-        stream.close()
-    assert len(list(slow.stream(REQUEST))) == 4
+def test_a_stream_that_is_left_is_cancelled(tmp_path: Path) -> None:
+    """Three whole answers would take longer than a test may."""
+    with contextlib.closing(open_fake(tmp_path, 0.5)) as source:
+        for _ in range(3):
+            stream = source.stream(TokenRequest(ids=[1], max_new_tokens=500))
+            assert all(isinstance(record, NewToken) for record in itertools.islice(stream, 2))
+            stream.close()
+        assert len(list(source.stream(REQUEST))) == 4
 
 
 def test_a_session_may_have_any_name(slow: RemoteTokens) -> None:

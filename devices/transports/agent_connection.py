@@ -97,7 +97,7 @@ class AgentConnection:
             if event is None:
                 raise self.fail(f"the agent ended while {doing}", exit_s=EXIT_S)
             if isinstance(event, TransportError):
-                raise self.fail(str(event))
+                raise self.fail(event.message)
             return event
 
     def fail(self, message: str, *, exit_s: float = 0.0) -> TransportError:
