@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 OBSERVER = b"PyTorchObserver "
-SHORT_S = 60.0
 
 
 def open_llama_main(
@@ -144,7 +143,9 @@ class LlamaMain:
         # Through a file: a NUL or 100 kB of text cannot be an argument.
         prompt = f"{self._folder}/prompt.{secrets.token_hex(8)}"
         write = ["sh", "-c", 'cat >"$1"', "sh", prompt]
-        self._host.run(write, deadline_s=SHORT_S, stdin=text.encode()).checked("writing the prompt")
+        self._host.run(write, deadline_s=self._host.timeouts.command_s, stdin=text.encode()).checked(
+            "writing the prompt"
+        )
         stops = [] if request.stop_ids else ["--ignore_eos"]
         command = [*self._command, f"--prompt_file={prompt}", f"--max_new_tokens={room}", *stops]
         reason: str | None = None
@@ -155,7 +156,7 @@ class LlamaMain:
                 self._end(self._cut)
             timer.start()
             lines = list(process.lines())
-            code = process.wait(SHORT_S)
+            code = process.wait(self._host.timeouts.command_s)
             if self._cut is not None:
                 return None
             if code != 0 or not lines or not lines[-1].startswith(OBSERVER):
@@ -169,7 +170,7 @@ class LlamaMain:
             self._end(None)
             if reason is None:  # else the device is gone: its file will be in nobody's way
                 with contextlib.suppress(TransportError):
-                    self._host.run(["rm", "-f", prompt], deadline_s=SHORT_S)
+                    self._host.run(["rm", "-f", prompt], deadline_s=self._host.timeouts.command_s)
         said = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
         if not said.startswith(text):
             raise TransportError("llama_main did not echo the prompt; is it ExecuTorch's own program?")
