@@ -16,7 +16,7 @@ from phi_edge.verb import Verb
     "gate",
     cls=Verb,
     examples=[
-        "phi-edge gate phone.json --budgets budgets.toml --junit phone.xml",
+        "phi-edge gate phone.json phone.score.json --budgets budgets.toml --junit phone.xml",
         "phi-edge gate new.json --baseline old.json",
     ],
 )
@@ -29,8 +29,9 @@ from phi_edge.verb import Verb
 def gate_command(
     files: tuple[Path, ...], budgets_file: Path | None, baseline_file: Path | None, junit: Path | None
 ) -> None:
-    """Judge measurement FILES by limits, for CI.
+    """Judge FILES by limits, for CI.
 
+    FILES are what `phi-edge bench` and `phi-edge score` wrote; a score belongs to the measurements of its artifact.
     Exit code 0: every limit is met. Exit code 1: a limit is missed, a measurement is invalid, or it is slower than its
     baseline beyond doubt.
     """
@@ -40,6 +41,7 @@ def gate_command(
     from devices.judge.junit import to_junit
     from devices.judge.text import to_text
     from devices.measure.measurement import read_measurement
+    from devices.measure.result import read_results
     from devices.report.table import labels
 
     default_budgets = Path("budgets.toml")
@@ -48,11 +50,13 @@ def gate_command(
         raise BudgetError("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
     if baseline_file is not None and len(files) != 1:
         raise BudgetError(f"--baseline compares one measurement, {len(files)} were given; judge them one at a time")
-    measurements = [read_measurement(file) for file in files]
+    results = read_results(files)
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
-    judgements = judge(dict(zip(labels(measurements), measurements, strict=True)), budgets.budgets) if chosen else []
+    judgements = judge(dict(zip(labels(results), results, strict=True)), budgets.budgets) if chosen else []
     comparison = (
-        compare(measurements[0], read_measurement(baseline_file), budgets.noise_floor) if baseline_file else None
+        compare(read_measurement(files[0]), read_measurement(baseline_file), budgets.noise_floor)
+        if baseline_file
+        else None
     )
     if junit is not None:
         write_text(junit, to_junit(judgements, comparison))

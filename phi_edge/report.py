@@ -13,7 +13,10 @@ from phi_edge.verb import Verb
 @click.command(
     "report",
     cls=Verb,
-    examples=["phi-edge report phone.json --html phone.html", "phi-edge report before.json after.json --markdown"],
+    examples=[
+        "phi-edge report phone.json --html phone.html",
+        "phi-edge report before.json after.json before.score.json after.score.json --markdown",
+    ],
     extra="report",
 )
 @click.argument("files", nargs=-1, required=True, type=FILE)
@@ -24,14 +27,15 @@ from phi_edge.verb import Verb
 @click.option("--json", "json_out", type=FILE, metavar="FILE", show_default="no file",
               help="Write the same numbers for a script; - prints them.")  # fmt: skip
 def report_command(files: tuple[Path, ...], html_out: Path | None, markdown: bool, json_out: Path | None) -> None:
-    """Show measurement FILES side by side.
+    """Show FILES side by side: speed, memory, size, quality.
 
-    FILES are what `phi-edge bench` wrote. Ratios compare each with the first.
+    FILES are what `phi-edge bench` and `phi-edge score` wrote; a score belongs to the measurements of its artifact.
+    Ratios compare each with the first.
     """
-    from devices.measure.measurement import read_measurement
+    from devices.measure.result import read_results
     from devices.report.table import make_columns, to_json, to_markdown
 
-    columns = make_columns([read_measurement(file) for file in files])
+    columns = make_columns(read_results(files))
     if html_out is not None:
         check_writable(html_out)
         from devices.report.page import to_html

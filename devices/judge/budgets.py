@@ -7,6 +7,7 @@ match = {target = "raspberry-pi", format = "onnx", device = "local"}
 max_ttft_s = 1.5
 min_decode_tokens_per_s = 8
 max_peak_memory_bytes = 4_000_000_000
+max_kl = 0.2                  # of the artifact's score: also max_perplexity, min_top1_agreement, min_exact_match
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from devices.errors import BudgetError
-from devices.measure.measurement import Measurement
 from devices.measure.metrics import METRICS
+from devices.measure.result import Result
 from export.strict import refuse_unknown
 
 Bound = Literal["max", "min"]
@@ -46,10 +47,10 @@ class Budget:
         """The match, as written in the file."""
         return ", ".join(f"{key}={value}" for key, value in self.match.items()) or "every measurement"
 
-    def matches(self, measurement: Measurement) -> bool:
-        """Do all keys of `match` have the measurement's values?"""
-        facts = match_facts(measurement)
-        return all(facts[key] == value for key, value in self.match.items())
+    def matches(self, result: Result) -> bool:
+        """Do all keys of `match` have the result's values?"""
+        facts = match_facts(result)
+        return all(facts.get(key) == value for key, value in self.match.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +61,21 @@ class Budgets:
     noise_floor: float = 0.05
 
 
-def match_facts(measurement: Measurement) -> dict[str, str | int]:
-    """The values of MATCH_KEYS for a measurement."""
-    artifact, workload = measurement.artifact, measurement.workload
-    return {
+def match_facts(result: Result) -> dict[str, str | int]:
+    """The values of MATCH_KEYS for a result; a score alone has no workload."""
+    artifact = result.artifact
+    facts: dict[str, str | int] = {
         "target": artifact.target,
         "format": artifact.format,
         "scheme": artifact.scheme,
         "source": artifact.source,
         "artifact": artifact.name,
-        "device": measurement.device.name,
-        "prompt_tokens": workload.prompt_tokens,
-        "generate_tokens": workload.generate_tokens,
+        "device": result.device.name,
     }
+    if result.measurement is not None:
+        workload = result.measurement.workload
+        facts |= {"prompt_tokens": workload.prompt_tokens, "generate_tokens": workload.generate_tokens}
+    return facts
 
 
 def read_budgets(path: Path) -> Budgets:

@@ -1,7 +1,8 @@
 """The metrics, defined once: from raw samples to the numbers that are printed. The table METRICS is the registry.
 
 A metric is a quantile of samples pooled over repetitions: the median where each repetition gives one sample, a
-percentile where it gives a series. Intervals are bootstrapped over repetitions, whose gaps stay together.
+percentile where it gives a series. Intervals are bootstrapped over repetitions, whose gaps stay together. What a score
+says of an artifact is a metric, too, with the interval that the score has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices.measure.measurement import Measurement, Repetition
+from devices.measure.score import Figure, Score
 
 Samples = Sequence[float]  # of one repetition
 RESAMPLES = 2000
@@ -28,12 +30,13 @@ class Metric:
 
     name: str  # with its unit
     label: str
-    unit: Literal["s", "tokens/s", "bytes"]
+    unit: Literal["s", "tokens/s", "bytes", "nats", "share", ""]
     better: Literal["lower", "higher"]
     samples: Callable[[Measurement], Sequence[Samples]]  # one entry per repetition that has any
     definition: str
     quantile: float = 0.5
     exact: bool = False  # counted, not sampled: one measurement is enough
+    figure: Callable[[Score], Figure | None] | None = None  # of a score; then a measurement has no samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,10 @@ def _warm_load(measurement: Measurement) -> list[Samples]:
 
 def _itl(measurement: Measurement) -> list[Samples]:
     return [itl_s(repetition) for repetition in measurement.repetitions]
+
+
+def _unmeasured(measurement: Measurement) -> list[Samples]:
+    return []
 
 
 def _artifact(measurement: Measurement) -> list[Samples]:
@@ -214,6 +221,42 @@ METRICS: Mapping[str, Metric] = {
             _artifact,
             "All files of the artifact together: what is pushed to a device.",
             exact=True,
+        ),
+        Metric(
+            "kl",
+            "KL",
+            "nats",
+            "lower",
+            _unmeasured,
+            "Nats a token by which the artifact's distribution of the next token differs from the reference's.",
+            figure=lambda score: score.kl,
+        ),
+        Metric(
+            "top1_agreement",
+            "Top-1 agreement",
+            "share",
+            "higher",
+            _unmeasured,
+            "How often the artifact and the reference prefer the same next token.",
+            figure=lambda score: score.top1_agreement,
+        ),
+        Metric(
+            "perplexity",
+            "Perplexity",
+            "",
+            "lower",
+            _unmeasured,
+            "e to the mean loss of a token. It depends on the text: compare it on the same text only.",
+            figure=lambda score: score.perplexity,
+        ),
+        Metric(
+            "exact_match",
+            "Exact match",
+            "share",
+            "higher",
+            _unmeasured,
+            "How many of the score's questions were answered right.",
+            figure=lambda score: score.exact_match,
         ),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 NOT_MEASURED = "not measured"
 SCALES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "share": ((0.01, "%"),),
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
 }
 
@@ -20,7 +21,7 @@ def show(value: float | None, unit: str) -> str:
     if value is None:
         return NOT_MEASURED
     factor, name = scale(value, unit)
-    return f"{digits(value / factor)} {name}"
+    return f"{digits(value / factor)} {name}".rstrip()
 
 
 def show_interval(value: float, low: float | None, high: float | None, unit: str) -> str | None:

@@ -9,13 +9,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from devices.measure.measurement import Repetition
+from devices.measure.measurement import Measurement, Repetition
 from devices.measure.metrics import METRICS, decode_tokens_per_s, prefill_tokens_per_s, ttft_s
 from devices.report.numbers import digits, show, show_interval
 from devices.report.plots import draw, letter
 from devices.report.table import Column, ratio
 
-HEADLINES = ("decode_tokens_per_s", "ttft_s", "peak_memory_bytes")
+HEADLINES = ("decode_tokens_per_s", "ttft_s", "peak_memory_bytes", "kl", "top1_agreement", "exact_match")
 
 
 def to_html(columns: Sequence[Column]) -> str:
@@ -44,16 +44,30 @@ def _column(number: int, column: Column) -> dict[str, Any]:
         "label": column.label,
         "problems": column.problems,
         "doubts": column.doubts,
-        "artifact": measurement.artifact,
-        "device": measurement.device,
+        "artifact": column.artifact,
+        "device": column.device,
+        "score": column.score,
+        "headlines": [_headline(column, name) for name in HEADLINES if _is_told(column, name)],
+        "repetitions": [_repetition(repetition) for repetition in column.repetitions],
+        **({} if measurement is None else _conditions(measurement)),
+    }
+
+
+def _conditions(measurement: Measurement) -> dict[str, Any]:
+    return {
         "workload": measurement.workload,
         "versions": measurement.versions,
         "created_at": measurement.created_at,
         "before": measurement.before,
         "after": measurement.after,
-        "headlines": [_headline(column, name) for name in HEADLINES],
-        "repetitions": [_repetition(repetition) for repetition in measurement.repetitions],
     }
+
+
+def _is_told(column: Column, name: str) -> bool:
+    """Quality is a headline where it was scored; speed where it was measured, even if the device could not tell it."""
+    if METRICS[name].figure is not None:
+        return column.summaries[name] is not None
+    return column.measurement is not None
 
 
 def _headline(column: Column, name: str) -> dict[str, str]:

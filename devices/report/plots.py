@@ -71,6 +71,7 @@ def draw(columns: Sequence[Column]) -> dict[str, str]:
         "ecdf": _ecdf,
         "bars": _bars,
         "memory": _memory,
+        "quality": _quality,
     }
     drawn = {}
     for name, plot in plots.items():
@@ -101,7 +102,7 @@ def _colour(number: int) -> str:
 
 def _latency(columns: Sequence[Column]) -> Figure | None:
     """Each token's latency over the generation: every repetition as points, their median as a line."""
-    series = [[np.array(itl_s(each)) * 1e3 for each in column.measurement.repetitions] for column in columns]
+    series = [[np.array(itl_s(each)) * 1e3 for each in column.repetitions] for column in columns]
     gaps = [gap for repetitions in series for gap in repetitions if gap.size]
     if not gaps:
         return None
@@ -131,7 +132,7 @@ def _latency(columns: Sequence[Column]) -> Figure | None:
 def _ecdf(columns: Sequence[Column]) -> Figure | None:
     """The share of gaps that are shorter than x."""
     pooled = [
-        np.sort(np.concatenate([np.array(itl_s(each)) * 1e3 for each in column.measurement.repetitions]))
+        np.sort(np.concatenate([np.zeros(0), *(np.array(itl_s(each)) * 1e3 for each in column.repetitions)]))
         for column in columns
     ]
     if not any(gaps.size for gaps in pooled):
@@ -237,9 +238,29 @@ def _memory(columns: Sequence[Column]) -> Figure | None:
 
 def _median(column: Column) -> MemoryUse | None:
     """The memory of the repetition in the middle, by peak."""
-    known = [each.run.memory for each in column.measurement.repetitions if each.run.memory.peak_bytes is not None]
+    known = [each.run.memory for each in column.repetitions if each.run.memory.peak_bytes is not None]
     known.sort(key=lambda memory: memory.peak_bytes or 0)
     return known[len(known) // 2] if known else None
+
+
+def _quality(columns: Sequence[Column]) -> Figure | None:
+    """Loss against size: each artifact's KL with its interval over all of its bytes."""
+    scored = [(number, column, kl) for number, column in enumerate(columns) if (kl := column.summaries["kl"])]
+    if len(scored) < 2:
+        return None
+    factor, unit = scale(max(column.artifact.artifact_bytes for _, column, _ in scored), "bytes")
+    figure = Figure(figsize=(11.6, 3.7))
+    axes = figure.subplots()
+    for number, column, kl in scored:
+        size, colour = column.artifact.artifact_bytes / factor, _colour(number)
+        if kl.low is not None and kl.high is not None:
+            axes.plot([size, size], [kl.low, kl.high], color=colour, linewidth=2)
+        axes.plot(size, kl.value, "o", color=colour, markersize=7)
+        axes.annotate(letter(number), (size, kl.value), (9, 0), textcoords="offset points", va="center", color=INK)
+    axes.set(xlabel=f"{unit}   {ARROW['lower']}", ylabel="KL, nats a token")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.1)
+    return figure
 
 
 def _legend(axes: Axes, count: int, **options: Any) -> None:

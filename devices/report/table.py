@@ -9,26 +9,35 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from devices.measure.measurement import Measurement
-from devices.measure.metrics import METRICS, Summary, summarize
-from devices.measure.validity import doubts, problems
+from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, Repetition
+from devices.measure.metrics import METRICS, Summary
+from devices.measure.result import Result
+from devices.measure.score import Score
 from devices.report.numbers import NOT_MEASURED, digits, show, show_interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One measurement as the report shows it."""
+    """One artifact as the report shows it: measured, scored, or both."""
 
     label: str
-    measurement: Measurement
+    artifact: ArtifactFacts
+    device: DeviceFacts
+    measurement: Measurement | None
+    score: Score | None
     summaries: Mapping[str, Summary | None]  # by metric
     problems: Sequence[str]  # why it is invalid
     doubts: Sequence[str]
 
+    @property
+    def repetitions(self) -> Sequence[Repetition]:
+        """The measurement's; none where it was only scored."""
+        return () if self.measurement is None else self.measurement.repetitions
 
-def labels(measurements: Sequence[Measurement]) -> list[str]:
+
+def labels(results: Sequence[Result]) -> list[str]:
     """A name for each: artifact, format and device, numbered where several have the same."""
-    names = [f"{each.artifact.name} · {each.artifact.format} · {each.device.name}" for each in measurements]
+    names = [f"{each.artifact.name} · {each.artifact.format} · {each.device.name}" for each in results]
     seen: Counter[str] = Counter()
     found = []
     for name in names:
@@ -37,17 +46,20 @@ def labels(measurements: Sequence[Measurement]) -> list[str]:
     return found
 
 
-def make_columns(measurements: Sequence[Measurement]) -> list[Column]:
-    """Summarize every metric of every measurement."""
+def make_columns(results: Sequence[Result]) -> list[Column]:
+    """Summarize every metric of every result."""
     return [
         Column(
             label=label,
-            measurement=measurement,
-            summaries={name: summarize(metric, measurement) for name, metric in METRICS.items()},
-            problems=problems(measurement),
-            doubts=doubts(measurement),
+            artifact=result.artifact,
+            device=result.device,
+            measurement=result.measurement,
+            score=result.score,
+            summaries=result.summaries(),
+            problems=result.problems,
+            doubts=result.doubts,
         )
-        for label, measurement in zip(labels(measurements), measurements, strict=True)
+        for label, result in zip(labels(results), results, strict=True)
     ]
 
 
@@ -65,9 +77,10 @@ def to_json(columns: Sequence[Column]) -> str:
             "valid": not column.problems,
             "problems": list(column.problems),
             "doubts": list(column.doubts),
-            "artifact": dataclasses.asdict(column.measurement.artifact),
-            "device": dataclasses.asdict(column.measurement.device),
-            "workload": dataclasses.asdict(column.measurement.workload),
+            "artifact": dataclasses.asdict(column.artifact),
+            "device": dataclasses.asdict(column.device),
+            "workload": dataclasses.asdict(column.measurement.workload) if column.measurement else None,
+            "score": dataclasses.asdict(column.score) if column.score else None,
             "metrics": {name: _metric_json(column, columns[0], name) for name in METRICS},
         }
         for column in columns
@@ -120,17 +133,22 @@ def _cell(column: Column, first: Column, name: str) -> str:
 
 
 def _footnote(column: Column) -> str:
-    measurement = column.measurement
-    artifact, workload, before = measurement.artifact, measurement.workload, measurement.before
-    facts = [
-        f"{artifact.source}, {artifact.scheme}",
-        f"prompt {workload.prompt_tokens}, generate {workload.generate_tokens}",
-        f"{workload.repetitions} repetitions, each a fresh process",
-        f"threads {workload.threads or 'as many as cores'}",
-        before.cpu_model or "unknown CPU",
-        *([f"on {measurement.accelerator}"] if measurement.accelerator else []),
-        f"artifact {artifact.digest[:12]}",
-    ]
+    artifact, measurement, score = column.artifact, column.measurement, column.score
+    facts = [f"{artifact.source}, {artifact.scheme}"]
+    if measurement is not None:
+        workload = measurement.workload
+        facts += [
+            f"prompt {workload.prompt_tokens}, generate {workload.generate_tokens}",
+            f"{workload.repetitions} repetitions, each a fresh process",
+            f"threads {workload.threads or 'as many as cores'}",
+            measurement.before.cpu_model or "unknown CPU",
+            *([f"on {measurement.accelerator}"] if measurement.accelerator else []),
+        ]
+    if score is not None and score.text is not None:
+        facts.append(f"{score.text.scored_tokens} tokens of {score.text.name}")
+    if score is not None and score.reference is not None:
+        facts.append(f"against {score.reference.name}, KL over the {score.reference.kl_over}")
+    facts.append(f"artifact {artifact.digest[:12]}")
     return f"- {escape_markdown(column.label)}: {escape_markdown('; '.join(facts))}"
 
 
