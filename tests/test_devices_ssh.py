@@ -230,9 +230,7 @@ def test_sshd_killed_in_a_push_is_reported_and_the_next_one_goes_on(
 
 def test_a_disk_that_fills_in_a_push_is_reported(emulated_pi: EmulatedPi, driver: Driver, big: Artifact) -> None:
     staged = emulated_pi.cache / "artifacts" / big.manifest.digest()
-    staged.mkdir(parents=True)
-    (staged / "weights.bin.part").symlink_to("/dev/full")
-    with pytest.raises(TransportError, match="No space left on device"):
+    with emulated_pi.full_disk(), pytest.raises(TransportError, match="No space left on device"):
         driver.stage(big, print)
     assert not (staged / "weights.bin").exists() and not (staged / "manifest.json").exists()
 

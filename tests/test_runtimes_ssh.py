@@ -125,11 +125,13 @@ def test_a_push_goes_on_where_the_last_one_broke(host: SshHost, tmp_path: Path) 
     assert hashlib.sha256(remote.read_bytes()).digest() == hashlib.sha256(local.read_bytes()).digest()
 
 
-def test_a_full_disk_is_reported(host: SshHost, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(host: SshHost, emulated_pi: EmulatedPi, tmp_path: Path) -> None:
     local = tmp_path / "in"
     local.write_bytes(os.urandom(100_000))
-    with pytest.raises(TransportError, match="No space left on device"):
-        host.push(local, "/dev/full", deadline_s=60)
+    with emulated_pi.full_disk(), pytest.raises(TransportError, match="No space left on device"):
+        host.push(local, str(tmp_path / "out"), deadline_s=60)
+    host.push(local, str(tmp_path / "out"), deadline_s=60)
+    assert (tmp_path / "out").read_bytes() == local.read_bytes()
 
 
 def test_half_a_line_is_reported(host: SshHost) -> None:

@@ -6,11 +6,13 @@ this machine's. `phi-edge` reaches it by a lab file like any other board.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +21,12 @@ from fakes.sshd import SSHD, LocalSshd, all_pids
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "pi5"
+# A disk of its own to fill would need root.
+FULL_DISK = """#!/bin/sh
+/usr/bin/dd "$@" count=1 iflag=fullblock 2>/dev/null
+echo "dd: error writing: No space left on device" >&2
+exit 1
+"""
 
 
 def missing() -> str | None:
@@ -55,13 +63,16 @@ class EmulatedPi(LocalSshd):
 
     def __init__(self, folder: Path, pi: Path) -> None:
         # A home of its own: the shell would run this machine's start-up files for every command.
-        super().__init__(folder, NAME, {"SetEnv": f"PATH={pi}/bin:/usr/local/bin:/usr/bin:/bin HOME={folder}"})
+        self._programs = folder / "programs"  # before the machine's own
+        path = f"{self._programs}:{pi}/bin:/usr/local/bin:/usr/bin:/bin"
+        super().__init__(folder, NAME, {"SetEnv": f"PATH={path} HOME={folder}"})
         self.pi = pi
         self.lab = folder / "lab.toml"
         self.cache = folder / "cache on the board"
 
     def __enter__(self) -> EmulatedPi:
         self.prepare()
+        self._programs.mkdir()
         self.lab.write_text(self.row())
         self.start()
         return self
@@ -71,9 +82,22 @@ class EmulatedPi(LocalSshd):
     ) -> None:
         self.stop()
 
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """The program that writes pushed files finds room for one more block."""
+        dd = self._programs / "dd"
+        dd.write_text(FULL_DISK)
+        dd.chmod(0o755)
+        try:
+            yield
+        finally:
+            dd.unlink()
+
     def agents(self) -> list[int]:
-        """The agents that run on the board now."""
-        return [pid for pid in all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
+        """The agents that run on this board now; another test run has a board of its own."""
+        ours = str(self.cache).encode()
+        running = [pid for pid in all_pids() if b"runtimes.agent" in _words(pid) and b"qemu" in _words(pid)[0]]
+        return [pid for pid in running if ours in _read(pid, "cmdline") + _read(pid, "environ")]
 
     def row(self, **changes: str | None) -> str:
         """The lab file, with other or further keys; None leaves one out."""
@@ -88,7 +112,11 @@ class EmulatedPi(LocalSshd):
 
 
 def _words(pid: int) -> list[bytes]:
+    return _read(pid, "cmdline").split(b"\0")
+
+
+def _read(pid: int, name: str) -> bytes:
     try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return [b""]
+        return (Path("/proc") / str(pid) / name).read_bytes()
+    except OSError:  # it has ended
+        return b""
