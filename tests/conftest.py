@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import fcntl
 import importlib.util
 import json
 import os
@@ -19,7 +19,7 @@ import pytest
 
 from ci.real_model import PACKAGE, Form, build_real_model
 from devices.transports.adb.devices import Client
-from export.artifact import Artifact
+from export.artifact import Artifact, Format, open_artifact
 from export.pipeline import export_model
 from export.request import ExportRequest
 from fakes.adbd import FakeAdbd
@@ -38,11 +38,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "export" / "tiny"
+# Files whose tests share nothing and take long: a worker takes one test, so that all workers end at the same time.
+SPREAD = {"test_ci_fidelity.py", "test_export_bytes.py"}
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a worker takes a whole file, whose fixtures are then made once; see SPREAD."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.name not in SPREAD:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture
@@ -58,24 +69,45 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """made_once(name, make): the folder that make(folder) made, for all workers of this run; the first that asks makes
+    it, and the others wait. Nobody changes what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    shared.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name).exists():
+                make(shared / name)
+        return shared / name
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(made_once: Callable[..., Path]) -> Path:
     """The trained tiny model as an int4 ONNX artifact."""
-    out = tmp_path_factory.mktemp("tiny") / "onnx"
-    return export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu")).folder
+    return made_once("tiny-onnx", lambda out: export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu")))
 
 
 @pytest.fixture(scope="session")
-def tiny_executorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_executorch(made_once: Callable[..., Path]) -> Path:
     """The trained tiny model as an int4 ExecuTorch artifact."""
-    out = tmp_path_factory.mktemp("tiny") / "executorch"
-    return export_model(ExportRequest(checkpoint="tiny", out=out, target="android")).folder
+    return made_once(
+        "tiny-executorch", lambda out: export_model(ExportRequest(checkpoint="tiny", out=out, target="android"))
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_onnx_short(made_once: Callable[..., Path]) -> Path:
     """With a context that an emulated processor fills in a second."""
-    out = tmp_path_factory.mktemp("tiny") / "onnx-short"
-    return export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu", context_tokens=256)).folder
+
+    def make(out: Path) -> None:
+        export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu", context_tokens=256))
+
+    return made_once("tiny-onnx-short", make)
 
 
 @pytest.fixture(scope="session")
@@ -116,34 +148,40 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def longrope_checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
+def longrope_checkpoint(random_checkpoint: Callable[..., Path], made_once: Callable[..., Path]) -> Path:
     """Long rope beyond 64 tokens. Its factors grow along the head, as the published ones do, so that a swapped table
     is seen at once."""
-    return random_checkpoint(
-        max_position_embeddings=2048,
-        original_max_position_embeddings=64,
-        sliding_window=None,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0 + n / 16 for n in range(16)],
-            "long_factor": [1.0 + n * 4 for n in range(16)],
-            "original_max_position_embeddings": 64,
-        },
-    )
+
+    def make(folder: Path) -> None:
+        made = random_checkpoint(
+            max_position_embeddings=2048,
+            original_max_position_embeddings=64,
+            sliding_window=None,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0 + n / 16 for n in range(16)],
+                "long_factor": [1.0 + n * 4 for n in range(16)],
+                "original_max_position_embeddings": 64,
+            },
+        )
+        made.rename(folder)
+
+    return made_once("longrope-checkpoint", make)
 
 
 @pytest.fixture(scope="session")
-def longrope(longrope_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
+def longrope(longrope_checkpoint: Path, made_once: Callable[..., Path]) -> Callable[[Format], Artifact]:
     """longrope(format): that checkpoint as a float artifact with a context of 160 tokens, exported once."""
-    folder = tmp_path_factory.mktemp("longrope")
 
-    @functools.cache
-    def make(format: str) -> Artifact:
-        request = ExportRequest(
-            checkpoint=str(longrope_checkpoint), out=folder / format, format=format, scheme="fp32", context_tokens=160
-        )
-        return export_model(request)
+    def make(format: Format) -> Artifact:
+        def export(out: Path) -> None:
+            checkpoint = str(longrope_checkpoint)
+            export_model(
+                ExportRequest(checkpoint=checkpoint, out=out, format=format, scheme="fp32", context_tokens=160)
+            )
+
+        return open_artifact(made_once(f"longrope-{format}", export))
 
     return make
 
