@@ -1,9 +1,9 @@
-"""Export every small variant in every format, hold it against its reference, and write the table in docs/fidelity.md.
+"""Export every small variant in every format, compare it with its reference, and write the table in docs/fidelity.md.
 
     python ci/fidelity.py [--only phi-4-mini] [--from phi-3.5-mini] [--write]
 
 One to two minutes a variant on two cores. With --write each variant's rows are written as soon as they are known, and
-those of the others stay: a run that was interrupted goes on with --from. Exit code 1 where a bound is missed.
+those of the others stay: continue an interrupted run with --from. Exit code 1 if a bound is missed.
 tests/test_ci_fidelity.py runs a sample of it.
 """
 

@@ -3,9 +3,9 @@
     python ci/four_engines.py [--prompts 200] [--write]
 
 The tiny model's int4 artifacts answer held-out prompts greedily. Within a format every token must be equal, as the
-weights are. The two formats quantise differently, so two near logits may change places: where the answers part, the
-gap between the two tokens is told under each artifact's own dequantised weights, and must be within a bound that was
-measured on other text. Exit code 1 where one is not. About a minute on two cores; --write puts the table into
+weights are. The two formats quantise differently, so two close logits may change places: where the answers differ, the
+gap between the two tokens is computed with each artifact's own dequantised weights, and must be within a bound that was
+measured on other text. Exit code 1 if one is not. About a minute on two cores; --write puts the table into
 docs/fidelity.md. tests/test_ci_four_engines.py runs a sample.
 """
 

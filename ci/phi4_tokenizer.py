@@ -1,4 +1,4 @@
-"""A tokenizer for Phi-4-mini of public parts: o200k_base's ranks, and the control tokens and chat format as published.
+"""A tokenizer for Phi-4-mini from public parts: o200k_base's ranks, the published control tokens and chat format.
 
 It is not Microsoft's file, which may differ. The ranks come out of js-tiktoken, from the npm registry.
 

@@ -1,6 +1,6 @@
 """The family in small: checkpoints with random weights and the published factors, windows and head layouts.
 
-variants.json holds the published config.json of each model, but for two whose factor lists are Phi-3-mini-128k's, read
+variants.json has the published config.json of each model, except for two whose factor lists are Phi-3-mini-128k's, read
 at 64 points instead of 48: Phi-3-medium-128k, and Phi-3-small-128k, whose attention factors are made up too. Widths,
 layers, heads and the vocabulary are reduced; head_dim, the ratio of heads to key-value heads, the rotary part, every
 rope number and every length stay.

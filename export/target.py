@@ -1,4 +1,4 @@
-"""Targets: a row of one table. What a device needs, so that nobody has to remember it."""
+"""Targets: one table with a row for each kind of device, which decides the defaults of an export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from export.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One row: what `phi-edge export --target NAME` builds unless told otherwise.
+    """One row: what `phi-edge export --target NAME` builds by default.
 
     `context_tokens` is chosen, not inherited: a KV cache of the model's full length may need gigabytes.
     """
@@ -25,7 +25,9 @@ class Target:
     provider: str  # the genai_config's execution provider; "" for the CPU
     activations: tuple[str, ...] = ("float32",)  # of the ONNX graph and its KV cache; the first is the default
     windows: bool = True  # whether the provider's attention can slide; if not, the context stays within the window
-    memory_budgets: tuple[int, ...] = field(default=(4, 6, 8, 16))  # GB, device classes the plan is held against
+    memory_budgets: tuple[int, ...] = field(
+        default=(4, 6, 8, 16)
+    )  # GB of memory, the device classes that --dry-run judges
 
 
 # ONNX scales are float32, so block 64 costs 4.5 bits a weight; ExecuTorch's are bf16, so block 32 does.
