@@ -1,6 +1,6 @@
 """The generate interface: one request, one stream of events, the same on every target.
 
-A runtime that cannot honour a field of the request raises UnsupportedError; it never ignores one.
+A runtime that does not support a field of the request raises UnsupportedError; it never ignores one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TokenEvent:
 
     id: int
     text: str
-    # Since the request was accepted, on the clock of the process that holds the model; None where it cannot tell.
+    # Since the request was accepted, on the clock of the process that holds the model; None: unknown.
     at_s: float | None
 
 
@@ -63,7 +63,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds, None where the runtime cannot tell. The first token's at_s is the time to first token."""
+    """Seconds; None: unknown. The first token's at_s is the time to first token."""
 
     prefill_s: float | None  # how long the prompt took to its first logits: no tokenising, no sampling
     total_s: float | None  # from the acceptance of the request to its end

@@ -2,7 +2,7 @@
 
 RuntimesError               one line for the user, exit 2
 ├── RequestError            the request is wrong: too long for the context, two prompts at once, ...
-│   └── UnsupportedError    this runtime cannot honour a field
+│   └── UnsupportedError    this runtime does not support a field
 ├── EngineError             the engine's library is missing, or cannot load the artifact
 └── TransportError          the device or the wire failed (carries command, exit code and last lines)
     ├── ConnectionLostError the wire was cut: trying again may help
@@ -25,7 +25,7 @@ class RequestError(RuntimesError):
 
 
 class UnsupportedError(RequestError):
-    """This runtime cannot honour a field of the request."""
+    """This runtime does not support a field of the request."""
 
 
 class EngineError(RuntimesError):

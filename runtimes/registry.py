@@ -1,4 +1,4 @@
-"""From an artifact to a runtime: the one table of engines, and the doors that use it."""
+"""From an artifact to a runtime: the one table of engines, and the functions that use it."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_failing_engine_is_told_and_its_cache_forgotten() -> None:
     loop = TokenLoop(engine)
     ids, done = run(loop, request(session="s"))
     assert (len(ids), done.finish) == (3, "error")
-    assert done.error is not None and "as it was told to" in done.error
+    assert done.error is not None and "as it was asked to" in done.error
     _, done = run(loop, request(max_new_tokens=2, session="s"))
     assert (done.finish, done.usage.reused) == ("length", 0)
 

@@ -161,20 +161,20 @@ class LlamaMain:
                 return None
             if code != 0 or not lines or not lines[-1].startswith(OBSERVER):
                 last, reason = process.last_lines(), self._diagnose()
-                told = f"llama_main was lost: {reason}"
+                message = f"llama_main was lost: {reason}"
                 if reason is None:
-                    told = "llama_main failed on the device, or the connection was cut"
-                raise TransportError(told, command=command, exit_code=code, last_lines=last)
+                    message = "llama_main failed on the device, or the connection was cut"
+                raise TransportError(message, command=command, exit_code=code, last_lines=last)
         finally:
             timer.cancel()
             self._end(None)
             if reason is None:  # else the device is gone: its file will be in nobody's way
                 with contextlib.suppress(TransportError):
                     self._host.run(["rm", "-f", prompt], deadline_s=self._host.timeouts.command_s)
-        said = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
-        if not said.startswith(text):
+        output = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
+        if not output.startswith(text):
             raise TransportError("llama_main did not echo the prompt; is it ExecuTorch's own program?")
-        return said.removeprefix(text), json.loads(lines[-1].removeprefix(OBSERVER))
+        return output.removeprefix(text), json.loads(lines[-1].removeprefix(OBSERVER))
 
     def _records(
         self, request: TokenRequest, text: str, answer: str, observed: Mapping[str, Any]
@@ -187,7 +187,7 @@ class LlamaMain:
             ids, finish = [], "error"
             error = (
                 f"llama_main's answer of {expected} tokens reads as {max(0, len(ids) - prompt)}: its ids cannot be "
-                "told from its text; use the agent"
+                "recovered from its text; use the agent"
             )
         new = ids[prompt:]
         # The runner does not look whether its first token is a stop id, and goes on (executorch 1.4).

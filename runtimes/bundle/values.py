@@ -1,4 +1,4 @@
-"""The values that a bundle's sources hold, out of the artifact, and how each language writes a text."""
+"""The values in a bundle's sources, taken from the artifact, and how each language writes a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtimes.text.template import ChatTemplate, load_template
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """A chat template as plain pieces: what stands between the contents. Enough for every Phi-3; others are refused."""
+    """A chat template as plain pieces: what is between the contents. Enough for every Phi-3; others are refused."""
 
     open_user: str  # before the first message, a user's
     to_answer: str  # from a user's message to the answer
@@ -57,7 +57,7 @@ def read_turns(artifact: Artifact) -> Turns | None:
 
 
 def control_tokens(artifact: Artifact) -> list[str]:
-    """The texts that a tokenizer makes control tokens of: a message must not hold one."""
+    """The texts that a tokenizer makes control tokens of: a message must not contain one."""
     added = _json(artifact, "tokenizer.json").get("added_tokens", [])
     return [token["content"] for token in added if token.get("special")]
 
@@ -75,7 +75,7 @@ def csharp_text(text: str) -> str:
 def systemd_text(text: str) -> str:
     """One word of a systemd command line. `%` begins a specifier, `$` a variable."""
     if any(ord(character) < 32 for character in text):
-        raise RequestError(f"{text!r} cannot stand in a systemd unit: it has a control character; rename it")
+        raise RequestError(f"{text!r} cannot be written in a systemd unit: it has a control character; rename it")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"'
 

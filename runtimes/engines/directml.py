@@ -133,7 +133,7 @@ def _is_named(adapter: Adapter, place: int, wanted: str) -> bool:
 
 
 def open_windows(artifact: Artifact, threads: int | None, *, graphics: Graphics = ANY_ADAPTER) -> Engine:
-    """Load on DirectML. Where the CPU is allowed and takes over, that is said on stderr.
+    """Load on DirectML. Where the CPU is allowed and takes over, it is reported on stderr.
 
     Raises EngineError.
     """

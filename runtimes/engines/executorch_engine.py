@@ -31,7 +31,7 @@ _KERNELS = {
 def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
     """Load the artifact's one .pte file. Raises EngineError.
 
-    ExecuTorch has one thread pool per process, so `threads` holds for all of its models.
+    ExecuTorch has one thread pool per process, so `threads` applies to all of its models.
     """
     library = _load_library()
     names = [name for name in artifact.manifest.files if name.endswith(".pte")]
@@ -39,7 +39,7 @@ def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
         raise EngineError(f"{artifact.folder}: has {len(names)} .pte files, expected one; export it again")
     path = artifact.path(names[0])
     wanted = available_cores() if threads is None else threads
-    with _quiet() as said:
+    with _quiet() as last_lines:
         try:
             if library._threadpool_get_thread_count() != wanted:
                 # "Unsafe" while a model runs on the pool.
@@ -50,7 +50,7 @@ def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
             method = program.load_method("forward")
         except RuntimeError as error:
             # The exception has a number; the reason (a missing kernel, say) is only in the log.
-            raise EngineError(f"ExecuTorch cannot load {path}: {error}; its last lines: {said()}") from error
+            raise EngineError(f"ExecuTorch cannot load {path}: {error}; its last lines: {last_lines()}") from error
     return ExecutorchEngine(program, method, artifact, limit)
 
 
@@ -156,7 +156,7 @@ def _quiet() -> Iterator[Callable[[], str]]:
     sys.stderr.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", buffering=1) as log:
 
-        def said() -> str:
+        def last_lines() -> str:
             log.seek(0)
             return " | ".join([line for line in log.read().splitlines() if "cpuinfo_utils" not in line][-3:])
 
@@ -165,7 +165,7 @@ def _quiet() -> Iterator[Callable[[], str]]:
         try:
             # Some of the log goes to the file descriptor, some to Python's sys.stderr, which may be another file.
             with contextlib.redirect_stderr(log):
-                yield said
+                yield last_lines
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -72,7 +72,7 @@ class FakeEngine:
         assert 0 < len(ids) <= self.max_forward_tokens and start <= len(self._cache) and end <= self.context_tokens
         assert self.continues or start == 0 or (len(ids) == 1 and start == len(self._cache))
         if self._fail_at is not None and start <= self._fail_at < end:
-            raise EngineError(f"the fake engine fails at position {self._fail_at}, as it was told to")
+            raise EngineError(f"the fake engine fails at position {self._fail_at}, as it was asked to")
         time.sleep(self._forward_s)
         self.calls.append((start, len(ids)))
         long = self.switch_tokens is not None and (long or end > self.switch_tokens)

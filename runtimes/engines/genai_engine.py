@@ -1,6 +1,6 @@
 """onnxruntime-genai as an Engine: the way to DirectML, and the same on the CPU. Sampling and sessions stay ours.
 
-Its Generator samples for itself; here it is only told what came. Where the device can go on from a cached prefix (the
+Its Generator can sample; here it is only given the ids that came. Where the device can go on from a cached prefix (the
 CPU can), ids are appended and the generator is rewound. DirectML cannot: a prompt goes in whole, into a new generator,
 and a token follows by giving it all the probability and letting the generator choose it.
 """
@@ -98,7 +98,7 @@ class GenaiEngine:
         self.continues = continues
         self._make, self._stop = generator, stop
         self._generator: Any = None
-        self._ids: list[int] = []  # what the generator holds, where ids cannot be appended
+        self._ids: list[int] = []  # what the generator contains, where ids cannot be appended
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""

@@ -140,7 +140,7 @@ class TokenLoop:
                 ids.append(token)
                 finish = self._ended(request, accepted) or ("length" if completion == room else None)
         except EngineError as failure:
-            # What the cache holds now is unknown.
+            # What the cache contains now is unknown.
             self.forget()
             finish, error = "error", str(failure)
         memory.sample()

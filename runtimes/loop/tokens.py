@@ -38,7 +38,7 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class NewToken:
-    """One sampled id. A stop id is not one: it is told by TokensDone.stop_id."""
+    """One sampled id. A stop id is not one: TokensDone.stop_id reports it."""
 
     id: int
     # Since the source accepted the request, on the source's monotonic clock, stamped when sampled; None if it cannot.

@@ -1,1 +1,1 @@
-"""What the operating system says of this process and machine: memory, cores, page cache, conditions."""
+"""What the operating system reports about this process and machine: memory, cores, page cache, conditions."""

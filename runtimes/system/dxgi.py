@@ -1,4 +1,4 @@
-"""Windows' graphics adapters, and the memory that this process holds on them, asked through ctypes.
+"""Windows' graphics adapters, and the memory that this process uses on them, asked through ctypes.
 
 Sources: dxgi.h, dxgi1_4.h and d3d12.h. Elsewhere than on Windows there is nothing to ask: no adapters.
 """
@@ -67,14 +67,14 @@ def list_adapters() -> list[Adapter]:
 
 
 class GpuMeter:
-    """What this process holds on all adapters together, asked often: they are found once and held open."""
+    """What this process uses on all adapters together, asked often: they are found once and kept open."""
 
     def __init__(self) -> None:
         self._held = ExitStack()
         self._adapters = self._held.enter_context(_adapters())
 
     def usage(self) -> tuple[int, int] | None:
-        """Bytes of the adapters' own memory, and of the host's that they share; None where no adapter tells."""
+        """Bytes of the adapters' own memory, and of the host's that they share; None where no adapter reports it."""
         pairs = [(_video_usage(pointer, LOCAL), _video_usage(pointer, NON_LOCAL)) for pointer in self._adapters]
         known = [(local, shared) for local, shared in pairs if local is not None and shared is not None]
         return (sum(local for local, _ in known), sum(shared for _, shared in known)) if known else None
@@ -114,7 +114,7 @@ def _makes_d3d12(pointer: ctypes.c_void_p) -> bool:
     except (OSError, AttributeError):
         return False
     create.restype = ctypes.c_int32
-    # Without a place for the device it only says whether it could (S_FALSE).
+    # Without a place for the device it only reports whether it could (S_FALSE).
     return int(create(pointer, ctypes.c_uint32(FEATURE_LEVEL_11_0), _guid(DEVICE), None)) >= 0
 
 
@@ -135,8 +135,8 @@ def _video_usage(pointer: ctypes.c_void_p, group: int) -> int | None:
     if _call(pointer, QUERY_INTERFACE, _guid(ADAPTER3), ctypes.byref(newer)) != 0:
         return None
     try:
-        told = _call(newer, QUERY_VIDEO_MEMORY, ctypes.c_uint32(0), ctypes.c_uint32(group), ctypes.byref(memory))
-        return int(memory.usage) if told == 0 else None
+        status = _call(newer, QUERY_VIDEO_MEMORY, ctypes.c_uint32(0), ctypes.c_uint32(group), ctypes.byref(memory))
+        return int(memory.usage) if status == 0 else None
     finally:
         _call(newer, RELEASE)
 

@@ -24,7 +24,7 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySample:
-    """What the system says of a process at one moment, in bytes; None for what it does not."""
+    """What the system reports about a process at one moment, in bytes; None for what it does not report."""
 
     high_water_bytes: int  # VmHWM or PeakWorkingSetSize: highest resident size since the process began
     resident_bytes: int
@@ -50,7 +50,7 @@ def open_reader(status: Path = STATUS) -> Reader:
 
 
 def read_memory() -> MemorySample | None:
-    """One sample of this process; None where the system does not tell."""
+    """One sample of this process; None where the system does not report it."""
     return open_reader()()
 
 
@@ -97,7 +97,7 @@ class PeakMemory:
             self._most = now
 
     def use(self) -> MemoryUse | None:
-        """The peak and its split; None where the system cannot tell."""
+        """The peak and its split; None where the system does not report it."""
         if self._most is None:
             return None
         return MemoryUse(
@@ -133,7 +133,7 @@ class MemorySampler:
         self._peak.sample()
 
     def use(self) -> MemoryUse | None:
-        """The peak so far; None where the system cannot tell."""
+        """The peak so far; None where the system does not report it."""
         return self._peak.use()
 
     def _run(self) -> None:
@@ -149,10 +149,10 @@ def _higher(one: int | None, other: int | None) -> int | None:
     return max((value for value in (one, other) if value is not None), default=None)
 
 
-def _windows_sample(told: tuple[ProcessMemory, tuple[int, int] | None] | None) -> MemorySample | None:
-    if told is None:
+def _windows_sample(reading: tuple[ProcessMemory, tuple[int, int] | None] | None) -> MemorySample | None:
+    if reading is None:
         return None
-    host, gpu = told
+    host, gpu = reading
     return MemorySample(
         high_water_bytes=host.peak_resident_bytes,
         resident_bytes=host.resident_bytes,

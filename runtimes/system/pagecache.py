@@ -1,4 +1,4 @@
-"""How much of an artifact the kernel's page cache holds, and out of it with it. Linux only; elsewhere it tells None."""
+"""The kernel's page cache: how much of a file it contains, and how to drop it. Linux only; elsewhere None."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drop(paths: Sequence[Path]) -> None:
 
 
 def cached_share(paths: Sequence[Path]) -> float | None:
-    """The share of all bytes that is cached, from probed pages; None where the file system does not tell."""
+    """The share of all bytes that is cached, from probed pages; None where the file system does not report it."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None
     try:

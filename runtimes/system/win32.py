@@ -1,4 +1,4 @@
-"""What Windows tells of this process and of its machine: kernel32 through ctypes, and the registry.
+"""What Windows reports about this process and its machine: kernel32 through ctypes, and the registry.
 
 Sources: psapi.h, sysinfoapi.h, winbase.h. For Windows alone; memory.py, conditions.py and the agent use it.
 """
@@ -119,7 +119,7 @@ def cpu_times() -> tuple[int, int] | None:
     idle, kernel, user = (ctypes.c_uint64() for _ in range(3))
     if not _kernel32().GetSystemTimes(ctypes.byref(idle), ctypes.byref(kernel), ctypes.byref(user)):
         return None
-    return idle.value, kernel.value + user.value  # the kernel's time holds the idle one
+    return idle.value, kernel.value + user.value  # the kernel's time includes the idle time
 
 
 def allowed_cores() -> int | None:

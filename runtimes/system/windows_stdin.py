@@ -2,7 +2,7 @@
 
 While one thread waits in a read of a pipe, Windows lets no other call touch that pipe; and a C runtime asks for the
 type of the standard input when its library is loaded. An agent that reads in one thread and loads its engine in
-another would stand still until the next line comes in. So it looks first, and reads what is there.
+another would wait until the next line comes in. So this class asks how many bytes there are, and reads only those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PolledPipe(io.RawIOBase):
         self._last_error = library.get_last_error
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:

@@ -39,7 +39,7 @@ class TextRuntime:
         accepted = self._clock()
         _check(request)
         ids = self._encode(request)
-        # Times and deadline count from here, so the source is told what tokenising has used up.
+        # Times and deadline count from here, so the source is given what is left after tokenising.
         spent_s = self._clock() - accepted
         tokens = self._source.stream(self._token_request(request, ids, spent_s))
         return self._events(request, ids, tokens, spent_s)

@@ -1,6 +1,6 @@
 """The artifact's chat template: messages in, text out, with every character's origin known.
 
-The origin is what keeps a message from forging a special token: only text that the template itself wrote may hold one.
+The origin keeps a message from forging a special token: only text that the template itself wrote may contain one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ChatTemplate:
         """
         _check(messages)
         text = self._text([message.content for message in messages], messages, ready)
-        # A template may trim contents, so both forms are tried; whichever gives the same text tells the origins.
+        # A template may trim contents, so both forms are tried; whichever gives the same text shows the origins.
         for contents in (
             [message.content for message in messages],
             [message.content.strip() for message in messages],
@@ -66,7 +66,7 @@ class ChatTemplate:
             if "".join(piece.text for piece in pieces) == text:
                 _check_whole(messages, marks, marked)
                 return pieces
-        # It rewrites contents: nothing in the text can be told to be the template's own.
+        # It rewrites contents: no part of the text is certain to be the template's own.
         raise UnsupportedError(
             "this artifact's chat template rewrites messages, so their text cannot be kept apart from its own; "
             "give `prompt` or `token_ids` instead of messages"

@@ -119,7 +119,7 @@ def _rename(content: dict[str, Any], private: Mapping[str, str]) -> None:
 def _check_text(where: str, text: str) -> None:
     # A lone surrogate has no UTF-8 form and would fail deep in the tokenizer.
     if any("\ud800" <= char <= "\udfff" for char in text):
-        raise RequestError(f"{where} holds half of a surrogate pair, which is not text; send valid Unicode")
+        raise RequestError(f"{where} contains half of a surrogate pair, which is not text; send valid Unicode")
 
 
 def _text(token: object) -> str | None:
