@@ -1,0 +1,171 @@
+"""The rows of the quality table: how each is made, and the engine that runs it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from ci.quality.engine import Engine
+from export.scheme import SCHEMES
+
+FLOAT = "float32"
+Group = Literal["float", "ours", "peers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Where a row is made, and with what."""
+
+    checkpoint: Path
+    vocab_size: int
+    folder: Path  # of this row alone; not there yet
+    cache: Path  # for what several rows share
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A row's model, loaded."""
+
+    engine: Engine
+    bytes: int  # what a device must store for the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row. `needs` are packages that its process must find beside the project's."""
+
+    name: str
+    label: str
+    group: Group
+    engine: str
+    command: str  # what makes the model out of CHECKPOINT
+    make: Callable[[Workshop], Made]
+    needs: Sequence[str] = ()
+
+
+def rows() -> Mapping[str, Row]:
+    """All rows that a table has by default, by name."""
+    from ci.quality.ours import default_targets
+
+    ours = [our_row(target, ()) for target in default_targets()]
+    ours += [our_row(target, ("--scheme", scheme)) for target, scheme in BEST if scheme in SCHEMES]
+    return {row.name: row for row in (_float(), *_peers(), *ours)}
+
+
+# Beside the targets' defaults: what is best at its size.
+BEST = (("cpu", "uint4-b32-e8-gptq"), ("android", "int4-b32-e8-gptq"))
+
+
+def named(name: str) -> Row:
+    """The row of that name; TARGET or TARGET/SCHEME is a row of ours, whether or not the table has it by default."""
+    if row := rows().get(name):
+        return row
+    target, slash, scheme = name.partition("/")
+    return our_row(target, ("--scheme", scheme) if slash else ())
+
+
+def our_row(target: str, options: Sequence[str]) -> Row:
+    """An export of ours for `target`, with `options` of `phi-edge export` beside --target."""
+    from ci.quality.ours import Ours, export, export_command
+
+    def make(workshop: Workshop) -> Made:
+        size = export(workshop.checkpoint, workshop.folder, arguments)
+        return Made(engine=Ours(workshop.folder, workshop.threads), bytes=size)
+
+    arguments = ["--target", target, *options]
+    said = " ".join(options[1:]) if options[:1] == ("--scheme",) else " ".join(options) or "default"
+    return Row(
+        name="/".join([target, *options[1:]]),
+        label=f"Phi Edge, {target}, {said}",
+        group="ours",
+        engine="the artifact's own",
+        command=shlex.join(export_command("CHECKPOINT", "OUT", arguments)),
+        make=make,
+    )
+
+
+def _float() -> Row:
+    from ci.quality.torch_models import Transformers, float32
+
+    def make(workshop: Workshop) -> Made:
+        size = sum(file.stat().st_size for file in workshop.checkpoint.glob("*.safetensors"))
+        return Made(engine=Transformers(float32(workshop.checkpoint), workshop.threads), bytes=size)
+
+    return Row(
+        name=FLOAT,
+        label="the checkpoint in float32",
+        group="float",
+        engine=f"transformers {version('transformers')}",
+        command="the checkpoint's bfloat16 weights, computed in float32",
+        make=make,
+    )
+
+
+def _peers() -> list[Row]:
+    return [
+        _genai("genai-int4", "onnxruntime-genai's builder, int4 as it comes", ()),
+        _genai("genai-k-quant-mixed", "onnxruntime-genai's builder, k_quant_mixed", ("algo_config=k_quant_mixed",)),
+        _llama("Q4_0"),
+        _llama("Q4_K_M"),
+        _torchao(),
+    ]
+
+
+def _genai(name: str, label: str, options: Sequence[str]) -> Row:
+    from ci.quality.genai import Genai, build, build_command
+
+    def make(workshop: Workshop) -> Made:
+        size = build(workshop.checkpoint, workshop.folder, options, workshop.cache)
+        return Made(engine=Genai(workshop.folder, workshop.threads), bytes=size)
+
+    return Row(
+        name=name,
+        label=label,
+        group="peers",
+        engine=f"onnxruntime-genai {version('onnxruntime-genai')}",
+        command=shlex.join(["python", *build_command("CHECKPOINT", "OUT", options)]),
+        make=make,
+    )
+
+
+def _llama(kind: Literal["Q4_0", "Q4_K_M"]) -> Row:
+    from ci.quality.llama import PACKAGE, Llama, quantise
+
+    def make(workshop: Workshop) -> Made:
+        workshop.folder.mkdir()
+        file = workshop.folder / f"{kind}.gguf"
+        size = quantise(workshop.checkpoint, file, kind)
+        return Made(engine=Llama(file, workshop.vocab_size, workshop.threads), bytes=size)
+
+    return Row(
+        name=f"llama.cpp-{kind}",
+        label=f"llama.cpp, {kind}",
+        group="peers",
+        engine=f"llama.cpp in {PACKAGE.replace('==', ' ')}",
+        command=f"ci/quality/llama.py: quantise(CHECKPOINT, OUT, {kind!r})",
+        make=make,
+        needs=[PACKAGE],
+    )
+
+
+def _torchao() -> Row:
+    from ci.quality.torch_models import Transformers, float32, quantise_8da4w
+
+    def make(workshop: Workshop) -> Made:
+        model = float32(workshop.checkpoint)
+        size = quantise_8da4w(model)
+        return Made(engine=Transformers(model, workshop.threads), bytes=size)
+
+    return Row(
+        name="torchao-8da4w",
+        label="torchao, 8da4w in groups of 32, embedding in 8 bits",
+        group="peers",
+        engine=f"torchao {version('torchao')} in torch {version('torch')}",
+        command="ci/quality/torch_models.py: quantise_8da4w(float32(CHECKPOINT))",
+        make=make,
+    )
