@@ -58,7 +58,7 @@ def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, t
     text_file, questions_file = text or HELD_OUT, questions or QUESTIONS
     blocks: list[Block] = []
     if tokens:
-        documents = [_tokenise(document, tokenizer) for document in read_documents(text_file)]
+        documents = [tokenise(document, tokenizer) for document in read_documents(text_file)]
         most = min(BLOCK_TOKENS, artifact.manifest.context_tokens)
         blocks = cut(documents, prefix=tokenizer.encode_prompt(""), tokens=tokens, most_tokens=most)
     no_questions = None
@@ -161,7 +161,7 @@ def _is_answered(runtime: Runtime, question: Question) -> bool:
     return question.is_right(said)
 
 
-def _tokenise(document: Document, tokenizer: Tokenizer) -> TokenisedDocument:
+def tokenise(document: Document, tokenizer: Tokenizer) -> TokenisedDocument:
     """A conversation goes through the chat template; where the artifact has none, it is read as plain paragraphs."""
     turns = document.turns or ()
     if turns and tokenizer.has_template:

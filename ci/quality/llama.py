@@ -69,10 +69,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-@_LOG
-def _silent(level: int, text: bytes, _: None) -> None:
-    if level == 4:  # an error
+def _print_error(level: int, text: bytes, _: None) -> None:
+    if level == 4:
         sys.stderr.write(text.decode(errors="replace"))
+
+
+_LOGGER = _LOG(_print_error)  # kept: the library calls it as long as it is loaded
 
 
 def load_library() -> ctypes.CDLL:
@@ -83,7 +85,7 @@ def load_library() -> ctypes.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    library.llama_log_set(_silent, None)
+    library.llama_log_set(_LOGGER, None)
     return library
 
 

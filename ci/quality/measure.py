@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from ci.quality.result import Answer, Result
 from ci.quality.rows import FLOAT, Row, Workshop, named
 from export.checkpoint.open import open_checkpoint
 from export.texts import HELD_OUT
-from export.texts.documents import Document, read_documents
-from export.verify.score.blocks import Block, TokenisedDocument, cut
+from export.texts.documents import read_documents
+from export.verify.score.blocks import Block, cut
 from export.verify.score.figures import block_mean
-from export.verify.score.losses import BlockLosses, losses
+from export.verify.score.losses import losses
 from export.verify.score.questions import Question
+from phi_edge.scoring import tokenise
 from runtimes.api import Message
 from runtimes.text.tokenizer import Tokenizer
 
@@ -68,9 +68,11 @@ def measure(row: Row, inputs: Inputs, workshop: Workshop, reference: Path, made_
     started = time.perf_counter()
     made = row.make(workshop)
     loaded = time.perf_counter()
-    if row.name == FLOAT:
+    if row.name == FLOAT and not reference.is_file():
         write_logits(made.engine, inputs, reference)
-    found = read_blocks(made.engine, inputs, reference)
+    rows = list(block_rows(inputs, np.load(reference, mmap_mode="r")))
+    read = rows if row.name == FLOAT else [made.engine.logits(block.ids[:-1], block.first) for block in inputs.blocks]
+    found = [losses(*each) for each in zip(inputs.blocks, read, rows, strict=True)]
     kinds = [each.kind for each in found]
     return Result(
         name=row.name,
@@ -111,12 +113,6 @@ def block_rows(inputs: Inputs, logits: NDArray[np.float32]) -> Iterator[NDArray[
         start += block.scored
 
 
-def read_blocks(engine: Engine, inputs: Inputs, reference: Path) -> list[BlockLosses]:
-    """What the engine's predictions of every block are worth beside the reference's."""
-    pairs = zip(inputs.blocks, block_rows(inputs, np.load(reference, mmap_mode="r")), strict=True)
-    return [losses(block, engine.logits(block.ids[:-1], block.first), rows) for block, rows in pairs]
-
-
 def answers(engine: Engine, inputs: Inputs) -> list[Answer]:
     """The most probable tokens, one after the other, until the model ends its turn."""
     found = []
@@ -124,21 +120,14 @@ def answers(engine: Engine, inputs: Inputs) -> list[Answer]:
         said: list[int] = []
         while len(said) < ANSWER_TOKENS:
             ids = [*prompt, *said]
-            token = int(np.argmax(next(iter(engine.logits(ids, len(ids))))))
+            (logits,) = engine.logits(ids, len(ids))
+            token = int(np.argmax(logits))
             if token in inputs.stop:
                 break
             said.append(token)
         text = b"".join(inputs.tokenizer.bytes[id] for id in said).decode(errors="replace").strip()
         found.append(Answer(question=question.question, said=text, right=question.is_right(text)))
     return found
-
-
-def tokenise(document: Document, tokenizer: Tokenizer) -> TokenisedDocument:
-    """As `phi-edge score` reads it."""
-    if document.turns:
-        messages = [Message(turn.role, turn.content) for turn in document.turns]
-        return TokenisedDocument(document.kind, tokenizer.encode_chat(messages, ready=False))
-    return TokenisedDocument(document.kind, tokenizer.encode_prompt(document.text or ""))
 
 
 def main() -> None:
@@ -165,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -33,7 +33,7 @@ def default_targets() -> list[str]:
     """A target for each way of storing and computing that some target has by default."""
     ways = {
         (target.format, target.schemes[target.format], target.activations[0]): target.name
-        for target in reversed(TARGETS.values())
+        for target in reversed(list(TARGETS.values()))
     }
     return list(reversed(ways.values()))
 

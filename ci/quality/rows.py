@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from ci.quality.engine import Engine
+from ci.quality.genai import Genai, build, build_command
+from ci.quality.llama import PACKAGE, Llama, quantise
+from ci.quality.ours import Ours, default_targets, export, export_command
 from export.scheme import SCHEMES
 
 FLOAT = "float32"
@@ -42,16 +45,15 @@ class Row:
     name: str
     label: str
     group: Group
-    engine: str
+    engine: str  # and its version
     command: str  # what makes the model out of CHECKPOINT
     make: Callable[[Workshop], Made]
+    sources: Sequence[str]  # files and folders of this repository whose change makes a measurement out of date
     needs: Sequence[str] = ()
 
 
 def rows() -> Mapping[str, Row]:
     """All rows that a table has by default, by name."""
-    from ci.quality.ours import default_targets
-
     ours = [our_row(target, ()) for target in default_targets()]
     ours += [our_row(target, ("--scheme", scheme)) for target, scheme in BEST if scheme in SCHEMES]
     return {row.name: row for row in (_float(), *_peers(), *ours)}
@@ -71,7 +73,6 @@ def named(name: str) -> Row:
 
 def our_row(target: str, options: Sequence[str]) -> Row:
     """An export of ours for `target`, with `options` of `phi-edge export` beside --target."""
-    from ci.quality.ours import Ours, export, export_command
 
     def make(workshop: Workshop) -> Made:
         size = export(workshop.checkpoint, workshop.folder, arguments)
@@ -86,13 +87,14 @@ def our_row(target: str, options: Sequence[str]) -> Row:
         engine="the artifact's own",
         command=shlex.join(export_command("CHECKPOINT", "OUT", arguments)),
         make=make,
+        sources=["ci/quality/ours.py", "export", "runtimes/engines", "runtimes/loop"],
     )
 
 
 def _float() -> Row:
-    from ci.quality.torch_models import Transformers, float32
-
     def make(workshop: Workshop) -> Made:
+        from ci.quality.torch_models import Transformers, float32
+
         size = sum(file.stat().st_size for file in workshop.checkpoint.glob("*.safetensors"))
         return Made(engine=Transformers(float32(workshop.checkpoint), workshop.threads), bytes=size)
 
@@ -103,6 +105,7 @@ def _float() -> Row:
         engine=f"transformers {version('transformers')}",
         command="the checkpoint's bfloat16 weights, computed in float32",
         make=make,
+        sources=["ci/quality/torch_models.py"],
     )
 
 
@@ -117,8 +120,6 @@ def _peers() -> list[Row]:
 
 
 def _genai(name: str, label: str, options: Sequence[str]) -> Row:
-    from ci.quality.genai import Genai, build, build_command
-
     def make(workshop: Workshop) -> Made:
         size = build(workshop.checkpoint, workshop.folder, options, workshop.cache)
         return Made(engine=Genai(workshop.folder, workshop.threads), bytes=size)
@@ -130,12 +131,11 @@ def _genai(name: str, label: str, options: Sequence[str]) -> Row:
         engine=f"onnxruntime-genai {version('onnxruntime-genai')}",
         command=shlex.join(["python", *build_command("CHECKPOINT", "OUT", options)]),
         make=make,
+        sources=["ci/quality/genai.py"],
     )
 
 
 def _llama(kind: Literal["Q4_0", "Q4_K_M"]) -> Row:
-    from ci.quality.llama import PACKAGE, Llama, quantise
-
     def make(workshop: Workshop) -> Made:
         workshop.folder.mkdir()
         file = workshop.folder / f"{kind}.gguf"
@@ -149,14 +149,15 @@ def _llama(kind: Literal["Q4_0", "Q4_K_M"]) -> Row:
         engine=f"llama.cpp in {PACKAGE.replace('==', ' ')}",
         command=f"ci/quality/llama.py: quantise(CHECKPOINT, OUT, {kind!r})",
         make=make,
+        sources=["ci/quality/llama.py"],
         needs=[PACKAGE],
     )
 
 
 def _torchao() -> Row:
-    from ci.quality.torch_models import Transformers, float32, quantise_8da4w
-
     def make(workshop: Workshop) -> Made:
+        from ci.quality.torch_models import Transformers, float32, quantise_8da4w
+
         model = float32(workshop.checkpoint)
         size = quantise_8da4w(model)
         return Made(engine=Transformers(model, workshop.threads), bytes=size)
@@ -168,4 +169,5 @@ def _torchao() -> Row:
         engine=f"torchao {version('torchao')} in torch {version('torch')}",
         command="ci/quality/torch_models.py: quantise_8da4w(float32(CHECKPOINT))",
         make=make,
+        sources=["ci/quality/torch_models.py"],
     )

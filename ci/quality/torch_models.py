@@ -15,17 +15,32 @@ GROUP = 32
 
 
 class Transformers:
-    """A model that reads a text at once and keeps no cache."""
+    """A model that reads a text at once. While an answer grows, it keeps the attention's cache of what it has read."""
 
     def __init__(self, model: Any, threads: int) -> None:
         torch.set_num_threads(threads)
         self._model = model
+        self._read: list[int] = []
+        self._cache: Any = None
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """See Engine.logits."""
+        if first == len(ids):
+            yield self._after(ids)
+            return
         with torch.inference_mode():
             kept = torch.arange(first - 1, len(ids))
             yield from self._model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=kept).logits[0].numpy()
+
+    def _after(self, ids: Sequence[int]) -> Logits:
+        if not self._read or list(ids[:-1]) != self._read:
+            self._read, self._cache = [], None
+        with torch.inference_mode():
+            new = torch.tensor([list(ids[len(self._read) :])])
+            found = self._model(new, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._read, self._cache = list(ids), found.past_key_values
+        logits: Logits = found.logits[0, -1].numpy()
+        return logits
 
 
 def float32(checkpoint: Path) -> Any:
@@ -47,8 +62,9 @@ def quantise_8da4w(model: Any) -> int:
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0), scale_dtype=torch.bfloat16)
     quantize_(model, embedding, filter_fn=lambda module, _: isinstance(module, nn.Embedding))
+    int4: torch.dtype = getattr(torch, "int4")  # noqa: B009  torch's stubs lack it
     linear = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4, weight_granularity=PerGroup(GROUP), weight_scale_dtype=torch.bfloat16
+        weight_dtype=int4, weight_granularity=PerGroup(GROUP), weight_scale_dtype=torch.bfloat16
     )
     quantize_(model, linear)
     return sum(_stored(module) for module in model.modules())

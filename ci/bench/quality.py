@@ -1,0 +1,165 @@
+"""What int4 costs on a real language model: our exports beside other tools', each through its own engine.
+
+    python ci/bench/quality.py [--rows cpu,genai-int4] [--tokens 8192] [--out docs]
+
+Every row is measured in a process of its own, on the same text and by the same arithmetic. Its result is kept in the
+cache, so that a run that was stopped goes on where it was, and a row is measured again only where its code, its inputs
+or the engine's version has changed. The float model's logits take 0.2 MB of disk for each token of SmolLM2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[2]
+# Run as a script, this folder comes first on the path, and ci/bench/export.py would be taken for the package `export`.
+sys.path[0] = str(ROOT)
+from ci.quality.packages import beside, with_packages  # noqa: E402
+from ci.quality.page import plot, put, table  # noqa: E402
+from ci.quality.result import Result, read_result  # noqa: E402
+from ci.quality.rows import FLOAT, Row, named, rows  # noqa: E402
+from ci.real_model import build_real_model  # noqa: E402
+from export.texts import HELD_OUT  # noqa: E402
+
+ROW_S = 3 * 3600.0
+PAGE = "quality.md"
+EVERY_ROW = ("ci/quality/measure.py", "export/verify/score", "export/texts")  # sources of all measurements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all rows of one table have in common."""
+
+    checkpoint: Path
+    digest: str  # of the checkpoint's files and of the text
+    tokens: int
+    threads: int
+    cache: Path
+
+    @property
+    def reference(self) -> Path:
+        """The float model's logits."""
+        return self.cache / f"float-{self.digest}-{self.tokens}.npy"
+
+
+@click.command()
+@click.option("--rows", "chosen", metavar="NAME,...",
+              help="Only these rows. TARGET/SCHEME is any export of ours, in the table by default or not.")  # fmt: skip
+@click.option("--list", "listed", is_flag=True, help="Print the rows' names and measure nothing.")
+@click.option("--tokens", default=8192, show_default=True, help="How many tokens of the held-out text to predict.")
+@click.option("--threads", default=os.cpu_count() or 1, show_default="all cores", help="For every engine.")
+@click.option("--dither", is_flag=True, help="Weights off the 4-bit grid that SmolLM2's file has them on.")
+@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Another Phi-3 than SmolLM2.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Default: quality/ in the cache of phi-edge.")
+@click.option("--out", type=click.Path(exists=True, path_type=Path),
+              help="A folder for quality.json and quality.svg, whose quality.md gets the table.")  # fmt: skip
+def main(
+    chosen: str | None,
+    listed: bool,
+    tokens: int,
+    threads: int,
+    dither: bool,
+    checkpoint: Path | None,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Measure the rows that have not been measured yet, and print the table of all."""
+    wanted = [named(name) for name in chosen.split(",")] if chosen else list(rows().values())
+    if listed:
+        click.echo("\n".join(f"{row.name:<32}  {row.label}" for row in wanted))
+        return
+    name = "quality-dither" if dither else "quality"
+    if out is not None:
+        check_page(out / PAGE, name)  # before hours of work
+    folder = cache or Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "quality"
+    model = checkpoint or build_real_model("phi3", dither=dither)
+    run = Run(checkpoint=model, digest=inputs_digest(model), tokens=tokens, threads=threads, cache=folder)
+    if FLOAT not in [row.name for row in wanted]:
+        wanted.insert(0, named(FLOAT))
+    results = [result for row in wanted if (result := result_of(row, run)) is not None]
+    if results:
+        write(results, out, name, tokens)
+    if len(results) < len(wanted):
+        raise click.ClickException(f"{len(wanted) - len(results)} of {len(wanted)} rows failed")
+
+
+def result_of(row: Row, run: Run) -> Result | None:
+    """The row's result, out of the cache or measured now; None where that failed, which is printed."""
+    made_by = hashlib.sha256(
+        "\n".join([run.digest, str(run.tokens), row.command, row.engine, sources_digest(row)]).encode()
+    ).hexdigest()[:16]
+    place = run.cache / f"{run.checkpoint.resolve().name}-{run.tokens}"
+    file = place / f"{row.name.replace('/', '+')}.json"
+    known = read_result(file)
+    if known and known.made_by == made_by and (row.name != FLOAT or run.reference.is_file()):
+        click.echo(f"{row.name:<32}  measured before", err=True)
+        return known
+    place.mkdir(parents=True, exist_ok=True)
+    log = file.with_suffix(".log")
+    command = [sys.executable, "-m", "ci.quality.measure", row.name, str(file), "--made-by", made_by]
+    command += ["--checkpoint", str(run.checkpoint), "--cache", str(run.cache), "--work", str(file.with_suffix(""))]
+    command += ["--reference", str(run.reference), "--tokens", str(run.tokens), "--threads", str(run.threads)]
+    packages = with_packages(*(beside(run.cache, each) for each in row.needs))
+    with log.open("w") as written:
+        ended = subprocess.run(
+            command, cwd=ROOT, env=packages, stdout=written, stderr=subprocess.STDOUT, timeout=ROW_S, check=False
+        )
+    result = read_result(file)
+    if ended.returncode or result is None:
+        click.echo(f"{row.name:<32}  failed with status {ended.returncode}; {log}", err=True)
+        return None
+    click.echo(f"{row.name:<32}  {result.make_s:.0f} s to make, {result.read_s:.0f} s to read", err=True)
+    return result
+
+
+def write(results: Sequence[Result], out: Path | None, name: str, tokens: int) -> None:
+    """The table on the screen; with `out` also as JSON, as a plot, and in the page."""
+    options = " --dither" if name.endswith("-dither") else ""
+    text = table(results, f"python ci/bench/quality.py{options} --tokens {tokens}")
+    click.echo(text)
+    if out is None:
+        return
+    (out / f"{name}.json").write_text(json.dumps([asdict(each) for each in results], indent=2) + "\n")
+    plot(results, out / f"{name}.svg")
+    page = out / PAGE
+    page.write_text(put(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+
+
+def check_page(page: Path, name: str) -> None:
+    """Refuse a page that has no place for the table."""
+    try:
+        put(page.read_text(encoding="utf-8"), name, "")
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{page}: {error}") from error
+
+
+def inputs_digest(checkpoint: Path) -> str:
+    """Of what every row reads."""
+    digest = hashlib.sha256(HELD_OUT.read_bytes())
+    for file in sorted(checkpoint.glob("*.json")) + sorted(checkpoint.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def sources_digest(row: Row) -> str:
+    """Of the code that a measurement of this row depends on."""
+    digest = hashlib.sha256()
+    for source in (*EVERY_ROW, *row.sources):
+        path = ROOT / source
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
