@@ -71,8 +71,10 @@ def measure(row: Row, inputs: Inputs, workshop: Workshop, reference: Path, made_
     if row.name == FLOAT and not reference.is_file():
         write_logits(made.engine, inputs, reference)
     rows = list(block_rows(inputs, np.load(reference, mmap_mode="r")))
-    read = rows if row.name == FLOAT else [made.engine.logits(block.ids[:-1], block.first) for block in inputs.blocks]
-    found = [losses(*each) for each in zip(inputs.blocks, read, rows, strict=True)]
+    found = [
+        losses(block, theirs if row.name == FLOAT else made.engine.logits(block.ids[:-1], block.first), theirs)
+        for block, theirs in zip(inputs.blocks, rows, strict=True)
+    ]
     kinds = [each.kind for each in found]
     return Result(
         name=row.name,
