@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from export.artifact import Format
 from export.coverage import Coverage
 from export.job import Job
-from export.weights.slots import Slot
+from export.weights.slots import Interleaved, SlotId, Slots
 from export.weights.weight_file import WeightFile
 
 
 class Layout(Protocol):
     """A format's plan for one job."""
 
-    slots: Mapping[str, Slot]  # of the files whose bytes are streamed
-    spread: Mapping[str, Sequence[tuple[str, int]]]  # see WeightFile
+    slots: Slots  # of the files whose bytes are streamed
+    interleaved: Interleaved
     files: tuple[str, ...]  # every file this format writes, in the order of the manifest
     options: Mapping[str, Any]  # for the manifest: what the engine is given, as applied
     activations: str
@@ -26,7 +26,7 @@ class Layout(Protocol):
     def fill(self, sink: WeightFile) -> None:
         """Fill the slots that do not come from the checkpoint."""
 
-    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+    def finish(self, folder: Path, digests: Mapping[SlotId, str]) -> None:
         """Write what is left once the weight file is full."""
 
 

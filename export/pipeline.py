@@ -32,8 +32,9 @@ from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
 from export.weights.journal import Journal, discard
+from export.weights.layout_file import LAYOUT, describe_layout, write_layout
 from export.weights.loss import text_ids
-from export.weights.slots import weight_files
+from export.weights.slots import SlotId, weight_files
 from export.weights.stream import stream_weights
 from export.weights.weight_file import WeightFile
 
@@ -95,9 +96,10 @@ def export_beside(journal: Journal, job: Job, request: ExportRequest, progress: 
         discard(folder)
     folder.mkdir(exist_ok=True)
     check_disk(out, folder, layout)
-    source, loss = fill_weights(job, layout, folder, journal, progress)
+    source, loss, digests = fill_weights(job, layout, folder, journal, progress)
     progress.step("writing the rest")
-    layout.finish(folder, {name: digest for stage in journal.stages for name, digest in stage.slots.items()})
+    layout.finish(folder, digests)
+    write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
     for name in job.checkpoint.tokenizer_files:
         shutil.copyfile(job.checkpoint.folder / name, folder / name)
     for name, content in job.checkpoint.made_files.items():
@@ -160,24 +162,25 @@ def check_disk(out: Path, folder: Path, layout: Layout) -> None:
         raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
 
 
-def fill_weights(job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress) -> tuple[Source, Loss]:
-    """Stream the checkpoint into the weight files, hashing the source meanwhile."""
+def fill_weights(
+    job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress
+) -> tuple[Source, Loss, dict[SlotId, str]]:
+    """Stream the checkpoint into the weight files, hashing the source meanwhile; -> the slots' digests too."""
     ids = text_ids(job.checkpoint.tokenizer)
     progress.step("quantising" if job.scheme.bits else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
-    with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.spread) as sink:
+    with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.interleaved) as sink:
         source = hasher.submit(job.checkpoint.describe)
         layout.fill(sink)
         loss = stream_weights(job.checkpoint, job.scheme, sink, ids, progress.read, journal)
-        sink.digests()
         progress.step("hashing the source")
-        return source.result(), loss
+        return source.result(), loss, sink.digests()
 
 
 def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -> Manifest:
     """Everything the manifest says."""
     config, scheme, rope = job.checkpoint.config, job.scheme, job.checkpoint.config.rope
-    files = describe_files(work, [*layout.files, *job.checkpoint.artifact_files])
+    files = describe_files(work, [*layout.files, LAYOUT, *job.checkpoint.artifact_files])
     return Manifest(
         schema=SCHEMA,
         format=job.format,

@@ -81,29 +81,11 @@ def test_sliding_window_is_honoured(
 def test_eager_module_equals_transformers(
     checkpoint: Path, reference: tuple[list[int], npt.NDArray[np.float32]]
 ) -> None:
-    import torch
-
     from export.checkpoint.open import open_checkpoint
-    from export.models.attention import group_query_attention
-    from export.models.phi3 import Phi3, Phi3Config
+    from export.verify.reference import FloatModule
 
-    opened = open_checkpoint(str(checkpoint))
-    config, (ids, logits) = opened.config, reference
-    assert isinstance(config, Phi3Config)
-    module = Phi3(config).eval()
-    module.load_state_dict({name: tensor.read() for name, tensor in opened.tensors.items()})
+    opened, (ids, logits) = open_checkpoint(str(checkpoint)), reference
     length = 200
-    cos, sin = (torch.from_numpy(table) for table in config.rope.tables(length))
-    empty = torch.zeros(1, config.num_key_value_heads, length, config.head_dim)
-    total = torch.tensor([length], dtype=torch.int32)
-
-    def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        attended: torch.Tensor = group_query_attention(
-            qkv, empty, empty, total - 1, total, cos, sin, None,
-            config.num_attention_heads, config.num_key_value_heads, 2047,
-        )[0]  # fmt: skip
-        return attended
-
-    with torch.no_grad():
-        ours = module(torch.tensor([ids[:length]]), attend)[0].numpy()
+    module = FloatModule(opened, {name: tensor.read() for name, tensor in opened.tensors.items()})
+    ours = module.logits(ids[:length], range(1, length + 1))
     assert np.abs(ours - logits[:length]).max() < 1e-4

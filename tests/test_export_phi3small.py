@@ -25,7 +25,8 @@ from export.artifact import Artifact, Format, verify
 from export.checkpoint.byte_ranks import RANKS
 from export.checkpoint.open import open_checkpoint
 from export.errors import CheckpointError
-from export.models.blocksparse import BlockPattern, ungroup
+from export.models.layers import QKV
+from export.models.masks import BlockPattern
 from export.models.phi3small import MLP, Phi3SmallConfig, read_config
 from export.pipeline import Progress, export_model
 from export.request import ExportRequest
@@ -88,14 +89,17 @@ def test_the_published_pattern_is_dense_up_to_its_local_blocks() -> None:
     whole = torch.ones(1200, 1200).tril().bool()
     assert bool((mask[:, :1024] == whole[:1024]).all())
     assert not bool((mask[:, 1024:] == whole[1024:]).all())
-    assert [config(num_hidden_layers=4).is_sparse(layer) for layer in range(4)] == [True, False, True, False]
+    kinds = [config(num_hidden_layers=4).attention(layer).blocks for layer in range(4)]
+    assert kinds == [blocks, blocks.dense(), blocks, blocks.dense()]
+    assert torch.equal(blocks.dense().visible(8, 0, 1200, 1200)[5], whole)
     starts, _ = blocks.layouts(32, 8192)
     assert starts.shape == (8, 129)
 
 
 def test_rows_go_by_group() -> None:
-    qkv = torch.arange(2 * 6 * 16)[None, None]
-    query, key, value = ungroup(qkv, 8, 2)
+    qkv = torch.arange(2.0 * 6 * 16)[None, None]
+    arranged = QKV(1, 8, 2, 16, grouped=True).arrange(qkv).reshape(1, 1, 12, 16)
+    query, key, value = torch.split(arranged, [8, 2, 2], dim=2)
     rows = qkv[0, 0].reshape(2, 6, 16)  # group, four queries and key and value, head_dim
     for group in range(2):
         assert torch.equal(query[0, 0, 4 * group : 4 * group + 4], rows[group, :4])
@@ -105,7 +109,7 @@ def test_rows_go_by_group() -> None:
 def test_gegelu_is_interleaved_and_bounded() -> None:
     module = MLP(config(gegelu_limit=0.5))
     hidden = torch.randn(1, 1, 128) * 4
-    up = module.up_proj(hidden)[0, 0].tolist()
+    up = torch.nn.functional.linear(hidden, module.up_proj.weight, module.up_proj.bias)[0, 0].tolist()
     expected = []
     for gate, linear in zip(up[0::2], up[1::2], strict=True):
         gate, linear = min(gate, 0.5), max(-0.5, min(linear, 0.5))
@@ -182,7 +186,7 @@ def test_int4_rows_are_where_the_checkpoint_has_them(checkpoint: Path, format: F
         checkpoint = make_checkpoint("phi-3-small-8k", tmp_path / "checkpoint", **changes)
     artifact = exported(checkpoint, tmp_path / "out", format, "int4-b32")
     opened = open_checkpoint(str(checkpoint))
-    weights, tensors = read_weights(artifact, str(checkpoint)), opened.tensors
+    weights, tensors = read_weights(artifact), opened.tensors
     subject = open_subject(artifact)
     logits = subject.forward(IDS, 0)
     expected = open_reference(opened, weights).logits(IDS, [len(IDS)])[0]
@@ -208,7 +212,7 @@ def test_an_interrupted_export_goes_on_with_the_same_bytes(checkpoint: Path, tmp
     undisturbed = exported(checkpoint, tmp_path / "undisturbed", "onnx", "int4-b32")
     request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme="int4-b32", context_tokens=CONTEXT)
     with pytest.raises(KeyboardInterrupt):
-        export_model(request, InterruptedAt("model.layers.1.mlp.up_proj.bias"))  # its weight's rows are all parted
+        export_model(request, InterruptedAt("model.layers.1.mlp.up_proj.bias"))  # its weight's rows are all split
     artifact = export_model(request)
     verify(artifact)
     assert artifact.manifest.digest() == undisturbed.manifest.digest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,14 @@ from torch import Tensor, nn
 
 from export.artifact import Artifact, describe_files, open_artifact, seal
 from export.job import resolve
-from export.models.shape import EMBEDDING, Rows
+from export.models.layers import SplitLinear, leaves
+from export.models.shape import EMBEDDING, Config, on_meta
 from export.request import ExportRequest
-from export.to_executorch.layers import Marks, QuantisedEmbedding
-from export.to_executorch.lowering import Between, First, Last
-from export.to_executorch.program import quiet, stand_ins_for
+from export.to_executorch.internals import PlaceholderTags, quiet
+from export.to_executorch.layers import part_rows
+from export.to_executorch.pieces import Between, First, Last, Pieces
 from export.to_executorch.runner import Runner
+from export.weights.slots import SlotId
 from runtimes.api import GenerateRequest, Message, TokenEvent
 from runtimes.registry import open_runtime
 
@@ -95,33 +96,40 @@ def plain_onnx(artifact: Artifact, folder: Path) -> Artifact:
     return resealed(artifact, folder)
 
 
-class RealWeights(Marks):
-    """Gives the layers what their names stand for, where the export gives them marks."""
+class RealWeights(PlaceholderTags):
+    """Gives the layers what their slots are for, where the export gives them tags."""
 
-    def __init__(self, parted: Mapping[str, Rows], block: int) -> None:
+    def __init__(self, config: Config, block: int) -> None:
         super().__init__()
-        self.weights, self.parted, self.block = checkpoint_weights(), parted, block
+        self.weights, self.block = checkpoint_weights(), block
+        self.split = {
+            f"{path}.weight": part_rows(layer, config.rope.rotary_dim)
+            for path, layer in leaves(on_meta(config))
+            if isinstance(layer, SplitLinear)
+        }
 
-    def floats(self, name: str, shape: tuple[int, ...], stored: torch.dtype = torch.float32) -> Tensor:
-        tensor = name.removesuffix("_scales")
-        values = self.rows(name) if tensor == name else self.quantised(tensor, stored)[1]
+    def floats(self, slot: SlotId, shape: tuple[int, ...], stored: torch.dtype = torch.float32) -> Tensor:
+        values = self.rows(slot) if slot.kind == "weight" else self.quantised(slot, stored)[1]
         return torch.from_numpy(values).reshape(shape)
 
-    def codes(self, name: str, shape: tuple[int, int]) -> Tensor:
-        codes, _ = self.quantised(name.removesuffix("_q"), torch.bfloat16)
+    def codes(self, slot: SlotId, shape: tuple[int, int]) -> Tensor:
+        codes, _ = self.quantised(slot, torch.bfloat16)
         return torch.from_numpy(codes.astype(np.int8) - 8).reshape(shape)
 
-    def quantised(self, name: str, scale_type: torch.dtype) -> tuple[npt.NDArray[np.uint8], Array]:
-        return quantise(self.rows(name), 4, self.block, scale_type)
+    def packed(self, slot: SlotId, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        codes, _ = self.quantised(slot, torch.float32)
+        return torch.from_numpy(codes[:, 0::2] << 4 | codes[:, 1::2])
 
-    def rows(self, name: str) -> Array:
+    def quantised(self, slot: SlotId, scale_type: torch.dtype) -> tuple[npt.NDArray[np.uint8], Array]:
+        return quantise(self.rows(slot), 4, self.block, scale_type)
+
+    def rows(self, slot: SlotId) -> Array:
         """A tensor, or the rows of its part."""
-        tensor, _, part = name.partition("#")
-        weight, start, parts = self.weights[tensor], 0, []
-        if not part:
+        weight, start, parts = self.weights[slot.tensor], 0, []
+        if not slot.part:
             return weight
-        for other, count in next(rows for end, rows in self.parted.items() if end in tensor):
-            if other == part:
+        for other, count in self.split[slot.tensor]:
+            if other == slot.part:
                 parts.append(weight[start : start + count])
             start += count
         return np.concatenate(parts)
@@ -147,16 +155,13 @@ def whole_program(artifact: Artifact) -> bytes:
     job = resolve(ExportRequest(checkpoint="tiny", out=artifact.folder, target=artifact.manifest.target))
     config, scheme = job.checkpoint.config, job.scheme
     assert scheme.embedding_bits == 4 and scheme.block_size
-    stand_ins, layers = stand_ins_for(config, scheme), [f"model.layers.{n}" for n in range(config.num_hidden_layers)]
-    real = RealWeights(stand_ins.parted(), scheme.block_size)
-    pieces: list[nn.Module] = [First(stand_ins.project(real, layers[0]))]
+    layers = [f"model.layers.{n}" for n in range(config.num_hidden_layers)]
+    real, make = RealWeights(config, scheme.block_size), Pieces(config, scheme)
+    pieces: list[nn.Module] = [First(make.before_attention(real, layers[0]))]
     for before, after in pairwise(layers):
-        pieces.append(Between(stand_ins.finish(real, before), stand_ins.project(real, after)))
-    pieces.append(OneOutput(Last(stand_ins.finish(real, layers[-1]), stand_ins.head(real))))
-    embedding = QuantisedEmbedding(real, EMBEDDING, config, scheme)
-    codes, _ = real.quantised(EMBEDDING, torch.float32)
-    embedding.codes = torch.from_numpy(codes[:, 0::2] << 4 | codes[:, 1::2])
-    runner = Runner(config, stand_ins, embedding, pieces, job.context_tokens).eval()
+        pieces.append(Between(make.after_attention(real, before), make.before_attention(real, after)))
+    pieces.append(OneOutput(Last(make.after_attention(real, layers[-1]), make.head(real))))
+    runner = Runner(config, make.embedding(real), pieces, job.context_tokens).eval()
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     shapes = ({1: torch.export.Dim("tokens", min=1, max=512)}, None)
     methods: dict[str, Any] = {"get_max_seq_len": 512, "get_max_context_len": job.context_tokens}

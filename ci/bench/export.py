@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 # Run as a script, this folder comes first on the path, and this very file would be taken for the package `export`.
 sys.path[0] = str(Path(__file__).parent.parent.parent)
-from export.models.phi3 import read_config, tensor_shapes  # noqa: E402
+from export.models.phi3 import read_config  # noqa: E402
 
 TINY = Path(__file__).parent.parent.parent / "export" / "tiny"
 
@@ -122,7 +122,7 @@ def make_checkpoint(config: Path, folder: Path, layers: int) -> None:
         # The published tokenizer beside the config, where there is one: genai's builder reads it too.
         shutil.copy((config.parent if (config.parent / name).is_file() else TINY) / name, folder / name)
     generator = torch.Generator().manual_seed(0)
-    shapes = tensor_shapes(read_config(content))
+    shapes = read_config(content).tensor_shapes()
     weight_map = {name: ".".join(name.split(".")[:3]) + ".safetensors" for name in shapes}
     for shard in dict.fromkeys(weight_map.values()):
         tensors = {}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from export.errors import CheckpointError
-from export.models.rope import ROPE_TYPES
+from export.models.rope import ROPE_TYPES, rope_settings
 
 # Keys that may stand beside the rope settings, as in the published files, or among them, as transformers 5 writes them.
 TWO_PLACES = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
@@ -22,13 +22,7 @@ PHI3_ORIGINAL = 4096
 
 def refuse_contradictions(content: Mapping[str, Any]) -> None:
     """Raises CheckpointError for the first that is found in config.json's content."""
-    settings = [content.get(key) for key in ("rope_scaling", "rope_parameters")]
-    for given in settings:
-        if given is not None and not isinstance(given, dict):
-            raise CheckpointError(f"config.json: the rope settings are {given!r}; they must be null or an object")
-    if all(settings) and settings[0] != settings[1]:
-        raise CheckpointError("config.json: rope_scaling and rope_parameters differ; leave one of them out")
-    _refuse_in_rope(content, next(filter(None, settings), {}))
+    _refuse_in_rope(content, rope_settings(content))
     _refuse_window(content)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from export.artifact import Source, Tokens, describe_files
 from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.checkpoint.contradictions import refuse_contradictions
-from export.checkpoint.shards import StoredTensor, read_shard_header
+from export.checkpoint.shards import Piece, StoredTensor, read_shard_header
 from export.errors import CheckpointError
 from export.models import phi3, phi3small
-from export.models.shape import Config
+from export.models.shape import Config, Sources
 
 TINY = Path(__file__).parent.parent / "tiny"
 # Files that travel with the artifact, in the order of the manifest; the first three are what every runtime needs.
@@ -73,7 +73,7 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        return tuple(sorted({str(t.file.relative_to(self.folder)) for t in self.tensors.values()}))
+        return tuple(sorted({str(p.file.relative_to(self.folder)) for t in self.tensors.values() for p in t.pieces}))
 
     def describe(self) -> Source:
         """The source's part of the manifest: hashes every file that was read, which takes about a second a gigabyte."""
@@ -114,7 +114,7 @@ def open_checkpoint(where: str) -> Checkpoint:
         revision=revision,
         config_content=content,
         config=config,
-        tensors=_find_tensors(folder, config.tensor_shapes()),
+        tensors=_find_tensors(folder, model_type, config.sources()),
         tokens=Tokens(bos=None, pad=None, stop=[]),
         tokenizer_files=tuple(file for file in TOKENIZER_FILES if file not in made and (folder / file).is_file()),
         made_files=made,
@@ -138,7 +138,9 @@ def _make_tokenizer(folder: Path, model_type: str) -> dict[str, str]:
     }
 
 
-def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
+def _find_tensors(folder: Path, model_type: str, sources: Mapping[str, Sources]) -> dict[str, StoredTensor]:
+    """The model's tensors. Each may have its rows in several of the checkpoint's: see Config.sources."""
+    expected = {name: shape for pieces in sources.values() for name, shape in pieces}
     if (folder / INDEX).is_file():
         weight_map = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
@@ -149,7 +151,7 @@ def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict
         files = sorted(set(weight_map.values()))
     else:
         files = ["model.safetensors"]
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, Piece] = {}
     for file in files:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: shard {file} is missing; download the checkpoint again")
@@ -162,8 +164,17 @@ def _find_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict
                 f"{folder}: {name} has shape {list(found[name].shape)}; config.json says {list(shape)}"
             )
     if unknown := sorted(set(found) - set(expected) - {"lm_head.weight"}):
-        raise CheckpointError(f"{folder}: tensor {unknown[0]} ({len(unknown)} in all) is not part of a Phi-3 model")
-    return {name: found[name] for name in expected}
+        raise CheckpointError(
+            f"{folder}: tensor {unknown[0]} ({len(unknown)} in all) is not part of a {model_type} model"
+        )
+    tensors = {
+        tensor: StoredTensor(tensor, tuple(found[name] for name, _ in pieces)) for tensor, pieces in sources.items()
+    }
+    for tensor in tensors.values():
+        if len({piece.dtype for piece in tensor.pieces}) > 1:
+            names = ", ".join(piece.name for piece in tensor.pieces)
+            raise CheckpointError(f"{folder}: {names} differ in type; save the checkpoint in one")
+    return tensors
 
 
 def _read_tokens(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int) -> Tokens:

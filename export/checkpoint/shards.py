@@ -22,8 +22,8 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor's bytes lie."""
+class Piece:
+    """A tensor of a shard: where its bytes lie."""
 
     name: str
     file: Path
@@ -39,18 +39,53 @@ class StoredTensor:
     def length(self) -> int:
         return self.shape[0] * self.row_bytes
 
-    def read_rows(self, start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
-        """Rows start..stop (or elements, of a vector) in the stored dtype, in `scratch` where it is given."""
-        rows = (scratch or Scratch()).take("stored", (stop - start, *self.shape[1:]), self.dtype)
+    def read_into(self, view: memoryview, start: int) -> None:
+        """Bytes from row `start` on, as many as `view` takes."""
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset + start * self.row_bytes)
-            view, done = rows.view(torch.uint8).numpy().data.cast("B"), 0
+            done = 0
             while done < len(view):  # one read gives at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
                     raise CheckpointError(f"{self.file}: ends inside {self.name}; download the checkpoint again")
                 done += count
             os.posix_fadvise(file.fileno(), self.offset, 0, os.POSIX_FADV_SEQUENTIAL)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the model: its rows lie in one tensor of the checkpoint, or one after another in several of one type,
+    such as a Llama's query, key and value."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pieces[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(piece.shape[0] for piece in self.pieces), *self.pieces[0].shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        return self.pieces[0].row_bytes
+
+    @property
+    def length(self) -> int:
+        return self.shape[0] * self.row_bytes
+
+    def read_rows(self, start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
+        """Rows start..stop (or elements, of a vector) in the stored dtype, in `scratch` where it is given."""
+        rows = (scratch or Scratch()).take("stored", (stop - start, *self.shape[1:]), self.dtype)
+        view, first = rows.view(torch.uint8).numpy().data.cast("B"), 0  # first: the piece's first row
+        for piece in self.pieces:
+            begin, end = max(start, first), min(stop, first + piece.shape[0])
+            if begin < end:
+                place = slice((begin - start) * self.row_bytes, (end - start) * self.row_bytes)
+                piece.read_into(view[place], begin - first)
+            first += piece.shape[0]
         return rows
 
     def read(self) -> Tensor:
@@ -58,7 +93,7 @@ class StoredTensor:
         return self.read_rows(0, self.shape[0]).float()
 
 
-def read_shard_header(path: Path) -> dict[str, StoredTensor]:
+def read_shard_header(path: Path) -> dict[str, Piece]:
     """A shard's tensors by name. Raises CheckpointError where the file is not whole."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -71,14 +106,14 @@ def read_shard_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Piece] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
             raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; allowed: {', '.join(DTYPES)}")
         start, end = entry["data_offsets"]
-        tensor = StoredTensor(name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
+        tensor = Piece(name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
         if tensor.offset + tensor.length > size or tensor.length != end - start:
             raise CheckpointError(
                 f"{path}: is truncated ({name} ends at byte {8 + length + end}, the file has {size}); download it again"

@@ -1,17 +1,82 @@
-"""Attention as one operator, `phi_edge::group_query_attention`: rotation, cache and grouped heads together.
+"""Attention as one operator, `phi_edge::attention`: rotation, cache and grouped heads together.
 
-In the ONNX graph it becomes com.microsoft's GroupQueryAttention. Run in eager mode it is the float reference that the
-loss pass and the parity tests use: plain, exact, and in no hurry.
+An ONNX graph has GroupQueryAttention or SparseAttention of com.microsoft in its place. Run in eager mode it is the
+float reference that the loss and the parity tests use: plain and exact; not fast.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
+from export.models.masks import BlockPattern, causal_mask
 
-@torch.library.custom_op("phi_edge::group_query_attention", mutates_args=())
-def group_query_attention(
+QUERIES = 512  # attended at a time in eager mode: a mask over 8192 tokens at once has 64 million places a head
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionKind:
+    """What decides one layer's attention."""
+
+    heads: int
+    kv_heads: int
+    scale: float | None = None  # of the products; None for 1 / sqrt(head_dim)
+    window: int | None = None  # in tokens, the query's own included; None for all that came before
+    blocks: BlockPattern | None = None
+
+
+class Cached(NamedTuple):
+    """A call of attention but for its kind: what one layer's tokens and cache are, and where they are.
+
+    qkv [batch, tokens, (heads + 2 kv_heads) * head_dim], all queries, then keys, then values; past_* [batch, kv_heads,
+    capacity, head_dim]; last_position int32 [batch], the position of the last token; total_tokens int32 [1], its number
+    counted from 1; cos, sin [capacity or more, rotary_dim / 2]; rows int64 [batch, tokens], each token's row of them
+    where that is not its position (see table_rows).
+    """
+
+    qkv: Tensor
+    past_key: Tensor
+    past_value: Tensor
+    last_position: Tensor
+    total_tokens: Tensor
+    cos: Tensor
+    sin: Tensor
+    rows: Tensor | None = None
+
+
+class AttentionNode(NamedTuple):
+    """The operator's arguments in a traced graph: Cached, then the kind's."""
+
+    qkv: Any
+    past_key: Any
+    past_value: Any
+    last_position: Any
+    total_tokens: Any
+    cos: Any
+    sin: Any
+    rows: Any
+    heads: int
+    kv_heads: int
+    scale: float | None
+    window: int  # -1 for none
+    blocks: list[int]  # a BlockPattern's four numbers, or nothing
+
+
+def attend(kind: AttentionKind, call: Cached) -> tuple[Tensor, Tensor, Tensor]:
+    """-> attended [batch, tokens, heads * head_dim], and the two caches with the new rows in place."""
+    blocks = list(dataclasses.astuple(kind.blocks)) if kind.blocks else []
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.phi_edge.attention(
+        *call, kind.heads, kind.kv_heads, kind.scale, kind.window or -1, blocks
+    )
+    return result
+
+
+@torch.library.custom_op("phi_edge::attention", mutates_args=())
+def attention(
     qkv: Tensor,
     past_key: Tensor,
     past_value: Tensor,
@@ -22,79 +87,52 @@ def group_query_attention(
     rows: Tensor | None,
     heads: int,
     kv_heads: int,
+    scale: float | None,
     window: int,
+    blocks: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotate, append to the cache, attend.
-
-    qkv [batch, tokens, (heads + 2 kv_heads) * head_dim]; past_* [batch, kv_heads, capacity, head_dim];
-    last_position int32 [batch], the position of the last token; total_tokens int32 [1], its number counted from 1;
-    cos, sin [capacity or more, rotary_dim / 2]; rows int64 [batch, tokens], each token's row of them where that is not
-    its position (see table_rows); window in tokens, itself included, -1 for full attention.
-    Returns attended [batch, tokens, heads * head_dim] and the two caches with the new rows in place.
-    """
-    batch, tokens, _ = qkv.shape
+    """Rotate, append to the cache, attend: see AttentionNode."""
     head_dim = past_key.shape[-1]
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     query, key, value = (
-        part.reshape(batch, tokens, -1, head_dim).transpose(1, 2)
-        for part in torch.split(qkv, [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=-1)
+        part.reshape(*part.shape[:-1], -1, head_dim).transpose(1, 2) for part in torch.split(qkv, sizes, dim=-1)
     )
     end = int(last_position[0]) + 1
-    start = end - tokens
-    query, present_key, present_value = rotate_and_append(
-        query, key, value, past_key, past_value, slice(start, end), cos, sin, rows
-    )
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        present_key[:, :, :end],
-        present_value[:, :, :end],
-        attn_mask=causal_mask(start, tokens, end, window),
-        enable_gqa=True,
-    )
-    return attended.transpose(1, 2).reshape(batch, tokens, heads * head_dim), present_key, present_value
-
-
-@group_query_attention.register_fake
-def _(
-    qkv: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
-    last_position: Tensor,
-    total_tokens: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    heads: int,
-    kv_heads: int,
-    window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return attention_shapes(qkv, past_key, past_value, heads)
-
-
-def rotate_and_append(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
-    positions: slice,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """query, key, value [batch, heads or kv_heads, tokens, head_dim] at these positions -> the rotated query, and both
-    caches with the new rows in place. Rotated by `rows` of the tables where they are given, else by position."""
-    place = positions if rows is None else rows[0]
+    start = end - qkv.shape[1]
+    place = slice(start, end) if rows is None else rows[0]
     query, key = (rotate(part, cos[place], sin[place]) for part in (query, key))
     present_key, present_value = past_key.clone(), past_value.clone()
-    present_key[:, :, positions] = key
-    present_value[:, :, positions] = value
-    return query, present_key, present_value
+    present_key[:, :, start:end], present_value[:, :, start:end] = key, value
+    attended = []
+    for first in range(start, end, QUERIES):
+        last = min(first + QUERIES, end)
+        visible = causal_mask(first, last - first, last, window)
+        if blocks:
+            visible = BlockPattern(*blocks).visible(heads, first, last - first, last)
+        piece = torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, first - start : last - start],
+            present_key[:, :, :last],
+            present_value[:, :, :last],
+            attn_mask=visible,
+            scale=scale,
+            enable_gqa=True,
+        )
+        attended.append(piece.transpose(1, 2).flatten(2))
+    return torch.cat(attended, dim=1), present_key, present_value
 
 
-def attention_shapes(qkv: Tensor, past_key: Tensor, past_value: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What an attention operator returns, as shapes only."""
+@attention.register_fake
+def _(qkv: Tensor, past_key: Tensor, past_value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    heads = others[AttentionNode._fields.index("heads") - 3]
     attended = qkv.new_empty(qkv.shape[0], qkv.shape[1], heads * past_key.shape[-1])
     return attended, torch.empty_like(past_key), torch.empty_like(past_value)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2 * cos.shape[-1] channels of [..., tokens, head_dim], half against half (not interleaved)."""
+    half = cos.shape[-1]
+    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 @torch.library.custom_op("phi_edge::table_rows", mutates_args=())
@@ -111,17 +149,3 @@ def table_rows(input_ids: Tensor, last_position: Tensor, sequence_tokens: Tensor
 @table_rows.register_fake
 def _(input_ids: Tensor, last_position: Tensor, sequence_tokens: Tensor, original: int) -> Tensor:
     return torch.empty_like(input_ids)
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2 * cos.shape[-1] channels of [..., tokens, head_dim], half against half (not interleaved)."""
-    half = cos.shape[-1]
-    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
-
-
-def causal_mask(start: int, tokens: int, end: int, window: int) -> Tensor:
-    """True where a query at start..start+tokens may see a key at 0..end."""
-    query, key = torch.arange(start, start + tokens)[:, None], torch.arange(end)[None, :]
-    visible = key <= query
-    return visible & (key > query - window) if window > 0 else visible

@@ -77,15 +77,25 @@ class RopeConfig:
         return context_tokens + (self.original_context_tokens if self.switches(context_tokens) else 0)
 
 
+def rope_settings(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json's rope settings, in the new spelling (rope_parameters) or the old (rope_scaling); empty where it has
+    none. Raises CheckpointError where it has two, or no object."""
+    given = [content.get(key) for key in ("rope_scaling", "rope_parameters")]
+    for settings in given:
+        if settings is not None and not isinstance(settings, dict):
+            raise CheckpointError(f"config.json: the rope settings are {settings!r}; they must be null or an object")
+    if all(given) and given[0] != given[1]:
+        raise CheckpointError("config.json: rope_scaling and rope_parameters differ; leave one of them out")
+    return next(filter(None, given), {})
+
+
 def read_rope(config: Mapping[str, Any], *, head_dim: int, mscale: bool = False) -> RopeConfig:
-    """The rope part of config.json, in the old spelling (rope_scaling, rope_theta) or the new (rope_parameters).
+    """The rope part of config.json.
 
     With `mscale` it may give the attention factors itself: see MSCALE_KEYS. Raises CheckpointError for a type, key or
     list that we do not honour.
     """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise CheckpointError(f"config.json: the rope settings are {scaling!r}; they must be null or an object")
+    scaling = rope_settings(config)
     known = KNOWN_KEYS | set(MSCALE_KEYS if mscale else ())
     if unknown := sorted(set(scaling) - known):
         raise CheckpointError(f"config.json: rope key {unknown[0]!r} is not known; known: {', '.join(sorted(known))}")

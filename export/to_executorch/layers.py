@@ -1,68 +1,87 @@
-"""Stand-ins for the model's layers, in the form that XNNPACK lowers: same shapes, marked constants for weights.
+"""The layers that ExecuTorch is given in the place of a model page's, in the form that XNNPACK lowers.
 
-Every constant is filled with a value of its own, so that after lowering each block of bytes tells which tensor it
-stands for (`Marks.owner`). The real bytes are streamed into their places later; no weight is ever in memory here.
+Their weights are constants that tell which tensor they are for (PlaceholderTags); the real bytes are streamed into
+their places later, and no weight is ever in memory here. XNNPACK cannot cut a tensor of unknown length, so a matrix
+whose rows belong to parts is one matrix for each part.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.models.shape import Config, Rows
+from export.models.layers import GELU_SLOPE, QKV, Gate, Gated, GeGELU, NeverChosen, Replace, Rotation, Rows, SplitLinear
+from export.models.shape import Config
 from export.scheme import Scheme
+from export.to_executorch.internals import PlaceholderTags
+from export.weights.slots import SlotId
 
 _decomposed = torch.ops.quantized_decomposed
 
 
-@dataclass
-class Marks:
-    """Hands out constants, and recognises them again by their length and first bytes."""
+def export_layers(tags: PlaceholderTags, config: Config, scheme: Scheme) -> Replace:
+    """What is put in the place of a page's layers: see export.models.layers.replace_layers."""
 
-    owners: dict[tuple[int, bytes], str] = field(default_factory=dict)
+    def replace(path: str, layer: nn.Module) -> nn.Module | None:
+        match layer:
+            case QKV():
+                return RotatedProjection(tags, path, layer, config.rope.rotary_dim, scheme)
+            case Gated():
+                return SplitGated(tags, path, layer, scheme)
+            case nn.Linear():
+                return make_linear(tags, path, layer.out_features, layer, scheme)
+            case nn.Embedding():
+                return QuantisedEmbedding(tags, path, layer, scheme)
+            case nn.RMSNorm():
+                return Norm(tags, path, layer)
+            case nn.LayerNorm():
+                return LayerNorm(tags, path, layer)
+            case NeverChosen():
+                return DummyMask(layer.indices, config.vocab_size) if layer.indices else nn.Identity()
+        return None
 
-    def floats(self, name: str, shape: tuple[int, ...], stored: torch.dtype = torch.float32) -> Tensor:
-        """A float32 constant that will be stored as `stored`."""
-        value = torch.tensor([1.0 + len(self.owners) / 64])  # exact in bf16
-        self._claim(name, shape, value.to(stored).view(torch.uint8).numpy().tobytes())
-        return value.expand(shape).contiguous()
+    return replace
 
-    def codes(self, name: str, shape: tuple[int, int]) -> Tensor:
-        """int8 codes in -8..7 that will be stored two to a byte."""
-        code = sum(owner.endswith("_q") for owner in self.owners.values())
-        assert code < 16, "a piece has at most 16 quantised matrices"
-        self._claim(name, (shape[0], shape[1] // 2), bytes([code | code << 4]))
-        return torch.full(shape, code - 8, dtype=torch.int8)
 
-    def _claim(self, name: str, shape: tuple[int, ...], item: bytes) -> None:
-        length = torch.Size(shape).numel() * len(item)
-        self.owners[length, (item * 4)[:4]] = name
+def part_rows(layer: SplitLinear, rotary_dim: int) -> Rows:
+    """A matrix's rows by part, as XNNPACK gets them: query and key of each head in the two halves that are rotated
+    against one another, and the rest that is not."""
+    if not isinstance(layer, QKV):
+        return layer.rows
+    half, rest = rotary_dim // 2, layer.head_dim - rotary_dim
+    rows: list[tuple[str, int]] = []
+    for part, count in layer.rows:
+        head = [(f"{part}0", half), (f"{part}1", half)] + ([(f"{part}2", rest)] if rest else [])
+        rows += [(part, count)] if part == "value" else head * (count // layer.head_dim)
+    return rows
 
-    def owner(self, data: bytes) -> str | None:
-        """The tensor that these bytes stand for; None for a true constant."""
-        return self.owners.get((len(data), data[:4]))
+
+def part_sizes(layer: SplitLinear, rows: Rows) -> Mapping[str, int]:
+    """How many rows each part has in all."""
+    times = layer.out_features // sum(count for _, count in rows)
+    return {part: times * sum(count for other, count in rows if other == part) for part in dict(rows)}
 
 
 class DynamicLinear(nn.Module):
-    """int4 weights, activations quantised to int8 row by row while the model runs; one scale per block, in bf16.
-    `bias` names a tensor."""
+    """int4 weights, activations quantised to int8 row by row while the model runs; one scale per block, in bf16."""
 
     bias: Tensor | None
 
     def __init__(
-        self, marks: Marks, name: str, rows: int, columns: int, scheme: Scheme, bias: str | None = None
+        self, tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, scheme: Scheme, part: str
     ) -> None:
         super().__init__()
         assert scheme.block_size
-        self.block_size = scheme.block_size
+        self.block_size, weight, columns = scheme.block_size, f"{path}.weight", layer.in_features
         blocks = (rows, columns // self.block_size)
-        self.register_buffer("codes", marks.codes(f"{name}_q", (rows, columns)))
-        self.register_buffer("scales", marks.floats(f"{name}_scales", blocks, torch.bfloat16))
+        self.register_buffer("codes", tags.codes(SlotId(weight, "codes", part), (rows, columns)))
+        self.register_buffer("scales", tags.floats(SlotId(weight, "scales", part), blocks, torch.bfloat16))
         self.register_buffer("zeros", torch.zeros(blocks))
-        self.register_buffer("bias", None if bias is None else marks.floats(bias, (rows,)))
+        self.register_buffer("bias", tagged_bias(tags, path, rows, layer, part))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantise(x))
@@ -87,10 +106,10 @@ class FloatLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, marks: Marks, name: str, rows: int, columns: int, bias: str | None = None) -> None:
+    def __init__(self, tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, part: str) -> None:
         super().__init__()
-        self.register_buffer("weight", marks.floats(name, (rows, columns)))
-        self.register_buffer("bias", None if bias is None else marks.floats(bias, (rows,)))
+        self.register_buffer("weight", tags.floats(SlotId(f"{path}.weight", part=part), (rows, layer.in_features)))
+        self.register_buffer("bias", tagged_bias(tags, path, rows, layer, part))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(x)
@@ -104,22 +123,26 @@ class FloatLinear(nn.Module):
 
 
 def make_linear(
-    marks: Marks, name: str, rows: int, columns: int, scheme: Scheme, bias: str | None = None
+    tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, scheme: Scheme, part: str = ""
 ) -> DynamicLinear | FloatLinear:
-    """The linear layer of this scheme."""
+    """The linear layer of this scheme, for `rows` of a layer's rows: all of them, or a part's."""
     if scheme.bits is None:
-        return FloatLinear(marks, name, rows, columns, bias)
-    return DynamicLinear(marks, name, rows, columns, scheme, bias)
+        return FloatLinear(tags, path, rows, layer, part)
+    return DynamicLinear(tags, path, rows, layer, scheme, part)
+
+
+def tagged_bias(tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, part: str) -> Tensor | None:
+    return None if layer.bias is None else tags.floats(SlotId(f"{path}.bias", part=part), (rows,))
 
 
 class Norm(nn.Module):
     """RMS norm. The mean of squares is a product with a row of 1 / n: XNNPACK has no mean over the last axis, and
     left to the portable kernels the norms would split every delegate in two."""
 
-    def __init__(self, marks: Marks, name: str, size: int, epsilon: float) -> None:
+    def __init__(self, tags: PlaceholderTags, path: str, layer: nn.RMSNorm) -> None:
         super().__init__()
-        self.epsilon = epsilon
-        self.register_buffer("weight", marks.floats(name, (size,)))
+        (size,), self.epsilon = layer.normalized_shape, layer.eps or 0.0
+        self.register_buffer("weight", tags.floats(SlotId(f"{path}.weight"), (size,)))
         self.register_buffer("mean", torch.full((1, size), 1.0 / size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,13 +151,13 @@ class Norm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with bias, its two means made as Norm makes its one. `name` is the norm's without `.weight`."""
+    """Layer norm with bias, its two means made as Norm makes its one."""
 
-    def __init__(self, marks: Marks, name: str, size: int, epsilon: float) -> None:
+    def __init__(self, tags: PlaceholderTags, path: str, layer: nn.LayerNorm) -> None:
         super().__init__()
-        self.epsilon = epsilon
-        for part in ("weight", "bias"):
-            self.register_buffer(part, marks.floats(f"{name}.{part}", (size,)))
+        (size,), self.epsilon = layer.normalized_shape, layer.eps
+        for name in ("weight", "bias"):
+            self.register_buffer(name, tags.floats(SlotId(f"{path}.{name}"), (size,)))
         self.register_buffer("mean", torch.full((1, size), 1.0 / size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,37 +167,27 @@ class LayerNorm(nn.Module):
 
 
 class RotatedProjection(nn.Module):
-    """The projection before attention, and the rotation: (x, cos, sin) -> query, key, value, each
+    """The projection before attention, and the rotation: (x, (cos, sin)) -> query, key, value, each
     [1, tokens, heads, head_dim].
 
     The rows that make the first rotated half of every head are one matrix, those of the second half another, so that
     the halves need not be cut out of a tensor of unknown length. cos, sin: [1, tokens, 1, rotary_dim / 2].
-    `name` is the projection's without `.weight`; `rows` say which of its rows belong to which part.
     """
 
-    def __init__(
-        self, marks: Marks, name: str, rows: Rows, config: Config, scheme: Scheme, *, bias: bool = False
-    ) -> None:
+    def __init__(self, tags: PlaceholderTags, path: str, layer: QKV, rotary_dim: int, scheme: Scheme) -> None:
         super().__init__()
-        self.parts, times = nn.ModuleDict(), config.qkv_size // sum(count for _, count in rows)
-        for part in dict.fromkeys(part for part, _ in rows):
-            count = times * sum(number for other, number in rows if other == part)
-            self.parts[part] = make_linear(
-                marks,
-                f"{name}.weight#{part}",
-                count,
-                config.hidden_size,
-                scheme,
-                f"{name}.bias#{part}" if bias else None,
-            )
-        self.config = config
+        self.heads, self.kv_heads = layer.heads, layer.kv_heads
+        sizes = part_sizes(layer, part_rows(layer, rotary_dim))
+        self.parts = nn.ModuleDict(
+            {part: make_linear(tags, path, rows, layer, scheme, part) for part, rows in sizes.items()}
+        )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = DynamicLinear.quantise(x) if isinstance(self.parts["value"], DynamicLinear) else x
-        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        query = self.rotated("query", heads, x, cos, sin)
-        key = self.rotated("key", kv_heads, x, cos, sin)
-        return query, key, self.part("value", kv_heads, x)
+    def forward(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        assert rotation
+        x = self.parts["value"].quantise(x)  # type: ignore[operator]
+        query = self.rotated("query", self.heads, x, *rotation)
+        key = self.rotated("key", self.kv_heads, x, *rotation)
+        return query, key, self.part("value", self.kv_heads, x)
 
     def part(self, part: str, heads: int, x: Tensor) -> Tensor:
         """One part's product, by head."""
@@ -189,22 +202,63 @@ class RotatedProjection(nn.Module):
         return torch.cat(pieces, dim=-1)
 
 
+class SplitGated(nn.Module):
+    """The two projections of a gated feed-forward as two matrices, which share one conversion of x."""
+
+    def __init__(self, tags: PlaceholderTags, path: str, layer: Gated, scheme: Scheme) -> None:
+        super().__init__()
+        sizes = part_sizes(layer, layer.rows)
+        self.gate, self.up = (make_linear(tags, path, rows, layer, scheme, part) for part, rows in sizes.items())
+        self.how: Gate = PlainGeGELU(layer.gate.limit) if isinstance(layer.gate, GeGELU) else layer.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gate.quantise(x)
+        gate = self.how.open(self.gate.multiply(x))
+        return self.how.join(gate, self.up.multiply(x))
+
+
+@dataclass(frozen=True)
+class PlainGeGELU:
+    """GeGELU in operators that XNNPACK has."""
+
+    limit: float
+
+    def open(self, gate: Tensor) -> Tensor:
+        return gate.clamp(max=self.limit)
+
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        up = up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(GELU_SLOPE * gate) * (up + 1.0)
+
+
+class DummyMask(nn.Module):
+    """The lowest logit there is for dummy tokens."""
+
+    def __init__(self, indices: list[int], vocab_size: int) -> None:
+        super().__init__()
+        dummies = torch.zeros(1, vocab_size, dtype=torch.bool)
+        dummies[:, indices] = True
+        self.register_buffer("dummies", dummies, persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.where(self.get_buffer("dummies"), torch.finfo(torch.float32).min, logits)
+
+
 class QuantisedEmbedding(nn.Module):
     """ExecuTorch's embedding operators: 4-bit (the even column in the high half of a byte) or 8-bit codes."""
 
-    def __init__(self, marks: Marks, name: str, config: Config, scheme: Scheme) -> None:
+    def __init__(self, tags: PlaceholderTags, path: str, layer: nn.Embedding, scheme: Scheme) -> None:
         super().__init__()
-        rows, columns, bits = config.vocab_size, config.hidden_size, scheme.embedding_bits
+        rows, columns, bits, name = layer.num_embeddings, layer.embedding_dim, scheme.embedding_bits, f"{path}.weight"
         self.bits = bits
         if bits is None:
-            self.register_buffer("weight", marks.floats(name, (rows, columns)), persistent=False)
+            self.register_buffer("weight", tags.floats(SlotId(name), (rows, columns)), persistent=False)
             return
         assert scheme.block_size
-        stored = columns * bits // 8
-        marks.owners[rows * stored, bytes([7] * 4)] = f"{name}_q"
         kind = torch.uint8 if bits == 4 else torch.int8
-        self.register_buffer("codes", torch.full((rows, stored), 7, dtype=kind), persistent=False)
-        scales = marks.floats(f"{name}_scales", (rows, columns // scheme.block_size))
+        codes = tags.packed(SlotId(name, "codes"), (rows, columns * bits // 8), kind)
+        self.register_buffer("codes", codes, persistent=False)
+        scales = tags.floats(SlotId(name, "scales"), (rows, columns // scheme.block_size))
         self.register_buffer("scales", scales, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from export.job import Job
 from export.to_executorch import program
-from export.to_executorch.lowering import PREFILL_TOKENS
-from export.weights.slots import Slot
+from export.to_executorch.pieces import PREFILL_TOKENS
+from export.weights.slots import Interleaved, SlotId, Slots
 from export.weights.weight_file import WeightFile
 
 
@@ -27,9 +27,9 @@ class ExecuTorchLayout:
             bos=tokens.bos,
             stop=list(tokens.stop),
         )
-        self.slots: Mapping[str, Slot] = self.program.slots
+        self.slots: Slots = self.program.slots
         self.coverage = self.program.coverage
-        self.spread: Mapping[str, Sequence[tuple[str, int]]] = self.program.spread
+        self.interleaved: Interleaved = self.program.interleaved
         self.activations = "int8 by row, dynamic, in every linear layer" if job.scheme.bits else "float32"
         self.options: Mapping[str, Any] = {
             "backend": "xnnpack",
@@ -42,5 +42,5 @@ class ExecuTorchLayout:
     def fill(self, sink: WeightFile) -> None:
         """Nothing: the rotary tables are constants of the program."""
 
-    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+    def finish(self, folder: Path, digests: Mapping[SlotId, str]) -> None:
         self.program.finish(folder / "model.pte", digests)

@@ -1,81 +1,56 @@
 """The model -> one ExecuTorch program (.pte) that the stock text runner loads unchanged.
 
-Weights are named data: the program is laid out with hollow blocks of the right lengths, the stream fills them in the
+Weights are named data: the program is laid out with placeholders of the right lengths, the stream fills them in the
 file, and the keys, which depend on the bytes, are put in last.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import logging
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from export.coverage import Coverage, executorch_coverage
-from export.models.phi3 import Phi3Config
-from export.models.phi3small import Phi3SmallConfig
-from export.models.shape import EMBEDDING, Config, Rows
+from export.models.layers import SplitLinear, leaves
+from export.models.shape import EMBEDDING, Config, on_meta
 from export.scheme import Scheme
-from export.to_executorch.layers import Marks, QuantisedEmbedding
-from export.to_executorch.lowering import PREFILL_TOKENS, Hollow, Lowering, lower_pieces, provisional_key
-from export.to_executorch.phi3 import Phi3StandIns
-from export.to_executorch.phi3small import Phi3SmallStandIns
-from export.to_executorch.runner import Runner, StandIns
-from export.weights.slots import ITEM_BITS, Slot
+from export.to_executorch.internals import (
+    PlaceholderBytes,
+    PlaceholderTags,
+    hide_constants,
+    key_replacer,
+    quiet,
+    serialised,
+)
+from export.to_executorch.layers import part_rows, part_sizes
+from export.to_executorch.pieces import PREFILL_TOKENS, Pieces
+from export.to_executorch.runner import Runner
+from export.weights.slots import DTYPES, SUFFIXES, Interleaved, Slot, SlotId, Slots
 
 PROGRAM_FILE = "model.pte"
 
 
 @dataclass(frozen=True)
 class Program:
-    """A laid-out program: the bytes that are not weights, by offset, and the slots between them.
-
-    A tensor whose rows were parted (`tensor#part`) is in `spread`: where its bytes go, in order.
-    """
+    """A laid-out program: the bytes that are not weights, by offset, and the slots between them."""
 
     fixed: Mapping[int, bytes]
-    slots: Mapping[str, Slot]
-    spread: Mapping[str, Sequence[tuple[str, int]]]
+    slots: Slots
+    interleaved: Interleaved
     size: int
     coverage: Coverage
 
-    def finish(self, path: Path, digests: Mapping[str, str]) -> None:
-        """Write what is not weights around the streamed slots, with keys made from the slots' digests.
-
-        XNNPACK shares packed weights between programs by key, so equal keys must mean equal bytes.
-        """
-        keys = {provisional_key(name): content_key(name, digest) for name, digest in digests.items()}
-        pattern = re.compile(b"[0-9a-f]{64}")
-
-        def final(match: re.Match[bytes]) -> bytes:
-            return keys.get(match[0].decode(), match[0].decode()).encode()
-
+    def finish(self, path: Path, digests: Mapping[SlotId, str]) -> None:
+        """Write what is not weights around the streamed slots, with keys made from the slots' digests."""
+        with_final_keys = key_replacer(digests)
         with path.open("r+b") as file:
             for offset, data in self.fixed.items():
                 file.seek(offset)
-                file.write(pattern.sub(final, data))
+                file.write(with_final_keys(data))
             file.truncate(self.size)
-
-
-def content_key(slot: str, digest: str) -> str:
-    """The final key. The name is in it because a program may not hold one key twice (two norms may be equal)."""
-    return hashlib.sha256(f"{slot} {digest}".encode()).hexdigest()
-
-
-def stand_ins_for(config: Config, scheme: Scheme) -> StandIns:
-    """The model's layers in the form that ExecuTorch lowers."""
-    if isinstance(config, Phi3SmallConfig):
-        return Phi3SmallStandIns(config, scheme)
-    assert isinstance(config, Phi3Config)
-    return Phi3StandIns(config, scheme)
 
 
 def build(config: Config, scheme: Scheme, *, context_tokens: int, bos: int | None, stop: list[int]) -> Program:
@@ -84,18 +59,12 @@ def build(config: Config, scheme: Scheme, *, context_tokens: int, bos: int | Non
         import executorch.exir.passes._quant_patterns_and_replacements
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::*)
 
-        stand_ins = stand_ins_for(config, scheme)
-        lowering = Lowering(config, stand_ins)
-        pieces = lower_pieces(lowering)
-        marks = Marks()
-        embedding = QuantisedEmbedding(marks, EMBEDDING, config, scheme)
-        manager = compose(Runner(config, stand_ins, embedding, pieces, context_tokens), context_tokens, bos, stop)
-    program = manager.executorch_program
-    for buffer in program.constant_buffer:
-        if (owner := marks.owner(buffer.storage)) is not None:
-            lowering.lengths[owner] = len(buffer.storage)
-            buffer.storage = Hollow(owner, len(buffer.storage))
-    return lay_out_program(program, manager._named_data, config, stand_ins, scheme)
+        pieces, tags = Pieces(config, scheme), PlaceholderTags()
+        lowered = pieces.lowered()
+        runner = Runner(config, pieces.embedding(tags), lowered, context_tokens)
+        manager = compose(runner, context_tokens, bos, stop)
+    hide_constants(manager.executorch_program, tags)
+    return lay_out_program(manager, config, scheme)
 
 
 def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int]) -> Any:
@@ -134,64 +103,45 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
     )
 
 
-def lay_out_program(program: Any, named_data: Any, config: Config, stand_ins: StandIns, scheme: Scheme) -> Program:
-    """Serialise with hollow blocks, and note where each block and each run of other bytes lies."""
-    from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
-
-    cord = serialize_pte_binary(PTEFile(program=program, named_data=named_data), extract_delegate_segments=True)
+def lay_out_program(manager: Any, config: Config, scheme: Scheme) -> Program:
+    """Serialise with placeholders, and note where each block and each run of other bytes lies."""
     fixed: dict[int, bytes] = {}
-    slots: dict[str, Slot] = {}
-    offset = 0
-    for block in cord._buffers:
-        if isinstance(block, Hollow):
-            dtype = slot_dtype(block.slot, scheme)
-            shape = (block.length * 8 // ITEM_BITS[dtype],)
-            even_high = block.slot.startswith(EMBEDDING)
-            slots[block.slot] = Slot(block.slot, dtype, shape, offset, PROGRAM_FILE, even_high)
+    slots: dict[SlotId, Slot] = {}
+    size = 0
+    for offset, block in serialised(manager):
+        if isinstance(block, PlaceholderBytes):
+            slots[block.slot] = slot_for(block, offset, scheme)
         else:
-            fixed[offset] = bytes(block)
-        offset += len(block)
-    return Program(fixed, slots, spread_rows(slots, config, stand_ins.parted()), offset, executorch_coverage(program))
+            fixed[offset] = block
+        size = offset + len(block)
+    coverage = executorch_coverage(manager.executorch_program)
+    return Program(fixed, slots, interleave(slots, config), size, coverage)
 
 
-def spread_rows(
-    slots: Mapping[str, Slot], config: Config, parted: Mapping[str, Rows]
-) -> dict[str, Sequence[tuple[str, int]]]:
-    """Where the bytes of the tensors go whose rows were parted: see WeightFile."""
-    spread: dict[str, Sequence[tuple[str, int]]] = {}
-    for tensor, shape in config.tensor_shapes().items():
-        rows = next((rows for end, rows in parted.items() if tensor.rpartition(".")[0].endswith(end)), [])
-        for suffix in ("", "_q", "_scales"):
-            if not rows or f"{tensor}#{rows[0][0]}{suffix}" not in slots:
-                continue
-            times, pieces = shape[0] // sum(count for _, count in rows), []
-            for part, count in rows:
-                total = times * sum(number for other, number in rows if other == part)
-                slot = slots[f"{tensor}#{part}{suffix}"]
-                pieces.append((slot.name, slot.length // total * count))
-            spread[f"{tensor}{suffix}"] = pieces
-    return spread
-
-
-def slot_dtype(name: str, scheme: Scheme) -> str:
+def slot_for(block: PlaceholderBytes, offset: int, scheme: Scheme) -> Slot:
     """How a slot's bytes are to be read. Its shape is kept flat: only the length matters in a program file."""
-    embedding = name.startswith(EMBEDDING)
-    if name.endswith("_scales"):
-        return "float32" if embedding else "bfloat16"
-    if name.endswith("_q"):
-        return "int8" if embedding and scheme.embedding_bits == 8 else "uint8"
-    return "float32"
+    id, embedding, bits = block.slot, block.slot.tensor == EMBEDDING, None
+    dtype = "float32"
+    if id.kind == "scales" and not embedding:
+        dtype = "bfloat16"
+    if id.kind == "codes":
+        bits = scheme.embedding_bits if embedding else scheme.bits
+        dtype = "int8" if bits == 8 else "uint8"
+    shape = (block.length // DTYPES[dtype].itemsize,)
+    return Slot(id, dtype, shape, offset, PROGRAM_FILE, bits=bits, even_high=embedding)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """ExecuTorch's lowering warns and logs about itself; none of it is about the user's model."""
-    root = logging.getLogger()
-    level = root.level
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        root.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            root.setLevel(level)
+def interleave(slots: Slots, config: Config) -> Interleaved:
+    """Where the bytes of the tensors go whose rows belong to parts."""
+    interleaved: dict[SlotId, Sequence[tuple[SlotId, int]]] = {}
+    for path, layer in leaves(on_meta(config)):
+        if not isinstance(layer, SplitLinear):
+            continue
+        rows = part_rows(layer, config.rope.rotary_dim)
+        sizes = part_sizes(layer, rows)
+        for whole in (SlotId(f"{path}.{name}", kind) for name in ("weight", "bias") for kind in SUFFIXES):
+            parts = {part: replace(whole, part=part) for part in sizes}
+            if all(id in slots for id in parts.values()):
+                row_bytes = {part: slots[id].length // sizes[part] for part, id in parts.items()}
+                interleaved[whole] = [(parts[part], row_bytes[part] * count) for part, count in rows]
+    return interleaved

@@ -13,13 +13,14 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from export.to_onnx.graph import MICROSOFT, Form, Graph, label
+from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label
 from export.to_onnx.operators import LOWERINGS, sequence_lengths
+from export.weights.slots import SlotId
 
 
-def directml_form(activations: str, *, lengths_as_inputs: bool) -> Form:
+def directml_style(activations: str, *, lengths_as_inputs: bool) -> GraphStyle:
     """How a graph for DirectML is written. With `lengths_as_inputs` it has no node that needs the CPU."""
-    return Form(
+    return GraphStyle(
         lowerings=DIRECTML,
         lengths=given_lengths if lengths_as_inputs else mask_and_positions,
         activations=activations,
@@ -34,7 +35,7 @@ def embedding(graph: Graph, node: fx.Node) -> None:
     assert isinstance(table, fx.Node)
     name, scheme, path = graph.parameters[table], graph.scheme, label(node)
     if scheme.embedding_bits is None:
-        graph.values[node] = graph.add(path + "/Gather", "Gather", [graph.weight(name), graph.values[ids]])[0]
+        graph.values[node] = graph.add(path + "/Gather", "Gather", [graph.weight(SlotId(name)), graph.values[ids]])[0]
         return
     assert scheme.block_size and scheme.embedding_bits in (4, 8)
 
@@ -42,8 +43,8 @@ def embedding(graph: Graph, node: fx.Node) -> None:
         return graph.add(f"{path}/{name}", kind, list(inputs), attributes)[0]
 
     to = graph.float_type
-    codes = op("Gather", "codes", graph.weight(f"{name}_q"), graph.values[ids])
-    scales = op("Gather", "scales", graph.weight(f"{name}_scales"), graph.values[ids])
+    codes = op("Gather", "codes", graph.weight(SlotId(name, "codes")), graph.values[ids])
+    scales = op("Gather", "scales", graph.weight(SlotId(name, "scales")), graph.values[ids])
     last = graph.constant("/constants/axis_last", [-1])
     if scheme.embedding_bits == 4:
         low = op("BitwiseAnd", "low", codes, graph.constant("/constants/low_half", 15, ir.DataType.UINT8))
@@ -62,27 +63,28 @@ def embedding(graph: Graph, node: fx.Node) -> None:
 
 def attention(graph: Graph, node: fx.Node) -> None:
     """Split, rotate, attend. DirectML has no window: export.pipeline keeps the context within it."""
-    qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows, heads, kv_heads, window = node.args
-    assert isinstance(heads, int) and isinstance(kv_heads, int)
+    call = attention_call(node)
+    heads, kv_heads = call.heads, call.kv_heads
     layer = sum(1 for other in graph.nodes if other.op_type == "GroupQueryAttention")
     path, head_dim = f"/model/layers.{layer}/attn", graph.config.head_dim
     sizes = graph.constant("/constants/qkv", [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])
-    query, key, value = graph.add(path + "/Split", "Split", [graph.values[qkv], sizes], {"axis": -1}, outputs=3)
-    tables = [graph.positions if rows is None else graph.values[rows], graph.values[cos], graph.values[sin]]
+    query, key, value = graph.add(path + "/Split", "Split", [graph.values[call.qkv], sizes], {"axis": -1}, outputs=3)
+    tables = [graph.positions if call.rows is None else graph.values[call.rows]]
+    tables += [graph.values[call.cos], graph.values[call.sin]]
     query = rotate(graph, path + "/query", query, tables, heads)
     key = rotate(graph, path + "/key", key, tables, kv_heads)
     graph.values[node] = graph.add(
         path + "/GroupQueryAttention",
         "GroupQueryAttention",
         [
-            query, key, value, graph.values[past_key], graph.values[past_value],
-            graph.values[last_position], graph.values[total_tokens],
+            query, key, value, graph.values[call.past_key], graph.values[call.past_value],
+            graph.values[call.last_position], graph.values[call.total_tokens],
         ],
         {
             "num_heads": heads,
             "kv_num_heads": kv_heads,
-            "local_window_size": window,
-            "scale": float(head_dim**-0.5),
+            "local_window_size": call.window,
+            "scale": float(call.scale or head_dim**-0.5),
         },
         domain=MICROSOFT,
         outputs=3,
@@ -153,6 +155,6 @@ def positions(graph: Graph) -> ir.Value:
 DIRECTML = {
     **LOWERINGS,
     torch.ops.aten.embedding.default: embedding,
-    torch.ops.phi_edge.group_query_attention.default: attention,
+    torch.ops.phi_edge.attention.default: attention,
     torch.ops.phi_edge.table_rows.default: table_rows,
 }

@@ -1,7 +1,8 @@
 """The traced module -> an ONNX graph of the operators that onnxruntime has fast kernels for.
 
-A form has one small function per traced operator (export.to_onnx.operators); an operator that is not in its table stops
-the export. The graph holds no weights: they stay in slots of the external data file, which export.weights.stream fills.
+A style has one small function per traced operator (export.to_onnx.operators); an operator that is not in its table
+stops the export. The graph holds no weights: they stay in slots of the external data file, which
+export.weights.stream fills.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from export.models.attention import AttentionNode
 from export.models.shape import EMBEDDING, Config
 from export.scheme import Scheme
 from export.to_onnx.trace import DECODER, trace
-from export.weights.slots import ITEM_BITS, Slot
+from export.weights.slots import DTYPES, Slot, SlotId
 
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
@@ -28,7 +30,7 @@ FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class GraphStyle:
     """How a graph is written for one execution provider: export.to_onnx.operators, export.to_onnx.directml."""
 
     lowerings: Mapping[Any, Callable[[Graph, fx.Node], None]]
@@ -44,18 +46,18 @@ class Graph:
 
     config: Config
     scheme: Scheme
-    form: Form
+    style: GraphStyle
     accuracy_level: int
-    slots: Mapping[str, Slot]  # initializer name -> its place in the data file
+    slots: Mapping[SlotId, Slot]  # the places in the data file
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[str, ir.Value] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)
     parameters: dict[fx.Node, str] = field(default_factory=dict)  # placeholder -> the checkpoint's name
-    positions: ir.Value | None = None  # the input position_ids, where the form has one
+    positions: ir.Value | None = None  # the input position_ids, where the style has one
 
     @property
     def float_type(self) -> ir.DataType:
-        return FLOATS[self.form.activations]
+        return FLOATS[self.style.activations]
 
     def add(
         self,
@@ -72,13 +74,15 @@ class Graph:
         self.nodes.append(ir.node(op, inputs, attributes or {}, domain=domain, outputs=results, name=name))
         return results
 
-    def weight(self, name: str, *, slot: str | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
-        """An initializer whose bytes lie in the external data file, in the slot of its name or in another's."""
+    def weight(self, id: SlotId, *, name: str | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
+        """An initializer whose bytes lie in the external data file. Another `name` and `shape` give a slot's bytes a
+        second reading."""
+        name = name or str(id)
         if name not in self.initializers:
-            place = self.slots[slot or name]
+            place = self.slots[id]
             shape = shape or place.shape
             dtype = FLOATS.get(place.dtype) or ir.DataType[place.dtype.upper()]
-            length = math.prod(shape) * ITEM_BITS[place.dtype] // 8
+            length = math.prod(shape) * DTYPES[place.dtype].itemsize
             tensor = ir.ExternalTensor(place.file, place.offset, length, dtype, shape=ir.Shape(shape), name=name)
             self.initializers[name] = ir.Value(
                 name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape)
@@ -115,25 +119,36 @@ def label(node: fx.Node) -> str:
     return "/" + path.replace("layers.", "layers#").replace(".", "/").replace("layers#", "layers.")
 
 
+def parent(node: fx.Node) -> str:
+    """The name of the layer that a node's own layer is in."""
+    return label(node).rpartition("/")[0]
+
+
+def attention_call(node: fx.Node) -> AttentionNode:
+    """The arguments of a traced attention by name."""
+    arguments: tuple[Any, ...] = node.args
+    return AttentionNode(*arguments)
+
+
 def build(
     config: Config,
     scheme: Scheme,
-    slots: Mapping[str, Slot],
+    slots: Mapping[SlotId, Slot],
     *,
     context_tokens: int,
     accuracy_level: int,
-    form: Form,
+    style: GraphStyle,
 ) -> ir.Model:
     """Trace the model and translate it; the weights stay references into the data file."""
     program = trace(config, context_tokens)
-    graph = Graph(config, scheme, form, accuracy_level, slots)
-    lengths, inputs = form.lengths(graph, switches=config.rope.switches(context_tokens))
+    graph = Graph(config, scheme, style, accuracy_level, slots)
+    lengths, inputs = style.lengths(graph, switches=config.rope.switches(context_tokens))
     signature = program.graph_signature
     for node in program.graph.nodes:
         if node.op == "placeholder":
             target = signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(node.name)
             if target in ("cos", "sin"):
-                graph.values[node] = graph.weight(f"{target}_cache")
+                graph.values[node] = graph.weight(SlotId(f"{target}_cache"))
             elif target is not None:
                 name = target.removeprefix(f"{DECODER}.")
                 # The trace may give a shared table either of its names.
@@ -145,10 +160,10 @@ def build(
                 graph.values[node] = value
                 inputs.append(value)
         elif node.op == "call_function":
-            if node.target not in form.lowerings:
-                known = ", ".join(str(target) for target in form.lowerings)
+            if node.target not in style.lowerings:
+                known = ", ".join(str(target) for target in style.lowerings)
                 raise NotImplementedError(f"{node.target}: no lowering to ONNX; known: {known}")
-            form.lowerings[node.target](graph, node)
+            style.lowerings[node.target](graph, node)
     outputs = name_outputs(program, graph, config)
     inputs.sort(key=lambda value: (value.name != "input_ids", str(value.name).startswith("past")))
     result = ir.Graph(

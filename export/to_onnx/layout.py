@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import onnx_ir
 
 from export.coverage import onnx_coverage
 from export.job import Job
+from export.models.layers import split_rows
+from export.models.shape import on_meta
 from export.to_onnx import graph
-from export.to_onnx.directml import directml_form
+from export.to_onnx.directml import directml_style
 from export.to_onnx.genai_config import genai_config
 from export.to_onnx.operators import CPU
-from export.to_onnx.slots import part_slots, slots_for
-from export.weights.slots import Slot, weight_files
+from export.to_onnx.slots import COS, SIN, shared_zero_points, slots_for, split_slots
+from export.weights.slots import Interleaved, SlotId, Slots, weight_files
 from export.weights.weight_file import WeightFile
 
 
@@ -25,16 +27,15 @@ class OnnxLayout:
     """model.onnx, model.onnx.data (and more, if a file may not grow so large) and genai_config.json."""
 
     def __init__(self, job: Job) -> None:
-
         config = job.checkpoint.config
         self.job = job
-        form = CPU
+        style = CPU
         if job.target.provider == "dml":
-            form = directml_form(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
-        whole = slots_for(config, job.scheme, job.context_tokens, form, job.request.max_file_bytes)
-        self.slots: Mapping[str, Slot]
-        self.spread: Mapping[str, Sequence[tuple[str, int]]]
-        self.slots, self.spread = part_slots(config, whole)
+            style = directml_style(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
+        whole = slots_for(config, job.scheme, job.context_tokens, style, job.request.max_file_bytes)
+        self.slots: Slots
+        self.interleaved: Interleaved
+        self.slots, self.interleaved = split_slots(whole, split_rows(on_meta(config)))
         # onnxruntime-genai gives a mask, not lengths.
         genai = () if job.request.lengths_as_inputs else ("genai_config.json",)
         self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *genai)
@@ -44,7 +45,7 @@ class OnnxLayout:
             whole,
             context_tokens=job.context_tokens,
             accuracy_level=job.target.accuracy_level,
-            form=form,
+            style=style,
         )
         self.coverage = onnx_coverage(
             ((str(node.name), node.op_type) for node in self.graph.graph), job.target.provider
@@ -64,14 +65,14 @@ class OnnxLayout:
 
     def fill(self, sink: WeightFile) -> None:
         tables = self.job.checkpoint.config.rope.stacked_tables(self.job.context_tokens)
-        for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
-            table = np.ascontiguousarray(table.astype(self.slots[name].dtype))
-            sink.append(name, table.view(np.uint8).data.cast("B"))
-        for name, middle in (("zero_points_4", b"\x88"), ("zero_points_8", b"\x80")):
-            if name in self.slots:
-                sink.append(name, memoryview(middle * self.slots[name].length))
+        for id, table in zip((COS, SIN), tables, strict=True):
+            table = np.ascontiguousarray(table.astype(self.slots[id].dtype))
+            sink.append(id, table.view(np.uint8).data.cast("B"))
+        for bits, middle in ((4, b"\x88"), (8, b"\x80")):
+            if (id := shared_zero_points(bits)) in self.slots:
+                sink.append(id, memoryview(middle * self.slots[id].length))
 
-    def finish(self, folder: Path, digests: Mapping[str, str]) -> None:
+    def finish(self, folder: Path, digests: Mapping[SlotId, str]) -> None:
         onnx_ir.save(self.graph, folder / "model.onnx")
         if "genai_config.json" not in self.files:
             return

@@ -11,8 +11,10 @@ import torch
 from torch import fx
 
 from export.models.shape import EMBEDDING
-from export.to_onnx.graph import MICROSOFT, Form, Graph, label
+from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label, parent
 from export.to_onnx.phi3small import block_sparse_attention, gegelu, never_chosen
+from export.to_onnx.slots import shared_zero_points
+from export.weights.slots import SlotId
 
 aten = torch.ops.aten
 
@@ -22,12 +24,12 @@ def embedding(graph: Graph, node: fx.Node) -> None:
     assert isinstance(table, fx.Node)
     name, scheme = graph.parameters[table], graph.scheme
     if scheme.embedding_bits is None:
-        result = graph.add(label(node) + "/Gather", "Gather", [graph.weight(name), graph.values[ids]])
+        result = graph.add(label(node) + "/Gather", "Gather", [graph.weight(SlotId(name)), graph.values[ids]])
     else:
         result = graph.add(
             label(node) + "/GatherBlockQuantized",
             "GatherBlockQuantized",
-            [graph.weight(f"{name}_q"), graph.values[ids], graph.weight(f"{name}_scales")],
+            [graph.weight(SlotId(name, "codes")), graph.values[ids], graph.weight(SlotId(name, "scales"))],
             {"bits": scheme.embedding_bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1},
             domain=MICROSOFT,
         )
@@ -38,14 +40,14 @@ def linear(graph: Graph, node: fx.Node) -> None:
     x, weight, *biases = node.args
     assert isinstance(weight, fx.Node)
     name, scheme = graph.parameters[weight], graph.scheme
-    bias = graph.weight(graph.parameters[biases[0]]) if biases and isinstance(biases[0], fx.Node) else None
+    bias = graph.weight(SlotId(graph.parameters[biases[0]])) if biases and isinstance(biases[0], fx.Node) else None
     tied = name == EMBEDDING  # a tied lm_head reads the embedding's bytes, in MatMulNBits's shape
     bits = scheme.embedding_bits if tied else scheme.bits
     if bits is None:
         result = graph.add(
             label(node) + "/FusedMatMul",
             "FusedMatMul",
-            [graph.values[x], graph.weight(name)],
+            [graph.values[x], graph.weight(SlotId(name))],
             {"transB": 1},
             domain=MICROSOFT,
         )
@@ -55,8 +57,8 @@ def linear(graph: Graph, node: fx.Node) -> None:
         assert scheme.block_size
         rows, columns = weight.meta["val"].shape
         shape = (rows, columns // scheme.block_size, scheme.block_size * bits // 8)
-        packed = graph.weight("lm_head.weight_q" if tied else f"{name}_q", slot=f"{name}_q", shape=shape)
-        inputs = [graph.values[x], packed, graph.weight(f"{name}_scales")]
+        packed = graph.weight(SlotId(name, "codes"), name="lm_head.weight_q" if tied else None, shape=shape)
+        inputs = [graph.values[x], packed, graph.weight(SlotId(name, "scales"))]
         zeros = zero_points(graph, rows, shape[1], bits)
         if bias is not None:
             zeros = [*(zeros or [None]), None, bias]
@@ -78,10 +80,11 @@ def linear(graph: Graph, node: fx.Node) -> None:
 
 def zero_points(graph: Graph, rows: int, blocks: int, bits: int) -> list[ir.Value | None]:
     """The middle code for every block: all the same bytes, so that every matrix reads them in one slot."""
-    if not graph.form.zero_points:
+    if not graph.style.zero_points:
         return []
     row_bytes = -(-blocks * bits // 8)
-    return [graph.weight(f"zero_points_{rows}_{blocks}_{bits}", slot=f"zero_points_{bits}", shape=(rows, row_bytes))]
+    name = f"zero_points_{rows}_{blocks}_{bits}"
+    return [graph.weight(shared_zero_points(bits), name=name, shape=(rows, row_bytes))]
 
 
 def rms_norm(graph: Graph, node: fx.Node) -> None:
@@ -106,7 +109,9 @@ def norm_weights(graph: Graph, node: fx.Node) -> tuple[list[ir.Value], float]:
     weights = node.args[2 : 4 if node.target is aten.layer_norm.default else 3]
     epsilon = node.args[2 + len(weights)]
     assert isinstance(epsilon, float)
-    return [graph.weight(graph.parameters[weight]) for weight in weights if isinstance(weight, fx.Node)], epsilon
+    return [
+        graph.weight(SlotId(graph.parameters[weight])) for weight in weights if isinstance(weight, fx.Node)
+    ], epsilon
 
 
 # A norm -> the operator that takes in the addition before it.
@@ -138,23 +143,24 @@ def add(graph: Graph, node: fx.Node) -> None:
 
 def silu(graph: Graph, node: fx.Node) -> None:
     x = graph.values[node.args[0]]
-    gate = graph.add(label(node) + "/Sigmoid", "Sigmoid", [x])[0]
-    graph.values[node] = graph.add(label(node) + "/SiLU", "Mul", [x, gate])[0]
+    gate = graph.add(parent(node) + "/Sigmoid", "Sigmoid", [x])[0]
+    graph.values[node] = graph.add(parent(node) + "/SiLU", "Mul", [x, gate])[0]
 
 
 def mul(graph: Graph, node: fx.Node) -> None:
     left, right = node.args
-    path, factor = label(node), graph.values.get(right)
+    path, factor = parent(node), graph.values.get(right)
     if isinstance(right, float):  # muP's, which belong to no module
         path, factor = f"/scale/{node.name}", graph.constant(f"/constants/{right}", right, graph.float_type)
     graph.values[node] = graph.add(path + "/Mul", "Mul", [graph.values[left], factor])[0]
 
 
 def chunk(graph: Graph, node: fx.Node) -> None:
+    """A projection's halves, which belong to the layer that it is in."""
     x, parts = node.args[:2]
     assert isinstance(parts, int)
     graph.values[node] = graph.add(
-        label(node) + "/Split", "Split", [graph.values[x]], {"axis": -1, "num_outputs": parts}, outputs=parts
+        parent(node) + "/Split", "Split", [graph.values[x]], {"axis": -1, "num_outputs": parts}, outputs=parts
     )
 
 
@@ -170,24 +176,32 @@ def get_item(graph: Graph, node: fx.Node) -> None:
     graph.values[node] = graph.values[source][index]
 
 
+def part_after_part(graph: Graph, node: fx.Node) -> None:
+    """Nothing: the rows lie part after part in the data file (slots.py), and so the products come."""
+    graph.values[node] = graph.values[node.args[0]]
+
+
 def attention(graph: Graph, node: fx.Node) -> None:
-    qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows, *numbers = node.args
-    heads, kv_heads, window = numbers
+    call = attention_call(node)
+    if call.blocks:
+        block_sparse_attention(graph, node)
+        return
     graph.values[node] = graph.add(
         f"/model/layers.{graph.attentions()}/attn/GroupQueryAttention",
         "GroupQueryAttention",
         [
-            graph.values[qkv], None, None, graph.values[past_key], graph.values[past_value],
-            graph.values[last_position], graph.values[total_tokens], graph.values[cos], graph.values[sin],
-            *([graph.values[rows]] if rows is not None else []),
+            graph.values[call.qkv], None, None, graph.values[call.past_key], graph.values[call.past_value],
+            graph.values[call.last_position], graph.values[call.total_tokens],
+            graph.values[call.cos], graph.values[call.sin],
+            *([graph.values[call.rows]] if call.rows is not None else []),
         ],
         {
-            "num_heads": heads,
-            "kv_num_heads": kv_heads,
+            "num_heads": call.heads,
+            "kv_num_heads": call.kv_heads,
             "do_rotary": 1,
             "rotary_interleaved": 0,
-            "local_window_size": window,
-            "scale": float(graph.config.head_dim**-0.5),
+            "local_window_size": call.window,
+            "scale": float(call.scale or graph.config.head_dim**-0.5),
         },
         domain=MICROSOFT,
         outputs=3,
@@ -256,11 +270,13 @@ LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
     aten.chunk.default: chunk,
     aten.slice.Tensor: last_token,
     operator.getitem: get_item,
-    torch.ops.phi_edge.group_query_attention.default: attention,
+    torch.ops.phi_edge.attention.default: attention,
     torch.ops.phi_edge.table_rows.default: table_rows,
-    torch.ops.phi_edge.block_sparse_attention.default: block_sparse_attention,
+    torch.ops.phi_edge.part_after_part.default: part_after_part,
     torch.ops.phi_edge.gegelu.default: gegelu,
     torch.ops.phi_edge.never_chosen.default: never_chosen,
 }
 
-CPU = Form(lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False)
+CPU = GraphStyle(
+    lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False
+)

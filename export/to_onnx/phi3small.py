@@ -1,8 +1,4 @@
-"""How Phi-3-small's own operators are written in ONNX for the CPU.
-
-The rows of query_key_value and of up_proj lie part after part in the data file (slots.py), so their products
-come as query, key and value, and as gate and linear half.
-"""
+"""How Phi-3-small's own operators are written in ONNX for the CPU."""
 
 from __future__ import annotations
 
@@ -12,49 +8,48 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from export.models.blocksparse import BlockPattern
-from export.models.phi3small import GELU_SLOPE
-from export.to_onnx.graph import MICROSOFT, Graph, label
+from export.models.layers import GELU_SLOPE
+from export.models.masks import BlockPattern
+from export.to_onnx.graph import MICROSOFT, Graph, attention_call, parent
 
 INT32 = ir.DataType.INT32
 
 
 def block_sparse_attention(graph: Graph, node: fx.Node) -> None:
     """SparseAttention, or GroupQueryAttention where nothing is left out within the context."""
-    qkv, past_key, past_value, last_position, total_tokens, cos, sin, rows, heads, kv_heads, scale, pattern = node.args
-    assert isinstance(heads, int) and isinstance(kv_heads, int)
-    assert isinstance(past_key, fx.Node) and isinstance(pattern, list)
-    capacity, path = past_key.meta["val"].shape[2], f"/model/layers.{graph.attentions()}/attn"
-    caches = [graph.values[past_key], graph.values[past_value]]
-    tables = [graph.values[cos], graph.values[sin]]
-    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "rotary_interleaved": 0}
-    if not pattern or capacity <= BlockPattern(*pattern).dense_tokens:
-        place = [] if rows is None else [graph.values[rows]]
-        lengths = [graph.values[last_position], graph.values[total_tokens]]
+    call = attention_call(node)
+    capacity, path = call.past_key.meta["val"].shape[2], f"/model/layers.{graph.attentions()}/attn"
+    caches = [graph.values[call.past_key], graph.values[call.past_value]]
+    tables = [graph.values[call.cos], graph.values[call.sin]]
+    heads, blocks = [call.heads, call.kv_heads], BlockPattern(*call.blocks)
+    attributes: dict[str, Any] = {"num_heads": call.heads, "kv_num_heads": call.kv_heads, "scale": call.scale}
+    attributes["rotary_interleaved"] = 0
+    if blocks.stride == 1 or capacity <= blocks.dense_tokens:
+        place = [] if call.rows is None else [graph.values[call.rows]]
+        lengths = [graph.values[call.last_position], graph.values[call.total_tokens]]
         graph.values[node] = graph.add(
             path + "/GroupQueryAttention",
             "GroupQueryAttention",
-            [graph.values[qkv], None, None, *caches, *lengths, *tables, *place],
+            [graph.values[call.qkv], None, None, *caches, *lengths, *tables, *place],
             attributes | {"do_rotary": 1},
             domain=MICROSOFT,
             outputs=3,
         )
         return
-    blocks = BlockPattern(*pattern)
     lists = [
         graph.table(f"block_{kind}_indices", table)
-        for kind, table in zip(("row", "col"), blocks.layouts(heads, capacity), strict=True)
+        for kind, table in zip(("row", "col"), blocks.layouts(call.heads, capacity), strict=True)
     ]
-    lengths = [graph.values[total_tokens], filled(graph, graph.values[last_position])]
+    lengths = [graph.values[call.total_tokens], filled(graph, graph.values[call.last_position])]
     # SparseAttention rotates by position alone: where long rope's rows lie elsewhere, the rotation is a node before it.
-    packed: list[ir.Value | None] = [graph.values[qkv], None, None]
-    if rows is not None:
-        packed, tables = rotated(graph, path, graph.values[qkv], [graph.values[rows], *tables], [heads, kv_heads]), []
+    packed: list[ir.Value | None] = [graph.values[call.qkv], None, None]
+    if call.rows is not None:
+        packed, tables = rotated(graph, path, graph.values[call.qkv], [graph.values[call.rows], *tables], heads), []
     graph.values[node] = graph.add(
         path + "/SparseAttention",
         "SparseAttention",
         [*packed, *caches, *lists, *lengths, *tables],
-        attributes | {"do_rotary": int(rows is None), "sparse_block_size": blocks.size},
+        attributes | {"do_rotary": int(call.rows is None), "sparse_block_size": blocks.size},
         domain=MICROSOFT,
         outputs=3,
     )
@@ -82,11 +77,10 @@ def rotated(graph: Graph, path: str, qkv: ir.Value, tables: list[ir.Value], head
 
 
 def gegelu(graph: Graph, node: fx.Node) -> None:
-    x, limit = node.args
+    gate, linear = (graph.values[half] for half in node.args[:2])
+    limit = node.args[2]
     assert isinstance(limit, float)
-    path, kind = label(node), graph.float_type
-    halves = {"axis": -1, "num_outputs": 2}
-    gate, linear = graph.add(path + "/Split", "Split", [graph.values[x]], halves, outputs=2)
+    path, kind = parent(node), graph.float_type
     high, low = (graph.constant(f"/constants/{value}", value, kind) for value in (limit, -limit))
     gate = graph.add(path + "/gate/Clip", "Clip", [gate, None, high])[0]
     gate = graph.add(path + "/gate/QuickGelu", "QuickGelu", [gate], {"alpha": GELU_SLOPE}, domain=MICROSOFT)[0]

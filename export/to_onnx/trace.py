@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from export.models.attention import Cached, attend
 from export.models.shape import Config, Model, on_meta
 
 DECODER = "decoder"  # what CachedModel calls the model, and traced names begin with
@@ -34,15 +35,14 @@ class CachedModel(nn.Module):
             original = self.config.rope.original_context_tokens
             rows = torch.ops.phi_edge.table_rows(input_ids, last_position, sequence_tokens, original)
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            attended, *cache = self.decoder.attention(
-                layer, qkv, past[2 * layer], past[2 * layer + 1], last_position, total_tokens, cos, sin, rows
-            )
+        def one_layer(layer: int, qkv: Tensor) -> Tensor:
+            call = Cached(qkv, past[2 * layer], past[2 * layer + 1], last_position, total_tokens, cos, sin, rows)
+            attended, *cache = attend(self.config.attention(layer), call)
             present.extend(cache)
             return attended
 
         values = input_ids
-        for stage in self.decoder.stages(attend, last_token_only=True):
+        for stage in self.decoder.stages(one_layer, last_token_only=True):
             values = stage(values)
         return (values, *present)
 

@@ -156,10 +156,8 @@ def examine(
     opened = open_checkpoint(checkpoint)
     check_source(artifact, opened)
     quantised = artifact.manifest.scheme.bits is not None
-    if quantised:
-        weights = read_weights(artifact, checkpoint)
-    else:
-        weights = {name: tensor.read() for name, tensor in opened.tensors.items()}
+    exact = {name: tensor.read() for name, tensor in opened.tensors.items()} if not quantised else {}
+    weights = exact or read_weights(artifact)
     reference = open_reference(opened, weights)
     subject = open_subject(artifact)
     try:

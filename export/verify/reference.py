@@ -1,6 +1,6 @@
 """What an artifact is held against: the checkpoint's model in float32, by an implementation that is not the artifact's.
 
-transformers for model_type phi3; for phi3small, which transformers does not have, our own float module. Neither keeps a
+transformers where it has the model_type; for phi3small, which it does not have, our own float module. Neither keeps a
 cache, so that nothing of a shorter sequence is left in a longer one.
 """
 
@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.checkpoint.open import Checkpoint
+from export.models.attention import Cached, attend
+from export.models.rope import rope_settings
 from export.models.shape import EMBEDDING, on_meta
 
 Rows = npt.NDArray[np.float32]
@@ -32,19 +34,20 @@ class Reference(Protocol):
 
 
 class Transformers:
-    """Phi3ForCausalLM with given weights."""
+    """transformers' own model for the checkpoint's model_type, with given weights."""
 
     def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
         import transformers
 
         self.name = f"transformers {transformers.__version__}"
-        config = transformers.Phi3Config(**todays_spelling(checkpoint.config_content))
+        content = todays_spelling(checkpoint.config_content)
+        config = transformers.AutoConfig.for_model(content.pop("model_type"), **content)
         config.tie_word_embeddings = "lm_head.weight" not in weights
         with torch.device("meta"):
-            model = transformers.Phi3ForCausalLM(config)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # The rotary embedding is computed, not loaded: it must be made on the real device.
         model.model.rotary_emb = type(model.model.rotary_emb)(config)
-        model.load_state_dict(dict(weights), strict=False, assign=True)
+        model.load_state_dict(by_checkpoint_names(checkpoint, weights), strict=False, assign=True)
         model.tie_weights()
         assert not any(parameter.is_meta for parameter in model.parameters())
         self.model: Any = model.eval()
@@ -65,7 +68,6 @@ class FloatModule:
     def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
         self.config = checkpoint.config
         model = on_meta(self.config)
-        assert isinstance(model, nn.Module)
         # A format that cannot share the tied table has a second one, quantised by itself.
         head = weights.get("lm_head.weight", weights[EMBEDDING])
         model.load_state_dict(dict(weights) | {"lm_head.weight": head}, assign=True)
@@ -79,11 +81,11 @@ class FloatModule:
         total = torch.tensor([count], dtype=torch.int32)
         empty = torch.empty(1, self.config.num_key_value_heads, count, self.config.head_dim)
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            return self.model.attention(layer, qkv, empty, empty, total - 1, total, cos, sin, None)[0]
+        def one_layer(layer: int, qkv: Tensor) -> Tensor:
+            return attend(self.config.attention(layer), Cached(qkv, empty, empty, total - 1, total, cos, sin))[0]
 
         with torch.inference_mode():
-            *stages, head = self.model.stages(attend)
+            *stages, head = self.model.stages(one_layer)
             values = torch.tensor([list(ids)])
             for stage in stages:
                 values = stage(values)
@@ -91,9 +93,22 @@ class FloatModule:
         return result
 
 
+def by_checkpoint_names(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors as the checkpoint has them: those that it keeps apart, apart."""
+    named: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        pieces = checkpoint.tensors[name].pieces if name in checkpoint.tensors else ()
+        if len(pieces) > 1:
+            parts = torch.split(weight, [piece.shape[0] for piece in pieces])
+            named |= {piece.name: part for piece, part in zip(pieces, parts, strict=True)}
+        else:
+            named[name] = weight
+    return named
+
+
 def todays_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     """config.json as transformers 5 reads it: no "su", and the original length beside the factors."""
-    scaling = dict(content.get("rope_parameters") or content.get("rope_scaling") or {})
+    scaling = dict(rope_settings(content))
     if scaling.get("rope_type", scaling.get("type")) not in ("su", "longrope"):
         return dict(content)
     original = scaling.get("original_max_position_embeddings", content.get("original_max_position_embeddings"))
@@ -104,5 +119,7 @@ def todays_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def open_reference(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Reference:
     """The reference for this checkpoint's model_type, with these weights."""
-    reference = FloatModule if checkpoint.config_content["model_type"] == "phi3small" else Transformers
+    from transformers import CONFIG_MAPPING
+
+    reference = Transformers if checkpoint.config_content["model_type"] in CONFIG_MAPPING else FloatModule
     return reference(checkpoint, weights)

@@ -1,12 +1,7 @@
-"""The weights that an artifact really holds, read back from its weight file in float32: codes times scales.
-
-Where each tensor lies is not in the manifest: the layout is made again from the checkpoint, as the export made it. An
-artifact that another version laid out differently has another size, and is refused.
-"""
+"""The weights that an artifact really holds, read back from its weight files in float32: codes times scales."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -14,96 +9,52 @@ import torch
 from torch import Tensor
 
 from export.artifact import Artifact
-from export.errors import ArtifactError
-from export.formats import LAYOUTS
-from export.job import resolve
-from export.models.shape import EMBEDDING
-from export.request import ExportRequest
-from export.weights.slots import Slot
+from export.weights.layout_file import TensorLayout, read_layout
+from export.weights.slots import DTYPES, Kind, Slot, SlotId
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-}
 MIDDLE = {4: 8, 8: 128}  # the code that stands for 0
 
 
-def read_weights(artifact: Artifact, checkpoint: str) -> dict[str, Tensor]:
-    """Every tensor of the model by its name in the checkpoint, float32, as the artifact's engine multiplies with it.
-
-    Raises ArtifactError where the artifact was not made from this checkpoint by this version.
-    """
-    manifest = artifact.manifest
-    job = resolve(
-        ExportRequest(
-            checkpoint=checkpoint,
-            out=artifact.folder,
-            target=manifest.target,
-            format=manifest.format,
-            scheme=manifest.scheme.name,
-            context_tokens=manifest.context_tokens,
-            activations=manifest.scheme.activations.split(",")[0] if manifest.format == "onnx" else None,
-            max_file_bytes=manifest.engine.get("max_file_bytes"),
-            lengths_as_inputs=manifest.engine.get("lengths") == "inputs",
-        )
-    )
-    layout = LAYOUTS[manifest.format](job)
-    for slot in layout.slots.values():
-        path = artifact.folder / slot.file
-        if slot.file not in manifest.files or path.stat().st_size < slot.end:
-            raise ArtifactError(f"{artifact.folder}: is not laid out as this version would; export it again")
-    file = WeightReader(artifact.folder, layout.slots, layout.spread)
-    tensors = job.checkpoint.tensors
-    weights = {
-        name: file.tensor(name, tensor.shape, job.scheme.embedding_bits if name == EMBEDDING else job.scheme.bits)
-        for name, tensor in tensors.items()
-    }
-    if "lm_head.weight" not in tensors and any(slot.startswith("lm_head.weight") for slot in layout.slots):
-        # Tied in the checkpoint, but quantised anew by a format that cannot share one table.
-        weights["lm_head.weight"] = file.tensor("lm_head.weight", tensors[EMBEDDING].shape, job.scheme.bits)
-    return weights
+def read_weights(artifact: Artifact) -> dict[str, Tensor]:
+    """Every tensor of the model by its name, float32, as the artifact's engine multiplies with it. A tied lm_head that
+    the format quantised anew is among them. Raises ArtifactError where the artifact does not say where they are."""
+    return {tensor.name: read_tensor(artifact.folder, tensor) for tensor in read_layout(artifact)}
 
 
-class WeightReader:
-    """The inverse of export.weights.weight_file: a tensor's bytes from its slots, in the order of its rows."""
+def read_tensor(folder: Path, tensor: TensorLayout) -> Tensor:
+    """One tensor, dequantised where it is quantised."""
+    if tensor.bits is None:
+        return read_kind(folder, tensor, "weight")[0].float().reshape(tensor.shape)
+    assert not tensor.zero_points, "every scheme is symmetric"
+    rows = tensor.shape[0]
+    packed, slot = read_kind(folder, tensor, "codes")
+    scales = read_kind(folder, tensor, "scales")[0].float().reshape(rows, -1)
+    codes = unpack(packed, tensor.bits, slot).float().reshape(rows, scales.shape[1], -1)
+    return (codes * scales[:, :, None]).reshape(tensor.shape)
 
-    def __init__(
-        self, folder: Path, slots: Mapping[str, Slot], spread: Mapping[str, Sequence[tuple[str, int]]]
-    ) -> None:
-        self.folder, self.slots, self.spread = folder, slots, spread
 
-    def tensor(self, name: str, shape: tuple[int, ...], bits: int | None) -> Tensor:
-        """One tensor of the checkpoint, dequantised where it was quantised with so many bits."""
-        if name in self.slots or name in self.spread:
-            return self.read(name).float().reshape(shape)
-        assert bits is not None, f"{name} has no slot"
-        packed, slot = self.read(f"{name}_q"), self.slot(f"{name}_q")
-        scales = self.read(f"{name}_scales").float().reshape(shape[0], -1)
-        codes = unpack(packed, bits, slot).float().reshape(shape[0], scales.shape[1], -1)
-        return (codes * scales[:, :, None]).reshape(shape)
+def read_kind(folder: Path, tensor: TensorLayout, kind: Kind) -> tuple[Tensor, Slot]:
+    """A tensor's items of one kind in their stored type, flat, in the order of its rows; and one of their slots."""
+    parts = {id.part: slot for id, slot in tensor.slots.items() if id.kind == kind}
+    if not tensor.rows:
+        slot = tensor.slots[SlotId(tensor.name, kind)]
+        return torch.frombuffer(bytearray(stored(folder, slot)), dtype=DTYPES[slot.dtype]), slot
+    unread = {part: memoryview(stored(folder, slot)) for part, slot in parts.items()}
+    total, data, turns = sum(map(len, unread.values())), bytearray(), cycle(tensor.rows)
+    row_bytes = total // tensor.shape[0]
+    while len(data) < total:
+        part, count = next(turns)
+        data += unread[part][: count * row_bytes]
+        unread[part] = unread[part][count * row_bytes :]
+    slot = next(iter(parts.values()))
+    return torch.frombuffer(data, dtype=DTYPES[slot.dtype]), slot
 
-    def slot(self, name: str) -> Slot:
-        return self.slots[self.spread[name][0][0] if name in self.spread else name]
 
-    def read(self, name: str) -> Tensor:
-        """A tensor's items in its stored type, flat."""
-        pieces = self.spread.get(name) or [(name, self.slots[name].length)]
-        parts = {piece: memoryview(self.stored(self.slots[piece])) for piece, _ in pieces}
-        total, data, turns = sum(len(part) for part in parts.values()), bytearray(), cycle(pieces)
-        while len(data) < total:
-            piece, count = next(turns)
-            data += parts[piece][:count]
-            parts[piece] = parts[piece][count:]
-        return torch.frombuffer(data, dtype=DTYPES[self.slot(name).dtype])
-
-    def stored(self, slot: Slot) -> bytes:
-        """A slot's bytes."""
-        with (self.folder / slot.file).open("rb") as file:
-            file.seek(slot.offset)
-            return file.read(slot.length)
+def stored(folder: Path, slot: Slot) -> bytes:
+    """A slot's bytes."""
+    with (folder / slot.file).open("rb") as file:
+        file.seek(slot.offset)
+        return file.read(slot.length)
 
 
 def unpack(packed: Tensor, bits: int, slot: Slot) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from export.artifact import sha256_file
 from export.errors import SpaceError
 from export.weights.loss import LossMeter
+from export.weights.slots import SlotId
 from export.weights.weight_file import WeightFile
 
 
@@ -29,7 +30,7 @@ class Stage:
     """A finished stage."""
 
     number: int
-    slots: Mapping[str, str]  # slot -> SHA-256 of its bytes
+    slots: Mapping[str, str]  # slot's name -> SHA-256 of its bytes
     meter: Mapping[str, Any]
     shape: list[int]  # of the values it ended with
     values: str  # SHA-256 of their file
@@ -74,14 +75,15 @@ class Journal:
         if not lines or lines[0] != json.dumps({"job": self.job}):
             self._rewrite()
             return 0
+        ids = {str(id): id for id in sink.slots}
         for line in lines[1:]:
             try:
                 stage = Stage(**json.loads(line))
             except (ValueError, TypeError):  # a line cut off by the interruption
                 break
-            if stage.number != len(self.stages) or not self._holds(stage, sink):
+            if stage.number != len(self.stages) or not self._holds(stage, sink, ids):
                 break
-            sink.restore(stage.slots)
+            sink.restore({ids[name]: digest for name, digest in stage.slots.items()})
             self.stages.append(stage)
         self._rewrite()
         return len(self.stages)
@@ -92,20 +94,21 @@ class Journal:
         data = bytearray(self._values(stage.number).read_bytes())
         return torch.frombuffer(data, dtype=torch.float32).view(stage.shape), LossMeter(**stage.meter)
 
-    def record(self, values: Tensor, meter: LossMeter, slots: Mapping[str, str]) -> None:
+    def record(self, values: Tensor, meter: LossMeter, slots: Mapping[SlotId, str]) -> None:
         """Note that the next stage is finished: its bytes are in the weight file by now."""
         number = len(self.stages)
         self._values(number).write_bytes(values.contiguous().numpy().tobytes())
-        stage = Stage(number, slots, asdict(meter), list(values.shape), sha256_file(self._values(number)))
+        names = {str(id): digest for id, digest in slots.items()}
+        stage = Stage(number, names, asdict(meter), list(values.shape), sha256_file(self._values(number)))
         self.stages.append(stage)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(stage)) + "\n")
 
-    def _holds(self, stage: Stage, sink: WeightFile) -> bool:
+    def _holds(self, stage: Stage, sink: WeightFile, ids: Mapping[str, SlotId]) -> bool:
         values = self._values(stage.number)
         if not values.is_file() or sha256_file(values) != stage.values:
             return False
-        return all(sink.stored_sha256(name) == digest for name, digest in stage.slots.items())
+        return all(name in ids and sink.stored_sha256(ids[name]) == digest for name, digest in stage.slots.items())
 
     def _values(self, number: int) -> Path:
         return self.folder / f"stage-{number}.values"

@@ -6,6 +6,7 @@ loss figures come with it: the batch holds two rows, one computed with the float
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,20 +21,21 @@ from export.artifact import Loss
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.shards import StoredTensor
 from export.errors import CheckpointError
-from export.models.shape import EMBEDDING, Model, on_meta
+from export.models.attention import Cached, attend
+from export.models.layers import SplitLinear, replace_layers
+from export.models.shape import EMBEDDING, on_meta
 from export.scheme import Scheme
 from export.system import workers
 from export.weights.journal import Journal
 from export.weights.loss import ChunkLoss, LossMeter, chunk_loss, no_loss
 from export.weights.quantize import quantise_rows
 from export.weights.scratch import Scratch
+from export.weights.slots import DTYPES, SlotId
 from export.weights.weight_file import WeightFile
 
 # Weights per chunk. With a quarter of this an export took half as long again: the workers waited for the interpreter's
 # lock. More costs memory and gains nothing.
 CHUNK_WEIGHTS = 1 << 20
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
-
 
 # What a worker does with some rows of a matrix: (first row, weights, dequantised weights), both float32.
 Use = Callable[[int, Tensor, Tensor], None]
@@ -106,7 +108,8 @@ class Stream:
 
         Without a slot nothing is written: a tied lm_head reads the embedding's bytes.
         """
-        codes, scales = self.sink.slot(f"{slot}_q"), self.sink.slot(f"{slot}_scales")
+        codes_id, scales_id = SlotId(slot or name, "codes"), SlotId(slot or name, "scales")
+        codes, scales = (self.sink.slot(id) if slot else None for id in (codes_id, scales_id))
         scale_dtype = DTYPES[scales.rounded or scales.dtype] if scales else torch.float32
 
         def quantise(start: int, weight: Tensor) -> Chunk:
@@ -120,30 +123,30 @@ class Stream:
             if use:
                 use(start, weight, rows.dequantised)
             packed = rows.pack(codes) if codes else weight.new_empty(0)
-            return Chunk(len(weight), packed, rows.scales.to(self.dtype(f"{slot}_scales")), loss)
+            return Chunk(len(weight), packed, rows.scales.to(self.dtype(scales_id)), loss)
 
         def copy(start: int, weight: Tensor) -> Chunk:
             if use:
                 use(start, weight, weight)
-            return Chunk(len(weight), weight.to(self.dtype(slot or name), copy=True))
+            return Chunk(len(weight), weight.to(self.dtype(SlotId(slot or name)), copy=True))
 
         for chunk in self.chunks(self.checkpoint.tensors[name], quantise if bits else copy):
             if codes and chunk.scales is not None and chunk.loss:
-                self.sink.append(f"{slot}_q", as_bytes(chunk.stored))
-                self.sink.append(f"{slot}_scales", as_bytes(chunk.scales))
+                self.sink.append(codes_id, as_bytes(chunk.stored))
+                self.sink.append(scales_id, as_bytes(chunk.scales))
                 self.meter.add(name, chunk.loss)
             elif slot:
-                self.sink.append(slot, as_bytes(chunk.stored))
+                self.sink.append(SlotId(slot), as_bytes(chunk.stored))
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, id: SlotId) -> torch.dtype:
         """The type that a float tensor is stored in."""
-        slot = self.sink.slot(name)
+        slot = self.sink.slot(id)
         return DTYPES[slot.dtype] if slot else torch.float32
 
     def vector(self, name: str) -> Tensor:
         """Write a norm's weights, in the slot's type, and return them in float32."""
         weight = self.checkpoint.tensors[name].read()
-        self.sink.append(name, as_bytes(weight.to(self.dtype(name))))
+        self.sink.append(SlotId(name), as_bytes(weight.to(self.dtype(SlotId(name)))))
         self.progress(name, self.checkpoint.tensors[name].length)
         return weight
 
@@ -209,26 +212,36 @@ class StreamedLayerNorm(nn.Module):
         return nn.functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
 
 
-def streamed(model: Model, stream: Stream) -> Model:
-    """Put streamed layers in the place of the model's weightless ones."""
-    assert isinstance(model, nn.Module)
-    tied = stream.checkpoint.config.tie_word_embeddings
-    for path, module in list(model.named_modules()):
-        parent, leaf, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], f"{path}.weight"
-        if path == "lm_head" and tied:
-            own = stream.sink.slot(f"{name}_q") is not None
+class StreamedSplit(nn.Module):
+    """A streamed linear layer whose products belong to parts, as `layer`'s do. Attention rotates them."""
+
+    def __init__(self, linear: StreamedLinear, layer: SplitLinear) -> None:
+        super().__init__()
+        self.linear, self.layer = linear, layer
+
+    def forward(self, x: Tensor, rotation: None = None) -> Tensor:
+        return self.layer.arrange(self.linear(x))
+
+
+def streamed_layer(stream: Stream, path: str, layer: nn.Module) -> nn.Module | None:
+    """What streams through in the place of a page's layer: see replace_layers."""
+    name = f"{path}.weight"
+    match layer:
+        case nn.Linear() if path == "lm_head" and stream.checkpoint.config.tie_word_embeddings:
+            own = stream.sink.slot(SlotId(name, "codes")) is not None
             bits = stream.scheme.bits if own else stream.scheme.embedding_bits
-            setattr(parent, leaf, StreamedLinear(stream, EMBEDDING, name if own else None, bits))
-        elif isinstance(module, nn.Linear):
-            bias = None if module.bias is None else f"{path}.bias"
-            setattr(parent, leaf, StreamedLinear(stream, name, name, stream.scheme.bits, bias))
-        elif isinstance(module, nn.Embedding):
-            setattr(parent, leaf, StreamedEmbedding(stream, name))
-        elif isinstance(module, nn.RMSNorm):
-            setattr(parent, leaf, StreamedNorm(stream, name, module.eps or 0.0))
-        elif isinstance(module, nn.LayerNorm):
-            setattr(parent, leaf, StreamedLayerNorm(stream, path, module.eps))
-    return model
+            return StreamedLinear(stream, EMBEDDING, name if own else None, bits)
+        case nn.Linear():
+            bias = None if layer.bias is None else f"{path}.bias"
+            linear = StreamedLinear(stream, name, name, stream.scheme.bits, bias)
+            return StreamedSplit(linear, layer) if isinstance(layer, SplitLinear) else linear
+        case nn.Embedding():
+            return StreamedEmbedding(stream, name)
+        case nn.RMSNorm():
+            return StreamedNorm(stream, name, layer.eps or 0.0)
+        case nn.LayerNorm():
+            return StreamedLayerNorm(stream, path, layer.eps)
+    return None
 
 
 @torch.inference_mode()
@@ -246,21 +259,14 @@ def stream_weights(
         finished = journal.resume(sink)
         if finished:
             values, stream.meter = journal.last()
-            for name in {stage_tensor(name) for name in set(sink.done) - before}:
+            for name in {id.tensor for id in set(sink.done) - before}:
                 if name in checkpoint.tensors:
                     progress(name, checkpoint.tensors[name].length)
         for stage in stages[finished:]:
             before = set(sink.done)
             values = stage(values)
-            journal.record(values, stream.meter, {name: sink.done[name] for name in sink.done if name not in before})
+            journal.record(values, stream.meter, {id: sink.done[id] for id in sink.done if id not in before})
         return stream.meter.result(ids, values) if scheme.bits else no_loss(ids)
-
-
-def stage_tensor(slot: str) -> str:
-    """The checkpoint's name of the tensor that a slot holds a part of; scales and further parts have none."""
-    name, _, part = slot.partition("#")
-    name = name.removesuffix("_q")
-    return "" if slot.endswith("_scales") or part.removesuffix("_q") not in ("", "query", "query0", "gate") else name
 
 
 def forward_stages(stream: Stream, ids: list[int]) -> list[Stage]:
@@ -270,12 +276,13 @@ def forward_stages(stream: Stream, ids: list[int]) -> list[Stage]:
     cos, sin = (torch.from_numpy(table) for table in config.rope.tables(len(ids)))
     empty = torch.empty(2, config.num_key_value_heads, len(ids), config.head_dim)
 
-    model = streamed(on_meta(config), stream)
+    model = on_meta(config)
+    replace_layers(model, functools.partial(streamed_layer, stream))
 
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        return model.attention(layer, qkv, empty, empty, length - 1, length, cos, sin, None)[0]
+    def one_layer(layer: int, qkv: Tensor) -> Tensor:
+        return attend(config.attention(layer), Cached(qkv, empty, empty, length - 1, length, cos, sin))[0]
 
-    return model.stages(attend)
+    return model.stages(one_layer)
 
 
 def copy_stages(stream: Stream) -> list[Stage]:
@@ -292,7 +299,7 @@ def copy_stages(stream: Stream) -> list[Stage]:
         return stage
 
     stages = [copy(tensor, tensor.name) for tensor in stream.checkpoint.tensors.values()]
-    if "lm_head.weight" not in stream.checkpoint.tensors and stream.sink.slot("lm_head.weight") is not None:
+    if "lm_head.weight" not in stream.checkpoint.tensors and stream.sink.slot(SlotId("lm_head.weight")) is not None:
         # Tied, in a format that cannot share one table.
         stages.append(copy(stream.checkpoint.tensors[EMBEDDING], "lm_head.weight"))
     return stages

@@ -1,0 +1,211 @@
+"""Everything of ExecuTorch's inside that an export relies on, checked by tests/test_export_executorch_internals.py.
+
+ExecuTorch lowers a program with its weights in memory. To export with bounded memory, the weights are constants of a
+known value here (PlaceholderTags), which are recognised in a lowered piece and replaced by PlaceholderBytes: those have
+a length and a name, and no content. So a piece is lowered once and copied for each layer, the program is laid out
+without a weight, and the stream writes the weights into its file. With stock calls alone, lowering Phi-3-mini held all
+weights several times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.weights.slots import SlotId
+
+VERIFIED = "1.4.1"  # the version whose inside this module knows
+LAST_LINES = 20  # of what ExecuTorch printed, shown when lowering fails
+
+Shapes = Callable[..., list[Tensor]]  # a piece's inputs -> its outputs, as shapes only
+
+
+class PlaceholderBytes(bytes):
+    """In the place of a slot's bytes while the program is laid out: it has their length, and holds only their name."""
+
+    slot: SlotId
+    length: int
+
+    def __new__(cls, slot: SlotId, length: int) -> PlaceholderBytes:
+        self = super().__new__(cls, str(slot).encode())
+        self.slot, self.length = slot, length
+        return self
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __deepcopy__(self, memo: object) -> PlaceholderBytes:
+        return self
+
+
+@dataclass
+class PlaceholderTags:
+    """Hands out constants in the place of weights, and recognises them again by their length and first bytes."""
+
+    owners: dict[tuple[int, bytes], SlotId] = field(default_factory=dict)
+
+    def floats(self, slot: SlotId, shape: tuple[int, ...], stored: torch.dtype = torch.float32) -> Tensor:
+        """A float32 constant that will be stored as `stored`."""
+        value = torch.tensor([1.0 + len(self.owners) / 64])  # exact in bf16
+        self._claim(slot, shape, value.to(stored).view(torch.uint8).numpy().tobytes())
+        return value.expand(shape).contiguous()
+
+    def codes(self, slot: SlotId, shape: tuple[int, int]) -> Tensor:
+        """int8 codes in -8..7 that will be stored two to a byte."""
+        code = sum(owner.kind == "codes" for owner in self.owners.values())
+        assert code < 16, "a piece has at most 16 quantised matrices"
+        self._claim(slot, (shape[0], shape[1] // 2), bytes([code | code << 4]))
+        return torch.full(shape, code - 8, dtype=torch.int8)
+
+    def packed(self, slot: SlotId, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Codes of an embedding, as they are stored."""
+        self._claim(slot, shape, bytes([7]))
+        return torch.full(shape, 7, dtype=dtype)
+
+    def _claim(self, slot: SlotId, shape: tuple[int, ...], item: bytes) -> None:
+        length = torch.Size(shape).numel() * len(item)
+        self.owners[length, (item * 4)[:4]] = slot
+
+    def owner(self, data: bytes) -> SlotId | None:
+        """The slot that these bytes are the constant of; None for a true constant."""
+        return self.owners.get((len(data), data[:4]))
+
+
+def provisional_key(slot: SlotId) -> str:
+    """The key that a slot's named data has until its bytes are known: as long as the final one."""
+    return hashlib.sha256(f"slot {slot}".encode()).hexdigest()
+
+
+def content_key(slot: SlotId, digest: str) -> str:
+    """The final key. The name is in it because a program may not hold one key twice (two norms may be equal)."""
+    return hashlib.sha256(f"{slot} {digest}".encode()).hexdigest()
+
+
+def key_replacer(digests: Mapping[SlotId, str]) -> Callable[[bytes], bytes]:
+    """What puts the final keys in the place of the provisional ones, in any run of a program's bytes.
+
+    XNNPACK shares packed weights between programs by key, so equal keys must mean equal bytes.
+    """
+    keys = {provisional_key(slot).encode(): content_key(slot, digest).encode() for slot, digest in digests.items()}
+    return lambda data: re.sub(b"[0-9a-f]{64}", lambda match: keys.get(match[0], match[0]), data)
+
+
+def lower(piece: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
+    """A module of export layers -> a lowered module: one XNNPACK delegate, whole. `shapes`: torch.export's."""
+    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_dynamic_qdq, tag_as_implicit_q_dq
+    from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+    from executorch.exir import EdgeCompileConfig, to_edge
+    from executorch.exir.backend.backend_api import to_backend
+
+    program = torch.export.export(piece.eval(), example, dynamic_shapes=shapes, strict=False)
+    # Linear layers are kept whole: decomposed, they become reshapes that XNNPACK does not take.
+    edge = to_edge(
+        program,
+        compile_config=EdgeCompileConfig(
+            _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[torch.ops.aten.linear.default]
+        ),
+    )
+    lowered = edge.exported_program()
+    for node in lowered.graph.nodes:
+        if is_dequant(node) and is_dynamic_qdq(node):
+            tag_as_implicit_q_dq(node)  # as XNNPACK's partitioner does: without it a linear layer may have no bias
+    return to_backend(XnnpackBackend.__name__, lowered, [])
+
+
+def copy_lowered(lowered: Any, tags: PlaceholderTags, rename: Mapping[str, str], shapes: Shapes) -> nn.Module:
+    """A copy of a lowered piece with PlaceholderBytes for its weights, named after `rename`d tensors (by the beginning
+    of their names)."""
+    from executorch.exir._serialize._named_data_store import NamedDataStore
+    from executorch.exir.lowered_backend_module import LoweredBackendModule
+
+    processed, store = lowered.processed_bytes, NamedDataStore()
+    data = lowered.named_data_store_output
+    for key, entry in data.pte_data.items():
+        block = data.buffers[entry.buffer_index]
+        slot = tags.owner(block)
+        if slot is None:
+            store.add_named_data(key, block, entry.alignment)
+            continue
+        for old, new in rename.items():
+            if slot.tensor.startswith(old):
+                slot = replace(slot, tensor=slot.tensor.replace(old, new, 1))
+                break
+        prefix, digest = key[:-64], key[-64:]
+        processed = processed.replace(digest.encode(), provisional_key(slot).encode())
+        store.add_named_data(prefix + provisional_key(slot), PlaceholderBytes(slot, len(block)), entry.alignment)
+    original = lowered.original_module
+
+    class Described(LoweredBackendModule):  # type: ignore[misc]
+        """Says its outputs' shapes itself. Stock, every pass over the program runs the piece's own graph again to
+        learn them: 13 s instead of 7 s for 8 layers."""
+
+        @property
+        def original_module(self) -> Any:
+            return Description(shapes, original.graph)
+
+    Described.__name__ = LoweredBackendModule.__name__  # ExecuTorch knows its lowered modules by this name
+    copy = Described(
+        original, lowered.backend_id, processed, lowered.compile_specs, store.get_named_data_store_output()
+    )
+    copy.meta = {}
+    assert isinstance(copy, nn.Module)
+    return copy
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ExecuTorch asks of a lowered module's original program."""
+
+    shapes: Shapes
+    graph: Any
+
+    def module(self) -> Shapes:
+        return self.shapes
+
+
+def hide_constants(program: Any, tags: PlaceholderTags) -> None:
+    """Put PlaceholderBytes in the place of a composed program's tagged constants."""
+    for buffer in program.constant_buffer:
+        if (slot := tags.owner(buffer.storage)) is not None:
+            buffer.storage = PlaceholderBytes(slot, len(buffer.storage))
+
+
+def serialised(manager: Any) -> Iterator[tuple[int, bytes]]:
+    """A composed program's bytes as (offset, block), PlaceholderBytes among them."""
+    from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
+
+    file = PTEFile(program=manager.executorch_program, named_data=manager._named_data)
+    offset = 0
+    for block in serialize_pte_binary(file, extract_delegate_segments=True)._buffers:
+        yield offset, block if isinstance(block, PlaceholderBytes) else bytes(block)
+        offset += len(block)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """ExecuTorch's lowering warns and logs about itself; none of it is about the user's model. Where lowering fails,
+    the last lines of what it printed are shown."""
+    root, printed = logging.getLogger(), io.StringIO()
+    level = root.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root.setLevel(logging.ERROR)
+        try:
+            with contextlib.redirect_stderr(printed):
+                yield
+        except Exception:
+            print(*printed.getvalue().splitlines()[-LAST_LINES:], sep="\n", file=sys.stderr)
+            raise
+        finally:
+            root.setLevel(level)
