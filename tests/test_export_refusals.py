@@ -77,7 +77,7 @@ def test_truncated_shard(broken: Path, tmp_path: Path) -> None:
 
 LONG: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [1.0] * 16}
 CONFIG_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "model_type": ({"model_type": "llama"}, ("'llama'", "known: phi3")),
+    "model_type": ({"model_type": "gpt2"}, ("'gpt2'", "known: phi3")),
     "rope type": ({"rope_parameters": {"rope_type": "yarn"}}, ("'yarn'", "default, longrope, su")),
     "unknown key": ({"attention_sinks": 4}, ("'attention_sinks'", "known keys")),
     "activation": ({"hidden_act": "gelu"}, ("hidden_act", "'gelu'", "'silu'")),

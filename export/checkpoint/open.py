@@ -17,7 +17,7 @@ from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.checkpoint.contradictions import refuse_contradictions
 from export.checkpoint.shards import Piece, StoredTensor, read_shard_header
 from export.errors import CheckpointError
-from export.models import phi3, phi3small
+from export.models import llama, phi3, phi3small
 from export.models.shape import Config, Sources
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -34,6 +34,8 @@ TOKENIZER_FILES = (
 CONFIG_READERS: Mapping[str, Callable[[Mapping[str, Any]], Config]] = {
     "phi3": phi3.read_config,
     "phi3small": phi3small.read_config,
+    "llama": llama.read_config,
+    "mistral": llama.read_config,
 }
 # Texts that end an answer in Phi-3's chat format, whatever config.json's eos says.
 STOP_TEXTS = ("<|end|>", "<|endoftext|>", "<|assistant|>")
