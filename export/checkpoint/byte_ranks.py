@@ -2,6 +2,10 @@
 
 The checkpoint has byte strings by rank and, in code, the names of its control tokens; every runtime of ours, and stock
 onnxruntime-genai and ExecuTorch, read tokenizer.json. Ids and splits are the same.
+
+transformers' TikTokenConverter makes an equivalent file, but not the same bytes (it adds a post-processor), it needs
+tiktoken at run time, and tiktoken keeps what it read in a temporary folder by the file's path: a rank file that was
+replaced would be read as it was before.
 Source: tokenization_phi3_small.py of microsoft/Phi-3-small-8k-instruct, for the table below.
 """
 
