@@ -95,6 +95,7 @@ def test_the_rows_come_out_of_the_tables() -> None:
     assert {(target.format, target.schemes[target.format]) for target in ours} == formats
     some = list(SCHEMES)[-1]
     assert named(f"cpu/{some}").command.endswith(f"--target cpu --scheme {some}")
+    assert named("android/90MB").command.endswith("--target android --max-bytes 90MB")
 
 
 def test_the_table_has_intervals_and_commands() -> None:

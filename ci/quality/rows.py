@@ -13,6 +13,7 @@ from ci.quality.engine import Engine
 from ci.quality.genai import Genai, build, build_command
 from ci.quality.llama import PACKAGE, Llama, quantise
 from ci.quality.ours import Ours, default_targets, export, export_command
+from export.request import export_options
 from export.scheme import SCHEMES
 
 FLOAT = "float32"
@@ -54,35 +55,36 @@ class Row:
 
 def rows() -> Mapping[str, Row]:
     """All rows that a table has by default, by name."""
-    ours = [our_row(target, ()) for target in default_targets()]
-    ours += [our_row(target, ("--scheme", scheme)) for target, scheme in BEST if scheme in SCHEMES]
-    return {row.name: row for row in (_float(), *_peers(), *ours)}
+    ours = [*default_targets(), *(name for name in BEST if name.partition("/")[2] in SCHEMES)]
+    if any(option.flag == "--max-bytes" for option in export_options()):
+        ours += BUDGETS
+    return {row.name: row for row in (_float(), *_peers(), *map(our_row, ours))}
 
 
-# Beside the targets' defaults: what is best at its size.
-BEST = (("cpu", "uint4-b32-e8-gptq"), ("android", "int4-b32-e8-gptq"))
+# Beside the targets' defaults: what is best at its size, and at the size of onnxruntime-genai's k_quant_mixed.
+BEST = ("cpu/uint4-b32-e8-gptq", "android/int4-b32-e8-gptq")
+BUDGETS = ("cpu/113MB",)
 
 
 def named(name: str) -> Row:
-    """The row of that name; TARGET or TARGET/SCHEME is a row of ours, whether or not the table has it by default."""
-    if row := rows().get(name):
-        return row
-    target, slash, scheme = name.partition("/")
-    return our_row(target, ("--scheme", scheme) if slash else ())
+    """The row of that name, or a row of ours that the table does not have by default."""
+    return rows().get(name) or our_row(name)
 
 
-def our_row(target: str, options: Sequence[str]) -> Row:
-    """An export of ours for `target`, with `options` of `phi-edge export` beside --target."""
+def our_row(name: str) -> Row:
+    """An export of ours: TARGET, TARGET/SCHEME, or TARGET/SIZE for a limit on all weights, such as cpu/113MB."""
 
     def make(workshop: Workshop) -> Made:
         size = export(workshop.checkpoint, workshop.folder, arguments)
         return Made(engine=Ours(workshop.folder, workshop.threads), bytes=size)
 
-    arguments = ["--target", target, *options]
-    said = " ".join(options[1:]) if options[:1] == ("--scheme",) else " ".join(options) or "default"
+    target, _, wanted = name.partition("/")
+    arguments = ["--target", target]
+    if wanted:
+        arguments += ["--max-bytes" if wanted[0].isdigit() else "--scheme", wanted]
     return Row(
-        name="/".join([target, *options[1:]]),
-        label=f"Phi Edge, {target}, {said}",
+        name=name,
+        label=f"Phi Edge, {target}, {wanted or 'default'}",
         group="ours",
         engine="the artifact's own",
         command=shlex.join(export_command("CHECKPOINT", "OUT", arguments)),
