@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
+from phi_edge.lab import DeviceName, lab_option
 from phi_edge.verb import Verb
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     ],
     groups={
         "What is read and asked": ("against", "text", "tokens", "questions"),
-        "Where": ("threads",),
+        "Where": ("device", "lab", "threads"),
     },
     extra="export",
 )
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
               help="Tokens to predict, evenly from the whole text; 0: only the questions.")  # fmt: skip
 @click.option("--questions", type=FILE, metavar="FILE", show_default="the questions of this package",
               help="Questions and their answers as JSON lines.")  # fmt: skip
+@click.option("--device", type=DeviceName(), metavar="NAME", show_default="this process",
+              help="A device of the lab file.")  # fmt: skip
+@lab_option
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the engine.",
-              show_default="all cores that the process may use")  # fmt: skip
+              show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
               help="Write the score for `phi-edge report` and `gate`; - prints it.")  # fmt: skip
 def score_command(
@@ -46,6 +50,8 @@ def score_command(
     text: Path | None,
     tokens: int,
     questions: Path | None,
+    device: str | None,
+    lab: Path | None,
     threads: int | None,
     out: Path | None,
 ) -> None:
@@ -62,7 +68,7 @@ def score_command(
     if out is not None and str(out) != "-":
         check_writable(out)
     inputs = read_inputs(opened, text, questions, tokens)
-    score = make_score(opened, inputs, against, threads=threads)
+    score = make_score(opened, inputs, against, device=device, lab=lab, threads=threads)
     if out is not None:
         write_text(out, score.to_json())
     if str(out) != "-":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Literal, Protocol
 
 from devices.measure.measurement import DeviceFacts
+from devices.transports.remote_tokens import RemoteTokens
 from export.artifact import Artifact
 from export.verify.score.blocks import Block
-from export.verify.score.losses import BlockLosses, Rows, losses
+from export.verify.score.losses import BlockLosses, DevicePrediction, Rows, device_losses, losses, wanted_ids
 from runtimes.agent.facts import versions
+from runtimes.agent.scoring import ScoreRequest
 from runtimes.api import Runtime
+from runtimes.errors import UnsupportedError
 from runtimes.loop.loop import TokenLoop
 from runtimes.registry import open_tokens, text_runtime
 
@@ -58,3 +62,46 @@ def open_here(artifact: Artifact, threads: int | None) -> Iterator[Here]:
     """The artifact in its own engine. Raises RuntimesError."""
     with contextlib.closing(open_tokens(artifact, threads=threads)) as loop:
         yield Here(artifact, loop)
+
+
+class There:
+    """On a device: only the log-probabilities of chosen ids come back."""
+
+    kl_over: Literal["vocabulary", "top 64 and the rest"] = "top 64 and the rest"
+
+    def __init__(self, artifact: Artifact, source: RemoteTokens, device: DeviceFacts) -> None:
+        self.runtime = text_runtime(artifact, source)
+        self.device = device
+        self._source = source
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """See Scored.versions."""
+        return self._source.ready.versions
+
+    def losses(self, block: Block, reference: Rows | None) -> BlockLosses:
+        """See Scored.losses."""
+        request = ScoreRequest(block.ids[:-1], block.first, wanted_ids(block, reference))
+        seen = [DevicePrediction(each.log_probabilities, each.top) for each in self._source.predict(request)]
+        return device_losses(block, seen, reference)
+
+
+@contextlib.contextmanager
+def open_there(
+    artifact: Artifact, name: str, lab: Path | None, threads: int | None, say: Callable[[str], None]
+) -> Iterator[There]:
+    """The artifact on a device of the lab: staged, loaded, ready. Raises RuntimesError and DeviceError."""
+    from devices.drivers.driver import Loading
+    from devices.drivers.table import find_device, open_driver
+
+    device = find_device(name, lab)
+    with contextlib.closing(open_driver(name, device)) as driver:
+        driver.stage(artifact, say)
+        say("loading")
+        opened = driver.open(artifact, Loading(threads=device.threads if threads is None else threads))
+        with contextlib.closing(opened.source) as source:
+            if not isinstance(source, RemoteTokens):
+                raise UnsupportedError(
+                    f"device {name}: its runner only generates; score the artifact on this machine, without --device"
+                )
+            yield There(artifact, source, DeviceFacts(name=name, transport=device.transport))

@@ -22,7 +22,7 @@ from export.verify.score.figures import Figure, block_mean, wilson
 from export.verify.score.losses import BlockLosses, Rows
 from export.verify.score.questions import Question, read_questions
 from phi_edge.progress import steps
-from phi_edge.scored import Scored, open_here
+from phi_edge.scored import Scored, open_here, open_there
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
 from runtimes.errors import EngineError
 from runtimes.registry import open_tokens
@@ -78,6 +78,8 @@ def make_score(
     inputs: Inputs,
     against: str | None,
     *,
+    device: str | None,
+    lab: Path | None,
     threads: int | None,
 ) -> files.Score:
     """Read and ask everything. Raises ExportError, RuntimesError and DeviceError."""
@@ -86,7 +88,10 @@ def make_score(
         step = stack.enter_context(steps(f"score {artifact.folder.resolve().name}", total))
         step(0, "loading")
         # Before the reference: the engine decides how many threads torch has where it is the first to import it.
-        scored = stack.enter_context(open_here(artifact, threads))
+        if device is None:
+            scored: Scored = stack.enter_context(open_here(artifact, threads))
+        else:
+            scored = stack.enter_context(open_there(artifact, device, lab, threads, lambda what: step(0, what)))
         reference = None
         if against is not None and inputs.blocks:
             reference = stack.enter_context(_open_reference(artifact, against, threads))

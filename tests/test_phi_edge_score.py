@@ -109,6 +109,19 @@ def test_tokens_are_taken_from_the_whole_text(tiny_onnx: Path, text: Path, quest
     assert (none["text"], none["perplexity"], none["exact_match"]["value"]) == (None, None, 0.5)
 
 
+def test_on_a_device(tiny_onnx: Path, text: Path, questions: Path, tmp_path: Path) -> None:
+    """An agent in a process of its own gives the same figures; its KL is a lower bound."""
+    (tmp_path / "lab.toml").write_text('[device.desk]\ntransport = "local"\n', encoding="utf-8")
+    words = [tiny_onnx, "--against", "tiny", "--text", text, "--questions", questions, "--tokens", 600]
+    here = scored(*words)
+    there = scored(*words, "--device", "desk", "--lab", tmp_path / "lab.toml")
+    assert there["device"] == {"name": "desk", "transport": "local"}
+    assert there["reference"]["kl_over"] == "top 64 and the rest"
+    for name in ("perplexity", "reference_perplexity", "top1_agreement", "exact_match"):
+        assert there[name]["value"] == pytest.approx(here[name]["value"], rel=1e-4), name
+    assert 0.5 * here["kl"]["value"] < there["kl"]["value"] <= here["kl"]["value"] * 1.001
+
+
 def test_what_people_see(tiny_onnx: Path, text: Path, questions: Path) -> None:
     result = score(tiny_onnx, "--against", "tiny", "--text", text, "--questions", questions)
     assert result.exit_code == 0

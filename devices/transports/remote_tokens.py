@@ -11,12 +11,13 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from devices.transports.agent_connection import AgentConnection
 from devices.transports.host import LineProcess
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from runtimes.agent.wire import ErrorEvent, Ready, Reply, encode, encode_generate
+from runtimes.agent.scoring import Prediction, ScoreRequest
+from runtimes.agent.wire import ErrorEvent, Event, Ready, Reply, Scored, encode, encode_generate, encode_score
 from runtimes.errors import (
     DeviceBusyError,
     EngineError,
@@ -80,6 +81,25 @@ class RemoteTokens:
                 request, session=hashlib.sha256(request.session.encode(errors="surrogatepass")).hexdigest()
             )
         return self._stream(request, called_s)
+
+    def predict(self, request: ScoreRequest) -> Sequence[Prediction]:
+        """How probable the wanted ids are at each position. Raises RuntimesError."""
+        if "score" not in self.ready.capabilities:
+            raise UnsupportedError(
+                f"the agent on this device ({self.ready.agent}) cannot score; score the artifact on this machine, "
+                "without --device"
+            )
+        with self._exclusively():
+            number = self._connection.next_number()
+            self._send(encode_score(number, request))
+            while True:
+                event = self._next_event(number, "scoring")
+                if isinstance(event, Scored) and event.number == number:
+                    if len(event.predictions) != len(request.wanted):
+                        raise self._connection.fail(
+                            f"the agent scored {len(event.predictions)} of {len(request.wanted)} positions"
+                        )
+                    return event.predictions
 
     def cancel(self) -> None:
         """See TokenSource.cancel."""
@@ -158,11 +178,16 @@ class RemoteTokens:
     def _next_record(self, number: int, doing: str) -> NewToken | TokensDone:
         """The next record of this request. Raises what an error line reports."""
         while True:
-            event = self._connection.next_event(doing, self._progress_s)
-            if isinstance(event, ErrorEvent) and event.number in (number, None):
-                raise self._connection.fail(event.message) if event.fatal else _exception(event)
+            event = self._next_event(number, doing)
             if isinstance(event, Reply) and event.number == number:
                 return event.record
+
+    def _next_event(self, number: int, doing: str) -> Event:
+        """The next line that is no error. Raises what an error line about this request reports."""
+        event = self._connection.next_event(doing, self._progress_s)
+        if isinstance(event, ErrorEvent) and event.number in (number, None):
+            raise self._connection.fail(event.message) if event.fatal else _exception(event)
+        return event
 
 
 def _wait_until_ready(connection: AgentConnection, load_s: float, digest: str | None) -> Ready:

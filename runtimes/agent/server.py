@@ -23,6 +23,7 @@ from export.errors import ArtifactError
 from runtimes.agent.facts import age_s, describe, load_mode, weights
 from runtimes.agent.lines import TOO_LONG, LineReader, LineWriter
 from runtimes.agent.lock import hold_lock
+from runtimes.agent.scoring import ScoreRequest, open_rows, predict, scored_fields
 from runtimes.agent.wire import Code, Command, LineError, decode_command
 from runtimes.engines.engine import EngineOpener, Graphics
 from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, UnsupportedError
@@ -40,9 +41,9 @@ LAST_FORWARD_S = 5.0  # how long a forward may go on after the input has ended
 
 
 class Job:
-    """A generate command that was accepted and has not been answered to its end."""
+    """A generate or score command that was accepted and has not been answered to its end."""
 
-    def __init__(self, number: int, request: TokenRequest, *, hold: bool) -> None:
+    def __init__(self, number: int, request: TokenRequest | ScoreRequest, *, hold: bool) -> None:
         self.number = number
         self.request = request
         self.hold = hold
@@ -91,7 +92,7 @@ class Agent:
         try:
             while (job := self._jobs.get()) is not None:
                 try:
-                    self._generate(job, loop)
+                    self._answer(job, loop)
                 except Exception as bug:  # a bug of ours ends the request, reported as such, and not the agent
                     traceback.print_exc()
                     loop.forget()
@@ -123,31 +124,46 @@ class Agent:
             self._job = job
             self._jobs.put(job)
 
-    def _generate(self, job: Job, loop: TokenLoop) -> None:
-        request = job.request
-        waited_s = time.perf_counter() - job.accepted_s
-        if request.deadline_s is not None:
-            request = dataclasses.replace(request, deadline_s=request.deadline_s - waited_s)
+    def _answer(self, job: Job, loop: TokenLoop) -> None:
         try:
-            with self._lock:
-                records = loop.stream(request)
-                job.started = True
-                if job.cancelled:
-                    loop.cancel()
-            held: list[dict[str, Any]] = []
-            for record in records:
-                if isinstance(record, NewToken):
-                    assert record.at_s is not None  # a loop stamps every token
-                    token = {"event": "token", "request": job.number, "id": record.id, "at_s": record.at_s + waited_s}
-                    held.append(token) if job.hold else self._writer.write(token)
-                else:
-                    self._writer.write(*held)
-                    self._end(job)
-                    self._writer.write(self._done(job.number, record, waited_s))
+            if isinstance(job.request, ScoreRequest):
+                self._score(job, job.request, loop)
+            else:
+                self._generate(job, job.request, loop)
         except RequestError as error:
             self._end(job)
             code: Code = "unsupported" if isinstance(error, UnsupportedError) else "request"
             self._writer.error(job.number, code, str(error))
+
+    def _score(self, job: Job, request: ScoreRequest, loop: TokenLoop) -> None:
+        with self._lock:
+            rows = open_rows(loop, request)
+            job.started = True
+            if job.cancelled:
+                loop.cancel()
+        predictions = predict(rows, request)
+        self._end(job)
+        self._writer.write({"event": "scored", "request": job.number} | scored_fields(predictions))
+
+    def _generate(self, job: Job, request: TokenRequest, loop: TokenLoop) -> None:
+        waited_s = time.perf_counter() - job.accepted_s
+        if request.deadline_s is not None:
+            request = dataclasses.replace(request, deadline_s=request.deadline_s - waited_s)
+        with self._lock:
+            records = loop.stream(request)
+            job.started = True
+            if job.cancelled:
+                loop.cancel()
+        held: list[dict[str, Any]] = []
+        for record in records:
+            if isinstance(record, NewToken):
+                assert record.at_s is not None  # a loop stamps every token
+                token = {"event": "token", "request": job.number, "id": record.id, "at_s": record.at_s + waited_s}
+                held.append(token) if job.hold else self._writer.write(token)
+            else:
+                self._writer.write(*held)
+                self._end(job)
+                self._writer.write(self._done(job.number, record, waited_s))
 
     def _end(self, job: Job) -> None:
         # Before its last line is written: the host may send the next request as soon as it has read that line.

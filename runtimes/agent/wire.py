@@ -1,7 +1,7 @@
 """The agent protocol as values (docs/agent-protocol.md): the lines of both sides, checked. No pipe is touched here.
 
-To the agent goes a Command, built by `encode` and `encode_generate`. Back come Ready, Reply, Pong, ErrorEvent and
-Sample, read by `decode_event`. A request's `number` is the key "request" of the line.
+To the agent goes a Command, built by `encode`, `encode_generate` and `encode_score`. Back come Ready, Reply, Scored,
+Pong, ErrorEvent and Sample, read by `decode_event`. A request's `number` is the key "request" of the line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar
 
+from runtimes.agent.scoring import Prediction, ScoreRequest, read_scored, score_fields
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import TransportError
 from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
@@ -20,9 +21,9 @@ from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
 PROTOCOL = 1
 MAX_LINE_BYTES = 4 << 20
 HIGHEST_NUMBER = (1 << 53) - 1
-CAPABILITIES = ("temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel")
+CAPABILITIES = ("temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel", "score")
 FINISHES = ("stop", "length", "cancelled", "deadline", "error")
-VERBS = ("generate", "cancel", "ping")
+VERBS = ("generate", "score", "cancel", "ping")
 Code = Literal["malformed", "request", "unsupported", "busy", "artifact", "engine", "internal"]
 T = TypeVar("T")
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -39,11 +40,11 @@ class LineError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """One line to the agent. `request` is None unless the verb is "generate"."""
+    """One line to the agent. `request` is None unless the verb is "generate" or "score"."""
 
     verb: str
     number: int
-    request: TokenRequest | None = None
+    request: TokenRequest | ScoreRequest | None = None
     hold: bool = False
 
 
@@ -79,6 +80,14 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The answer to a score."""
+
+    number: int | None
+    predictions: Sequence[Prediction]
+
+
+@dataclass(frozen=True)
 class Pong:
     """The answer to a ping."""
 
@@ -102,7 +111,7 @@ class Sample:
     conditions: Mapping[str, Any]
 
 
-Event = Ready | Reply | Pong | ErrorEvent | Sample
+Event = Ready | Reply | Scored | Pong | ErrorEvent | Sample
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -133,6 +142,11 @@ def encode_generate(number: int, request: TokenRequest, *, hold: bool) -> bytes:
     return encode(required | given)
 
 
+def encode_score(number: int, request: ScoreRequest) -> bytes:
+    """The line for a score."""
+    return encode({"do": "score", "request": number} | score_fields(request))
+
+
 def decode_command(line: bytes) -> Command:
     """Read a line to the agent. Raises LineError; ranges that depend on the model are check_request's."""
     message = _object(line)
@@ -142,19 +156,22 @@ def decode_command(line: bytes) -> Command:
     verb = message.get("do")
     if not isinstance(verb, str) or verb not in VERBS:
         raise LineError("malformed", f"do is {_show(verb)}; known: {', '.join(VERBS)}", number)
-    known = ("do", "request", *(_FIELDS if verb == "generate" else ()))
+    known_fields = {"generate": _FIELDS, "score": _SCORE_FIELDS}.get(verb, {})
+    known = ("do", "request", *known_fields)
     if unknown := next((key for key in message if key not in known), None):
         raise LineError("request", f"unknown key {_show(unknown)} in {verb}; known: {', '.join(known)}", number)
-    if verb != "generate":
-        return Command(verb, number)
     fields: dict[str, Any] = {}
-    for name, (fits, allowed, default) in _FIELDS.items():
+    for name, (fits, allowed, default) in known_fields.items():
         value = message.get(name)
         if value is None and default is not _REQUIRED:
             value = default
         elif not fits(value):
             raise LineError("request", f"{name} is {_show(value)}; give {allowed}", number)
         fields[name] = value
+    if verb == "score":
+        return Command(verb, number, ScoreRequest(**fields))
+    if verb != "generate":
+        return Command(verb, number)
     hold = fields.pop("hold")
     sampling = Sampling(**{name: fields.pop(name) for name in ("temperature", "top_k", "top_p", "seed")})
     return Command(verb, number, TokenRequest(**fields, sampling=sampling), hold)
@@ -172,6 +189,8 @@ def decode_event(line: bytes) -> Event:
             return Reply(number, NewToken(int(message["id"]), float(message["at_s"])))
         if event == "done":
             return Reply(number, _done(message))
+        if event == "scored":
+            return Scored(number, read_scored(message))
         if event == "error":
             fatal = message.get("fatal") is True
             return ErrorEvent(number, str(message["code"]), _one_line(str(message["message"])), fatal)
@@ -254,6 +273,10 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and all(_is_integer(item) for item in value)
 
 
+def _is_id_lists(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_ids(item) for item in value)
+
+
 def _is_session(value: Any) -> bool:
     return isinstance(value, str) and _SESSION.fullmatch(value) is not None
 
@@ -282,4 +305,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "deadline_s": (_is_number, "a number of seconds", None),
     "session": (_is_session, "1 to 64 characters of A-Z a-z 0-9 . _ -", None),
     "hold": (lambda value: isinstance(value, bool), "true or false", False),
+}
+_SCORE_FIELDS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
+    "ids": (_is_ids, "a list of integers", _REQUIRED),
+    "first": (_is_integer, "an integer", _REQUIRED),
+    "wanted": (_is_id_lists, "a list of lists of integers", _REQUIRED),
 }

@@ -49,6 +49,11 @@ class TokenLoop:
         """See Engine.accelerator."""
         return self._engine.accelerator
 
+    @property
+    def vocab_size(self) -> int:
+        """See Engine.vocab_size."""
+        return self._engine.vocab_size
+
     def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
         """See TokenSource.stream."""
         accepted = self._clock()
@@ -73,10 +78,14 @@ class TokenLoop:
                 f"{len(ids)} tokens, of which the first {first} are read at once, do not fit a context of "
                 f"{self._engine.context_tokens}; shorten the text"
             )
+        if not self._running.locked():
+            self._cancelled.clear()  # at the call, as in stream
+        return self._logits_along(ids, first)
+
+    def _logits_along(self, ids: Sequence[int], first: int) -> Generator[Logits, None, None]:
         if not self._running.acquire(blocking=False):
             raise RequestError("another request is running; read it to its end or close it first")
         try:
-            self._cancelled.clear()
             self.forget()
             self._cached_long = self._is_long(len(ids))
             for start in range(0, first, self._chunk_tokens):
@@ -89,6 +98,7 @@ class TokenLoop:
                 yield self._forward(ids[position : position + 1], position)
         finally:
             self.forget()
+            self._cancelled.clear()
             self._running.release()
 
     def forget(self) -> None:

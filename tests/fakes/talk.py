@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-EVENTS = {"ready", "token", "done", "error", "pong"}
+EVENTS = {"ready", "token", "done", "scored", "error", "pong"}
 
 
 class Talk:
