@@ -58,10 +58,13 @@ class AppliedScheme:
     """The quantisation as it was really applied. `bits` is None where weights stayed float."""
 
     name: str
-    bits: int | None
+    method: str  # how the codes were found: "data-free", "weighted" or "gptq"
+    bits: int | None  # of the layers' matrices; block_size and symmetric, too
     block_size: int | None
     symmetric: bool
     embedding_bits: int | None
+    head_bits: int | None
+    exceptions: Mapping[str, str]  # matrices that a byte budget stores otherwise -> how, such as "8 bits, blocks of 64"
     activations: str  # how the engine treats activations: "float32", "int8 per row, dynamic"
     kept_wider: Sequence[str]  # tensors left in float, by name pattern
 
@@ -104,20 +107,23 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What quantisation cost, against the float model on a fixed text. All zero for a float scheme.
+    """What quantisation cost, against the float model on a text that calibration has not seen. All zero for a float
+    scheme.
 
-    Measured layer by layer while the weights stream through, with the dequantised weights in float32 arithmetic:
-    the engine's 8-bit activations are not in it.
+    Measured layer by layer while the weights stream through, with the dequantised weights in float32 arithmetic: the
+    engine's 8-bit activations are not in it. `phi-edge score` measures more text, through the engine.
     """
 
-    text_sha256: str
     text_tokens: int
     worst_group_error: float  # max |w - dequantised w| / that group's max |w|, over all groups
     worst_group_tensor: str
     mean_squared_error: float  # over all quantised weights, relative to their mean square
     max_logit_difference: float
     mean_kl: float  # nats per token, float against quantised
+    kl_interval: Sequence[float]  # 95 %
     top1_agreement: float  # share of positions where both prefer the same token
+    float_perplexity: float | None
+    perplexity: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

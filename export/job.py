@@ -27,6 +27,11 @@ class Job:
     activations: str
     model: Model
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether the precision of each tensor is still to be chosen."""
+        return self.request.max_bytes is not None or self.request.bits_per_weight is not None
+
 
 def resolve(request: ExportRequest) -> Job:
     """Open the checkpoint and check every option. Raises OptionError or CheckpointError."""
@@ -38,6 +43,12 @@ def resolve(request: ExportRequest) -> Job:
     if format not in target.formats:
         raise OptionError(f"target {target.name} has no format {format}; it has: {', '.join(target.formats)}")
     scheme = scheme_named(request.scheme or target.schemes[format])
+    if format == "executorch":
+        scheme = scheme.for_executorch()
+    if (request.max_bytes or request.bits_per_weight) is not None and scheme.linear is None:
+        raise OptionError(f"--max-bytes and --bits-per-weight are for 4-bit schemes, and {scheme.name} keeps float")
+    if request.max_bytes is not None and request.bits_per_weight is not None:
+        raise OptionError("--max-bytes and --bits-per-weight both give a size: leave one of them out")
     checkpoint = open_checkpoint(request.checkpoint)
     config = checkpoint.config
     for columns in (config.hidden_size, config.intermediate_size):

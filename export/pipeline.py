@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from export.artifact import (
@@ -22,6 +22,7 @@ from export.artifact import (
     Source,
     describe_files,
     seal,
+    sha256_file,
 )
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, SpaceError
@@ -31,11 +32,12 @@ from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
+from export.weights.budget import fit_budget
+from export.weights.calibration import make_batch
+from export.weights.forward import stream_weights
 from export.weights.journal import Journal, discard
 from export.weights.layout_file import LAYOUT, describe_layout, write_layout
-from export.weights.loss import text_ids
 from export.weights.slots import SlotId, weight_files
-from export.weights.stream import stream_weights
 from export.weights.weight_file import WeightFile
 
 TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
@@ -85,15 +87,19 @@ def export_beside(journal: Journal, job: Job, request: ExportRequest, progress: 
     recover(out, journal)
     check_out(out)
     check_memory(job)
+    if request.fresh:
+        journal.forget()
+        discard(folder)
+    if job.has_budget:
+        progress.step("measuring which tensors need more bits")
+        progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
+        job = replace(job, scheme=fit_budget(job, journal, progress.read))
     progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
     layout = LAYOUTS[job.format](job)
     if request.require_full_delegation and layout.coverage.outside:
         raise DelegationError(
             f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
         )
-    if request.fresh:
-        journal.forget()
-        discard(folder)
     folder.mkdir(exist_ok=True)
     check_disk(out, folder, layout)
     source, loss, digests = fill_weights(job, layout, folder, journal, progress)
@@ -125,9 +131,11 @@ def describe_job(job: Job) -> str:
     asked = {each.name: getattr(job.request, each.name) for each in fields(job.request)}
     for name in ("checkpoint", "out", "fresh"):  # the source is described below; the others do not change the bytes
         del asked[name]
+    text = asked.pop("calibration")
     content = {
         "asked": asked,
         "defaults": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
+        "calibration": sha256_file(Path(text)) if text is not None and Path(text).is_file() else None,
         "tools": tool_versions(),
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
@@ -166,13 +174,13 @@ def fill_weights(
     job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress
 ) -> tuple[Source, Loss, dict[SlotId, str]]:
     """Stream the checkpoint into the weight files, hashing the source meanwhile; -> the slots' digests too."""
-    ids = text_ids(job.checkpoint.tokenizer)
-    progress.step("quantising" if job.scheme.bits else "copying")
+    batch = make_batch(job.checkpoint, job.scheme.method, job.request.calibration)
+    progress.step("quantising" if job.scheme.linear else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
     with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.interleaved) as sink:
         source = hasher.submit(job.checkpoint.describe)
         layout.fill(sink)
-        loss = stream_weights(job.checkpoint, job.scheme, sink, ids, progress.read, journal)
+        loss = stream_weights(job.checkpoint, job.scheme, sink, batch, progress.read, journal)
         progress.step("hashing the source")
         return source.result(), loss, sink.digests()
 
@@ -190,10 +198,13 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         model=job.model,
         scheme=AppliedScheme(
             name=scheme.name,
+            method=scheme.method,
             bits=scheme.bits,
             block_size=scheme.block_size,
-            symmetric=True,
+            symmetric=scheme.linear is None or scheme.linear.symmetric,
             embedding_bits=scheme.embedding_bits,
+            head_bits=scheme.head_bits(tied=config.tie_word_embeddings),
+            exceptions={name: str(precision) for name, precision in scheme.overrides.items()},
             activations=layout.activations,
             kept_wider=kept_wider(job.checkpoint) if scheme.bits else ["*"],
         ),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from export.artifact import Memory
 from export.job import Job
 from export.memory import plan_memory
-from export.models.shape import EMBEDDING
+from export.scheme import EMBEDDING, HEAD, Precision
 from export.system import workers
 
 GB = 1e9
@@ -23,6 +23,10 @@ STAND_IN_BYTES_PER_WEIGHT = 4
 BASE_S = {"onnx": 3.0, "executorch": 17.0}
 LAYER_S = {"onnx": 0.06, "executorch": 0.25}
 DISK_SPARE_BYTES = 64 << 20  # for what an artifact has beside its weights: graph, program, tokenizer
+# Beside the search, of each weight: its products with the text, and GPTQ's own work, on one core.
+PRODUCTS_PER_S = 6e10
+GPTQ_S_PER_WEIGHT = 3e-7
+GPTQ_MATRICES = 3  # of the inputs' second moments, at its peak
 READ_BYTES_PER_S = 1.5e9  # hashing the source, beside the stream
 # Of a device's memory, how much a model may take without trouble, and how much at all.
 FITS, TIGHT = 0.6, 0.8
@@ -68,7 +72,17 @@ def peak_bytes(job: Job, kv_bytes_per_token: int) -> int:
         shapes = job.checkpoint.config.tensor_shapes()
         layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
         peak += STAND_IN_BYTES_PER_WEIGHT * layer + job.context_tokens * kv_bytes_per_token
-    return int(peak)
+    return int(max(peak, BASE_BYTES["onnx"] + calibration_bytes(job)))
+
+
+def calibration_bytes(job: Job) -> int:
+    """What the pass holds while the text is in a feed-forward, and GPTQ's matrices beside it."""
+    from export.weights.calibration import pass_tokens
+
+    config, method = job.checkpoint.config, job.scheme.method
+    values = pass_tokens(method) * (5 * config.intermediate_size + 4 * config.hidden_size)
+    moments = GPTQ_MATRICES * config.intermediate_size**2 if method == "gptq" else 0
+    return 4 * (values + moments)
 
 
 def weight_bytes(job: Job) -> int:
@@ -77,48 +91,50 @@ def weight_bytes(job: Job) -> int:
     float_bytes = 2 if job.activations == "float16" else 4
     total = 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
     shapes = config.tensor_shapes()
-    if config.tie_word_embeddings and job.format == "executorch":  # whose operators cannot share one table
-        shapes["lm_head.weight"] = shapes[EMBEDDING]
+    if job.format == "executorch" and config.tie_word_embeddings and not scheme.row_table:
+        shapes[HEAD] = shapes[EMBEDDING]
     for name, shape in shapes.items():
-        count = math.prod(shape)
-        bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
-        if len(shape) == 1 or bits is None:
-            total += count * float_bytes
+        precision = scheme.precision(name) if len(shape) == 2 else None
+        if precision is None:
+            total += math.prod(shape) * float_bytes
             continue
-        assert scheme.block_size
-        scale_bytes = 2 if job.format == "executorch" and name != EMBEDDING else float_bytes
-        total += count * bits // 8 + count // scheme.block_size * scale_bytes
+        total += precision.stored_bytes(shape[0], shape[1], scale_bytes(job, name, precision))
     return total
+
+
+def scale_bytes(job: Job, tensor: str, precision: Precision) -> int:
+    """Of one scale: bfloat16 for XNNPACK's blocks of 4 bits, else float32, or the graph's float16."""
+    if job.format == "executorch":
+        return 2 if precision.bits == 4 and tensor != EMBEDDING else 4
+    return 2 if job.activations == "float16" else 4
 
 
 def seconds_per_weight(job: Job) -> float:
     """One worker's time for one weight, on this machine, now."""
     import torch
 
+    from export.weights.calibration import pass_tokens
     from export.weights.loss import chunk_loss
-    from export.weights.quantize import quantise_rows
+    from export.weights.methods import Quantiser, levels_of
     from export.weights.scratch import Scratch
     from export.weights.stream import CHUNK_WEIGHTS
 
     scheme, columns = job.scheme, job.checkpoint.config.hidden_size
-    if scheme.bits is None or scheme.block_size is None:
+    if scheme.linear is None:
         return 4 / READ_BYTES_PER_S
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows = max(1, CHUNK_WEIGHTS // columns)
-    weight, x, scratch = torch.randn(rows, columns), torch.randn(64, columns), Scratch()
+    weight, x = torch.randn(rows, columns), torch.randn(64, columns)
+    importance = None if scheme.method == "data-free" else torch.ones(columns)
+    quantiser = Quantiser(scheme.linear, levels_of(scheme.linear), torch.float32, Scratch(), importance)
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
-        quantised = quantise_rows(
-            weight.bfloat16().float(),
-            bits=scheme.bits,
-            block_size=scheme.block_size,
-            scale_dtype=torch.float32,
-            scratch=scratch,
-        )
+        quantised = quantiser.rows(weight.bfloat16().float())
         torch.stack((x @ weight.T, x @ quantised.dequantised.T))
         chunk_loss(weight, quantised)
         best = min(best, time.perf_counter() - start)
     torch.set_num_threads(threads)
-    return best / weight.numel()
+    further = pass_tokens(scheme.method) / PRODUCTS_PER_S if scheme.method != "data-free" else 0.0
+    return best / weight.numel() + further + (GPTQ_S_PER_WEIGHT if scheme.method == "gptq" else 0.0)

@@ -132,6 +132,31 @@ class ExportRequest:
         parse=parse_size,
         metavar="SIZE",
     )
+    calibration: str | None = _option(
+        "--calibration",
+        "A text for the methods that look at activations: plain text, or JSON lines with "
+        '{"text": ...} or {"messages": [...]}.',
+        None,
+        default_text="a varied text that ships with phi-edge",
+        metavar="FILE",
+    )
+    max_bytes: int | None = _option(
+        "--max-bytes",
+        "Store as many of the layers' matrices in more bits as this size of all weights allows, those first that lower "
+        "the loss most, as measured.",
+        None,
+        default_text="the scheme's bits for all",
+        parse=parse_size,
+        metavar="SIZE",
+    )
+    bits_per_weight: float | None = _option(
+        "--bits-per-weight",
+        "As --max-bytes, given as the mean of all matrices with their scales, such as 5.2.",
+        None,
+        default_text="the scheme's bits for all",
+        parse=float,
+        metavar="BITS",
+    )
     require_full_delegation: bool = _option(
         "--require-full-delegation",
         "Fail with exit code 1 if a node would run outside the accelerator (DirectML or XNNPACK).",

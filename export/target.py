@@ -30,8 +30,9 @@ class Target:
     )  # GB of memory, the device classes that --dry-run judges
 
 
-# ONNX scales are float32, so block 64 costs 4.5 bits a weight; ExecuTorch's are bf16, so block 32 does.
-_SCHEMES: Mapping[Format, str] = {"onnx": "int4-b64", "executorch": "int4-b32"}
+# docs/quality.md compares these with others. ONNX scales are float32, so blocks of 64 with zero points cost 4.6 bits a
+# weight; ExecuTorch's are bf16, so that blocks of 32 cost 4.5.
+_SCHEMES: Mapping[Format, str] = {"onnx": "uint4-b64-e8-weighted", "executorch": "int4-b32-e8-weighted"}
 
 TARGETS: Mapping[str, Target] = {
     target.name: target
@@ -68,7 +69,7 @@ TARGETS: Mapping[str, Target] = {
             format="onnx",
             formats=("onnx",),
             # Its scales are float16, so block 32 costs 4.5 bits too.
-            schemes={"onnx": "int4-b32"},
+            schemes={"onnx": "uint4-b32-e8-weighted"},
             context_tokens=4096,
             accuracy_level=0,
             provider="dml",

@@ -155,12 +155,12 @@ def whole_program(artifact: Artifact) -> bytes:
     job = resolve(ExportRequest(checkpoint="tiny", out=artifact.folder, target=artifact.manifest.target))
     config, scheme = job.checkpoint.config, job.scheme
     assert scheme.embedding_bits == 4 and scheme.block_size
-    layers = [f"model.layers.{n}" for n in range(config.num_hidden_layers)]
+    layers = [(f"model.layers.{n}", n) for n in range(config.num_hidden_layers)]
     real, make = RealWeights(config, scheme.block_size), Pieces(config, scheme)
-    pieces: list[nn.Module] = [First(make.before_attention(real, layers[0]))]
+    pieces: list[nn.Module] = [First(make.before_attention(real, *layers[0]))]
     for before, after in pairwise(layers):
-        pieces.append(Between(make.after_attention(real, before), make.before_attention(real, after)))
-    pieces.append(OneOutput(Last(make.after_attention(real, layers[-1]), make.head(real))))
+        pieces.append(Between(make.after_attention(real, *before), make.before_attention(real, *after)))
+    pieces.append(OneOutput(Last(make.after_attention(real, *layers[-1]), make.head(real))))
     runner = Runner(config, make.embedding(real), pieces, job.context_tokens).eval()
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     shapes = ({1: torch.export.Dim("tokens", min=1, max=512)}, None)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.scheme import EMBEDDING
 from export.weights.slots import SlotId
 
 VERIFIED = "1.4.1"  # the version whose inside this module knows
@@ -32,14 +33,18 @@ Shapes = Callable[..., list[Tensor]]  # a piece's inputs -> its outputs, as shap
 
 
 class PlaceholderBytes(bytes):
-    """In the place of a slot's bytes while the program is laid out: it has their length, and holds only their name."""
+    """In the place of a slot's bytes while the program is laid out: it has their length, and holds only their name.
+
+    Where `elsewhere`, the program has the same bytes in another place: then it takes none itself.
+    """
 
     slot: SlotId
     length: int
+    elsewhere: bool
 
-    def __new__(cls, slot: SlotId, length: int) -> PlaceholderBytes:
+    def __new__(cls, slot: SlotId, length: int, *, elsewhere: bool = False) -> PlaceholderBytes:
         self = super().__new__(cls, str(slot).encode())
-        self.slot, self.length = slot, length
+        self.slot, self.length, self.elsewhere = slot, 0 if elsewhere else length, elsewhere
         return self
 
     def __len__(self) -> int:
@@ -67,6 +72,14 @@ class PlaceholderTags:
         assert code < 16, "a piece has at most 16 quantised matrices"
         self._claim(slot, (shape[0], shape[1] // 2), bytes([code | code << 4]))
         return torch.full(shape, code - 8, dtype=torch.int8)
+
+    def wide_codes(self, slot: SlotId, shape: tuple[int, int]) -> Tensor:
+        """int8 codes that will be stored as they are."""
+        low = sum(owner.kind == "codes" for owner in self.owners.values())
+        assert low < 16, "a piece has at most 16 quantised matrices"
+        code = torch.tensor([low << 4 | (low + 1) % 16], dtype=torch.uint8)  # unlike two equal codes of 4 bits
+        self._claim(slot, shape, code.numpy().tobytes())
+        return code.view(torch.int8).expand(shape).contiguous()
 
     def packed(self, slot: SlotId, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Codes of an embedding, as they are stored."""
@@ -143,7 +156,9 @@ def copy_lowered(lowered: Any, tags: PlaceholderTags, rename: Mapping[str, str],
                 break
         prefix, digest = key[:-64], key[-64:]
         processed = processed.replace(digest.encode(), provisional_key(slot).encode())
-        store.add_named_data(prefix + provisional_key(slot), PlaceholderBytes(slot, len(block)), entry.alignment)
+        # A tied head's delegate reads the embedding's table, which is a constant of the program.
+        placeholder = PlaceholderBytes(slot, len(block), elsewhere=slot.tensor == EMBEDDING)
+        store.add_named_data(prefix + provisional_key(slot), placeholder, entry.alignment)
     original = lowered.original_module
 
     class Described(LoweredBackendModule):  # type: ignore[misc]
@@ -187,9 +202,49 @@ def serialised(manager: Any) -> Iterator[tuple[int, bytes]]:
 
     file = PTEFile(program=manager.executorch_program, named_data=manager._named_data)
     offset = 0
-    for block in serialize_pte_binary(file, extract_delegate_segments=True)._buffers:
-        yield offset, block if isinstance(block, PlaceholderBytes) else bytes(block)
+    with shared_constants(file):
+        blocks = serialize_pte_binary(file, extract_delegate_segments=True)._buffers
+    for block in blocks:
+        if len(block):
+            yield offset, block if isinstance(block, PlaceholderBytes) else bytes(block)
         offset += len(block)
+
+
+@contextlib.contextmanager
+def shared_constants(file: Any) -> Iterator[None]:
+    """While a program is serialised: named data that lie elsewhere get the place of the constant of the same slot.
+
+    The segments of a program may overlap: each is an offset and a size that its reader is given.
+    """
+    from executorch.exir._serialize import _program as serialize
+
+    constants = {
+        buffer.storage.slot: (index, buffer.storage.length)
+        for index, buffer in enumerate(file.program.constant_buffer)
+        if isinstance(buffer.storage, PlaceholderBytes)
+    }
+    entries = file.named_data.pte_data if file.named_data else {}
+    shared = {
+        key: block.slot
+        for key, entry in entries.items()
+        if isinstance(block := file.named_data.buffers[entry.buffer_index], PlaceholderBytes) and block.elsewhere
+    }
+    to_flatbuffer = serialize._program_to_flatbuffer
+
+    def with_shared_segments(program: Any, **options: Any) -> Any:
+        start = program.segments[program.constant_segment.segment_index].offset if shared else 0
+        for named in program.named_data:
+            if named.key in shared:
+                index, length = constants[shared[named.key]]
+                place = start + program.constant_segment.offsets[index]
+                program.segments[named.segment_index] = serialize.DataSegment(offset=place, size=length)
+        return to_flatbuffer(program, **options)
+
+    serialize._program_to_flatbuffer = with_shared_segments
+    try:
+        yield
+    finally:
+        serialize._program_to_flatbuffer = to_flatbuffer
 
 
 @contextlib.contextmanager

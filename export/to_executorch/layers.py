@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from export.models.layers import GELU_SLOPE, QKV, Gate, Gated, GeGELU, NeverChosen, Replace, Rotation, Rows, SplitLinear
 from export.models.shape import Config
-from export.scheme import Scheme
+from export.scheme import EMBEDDING, Precision, Scheme
 from export.to_executorch.internals import PlaceholderTags
 from export.weights.slots import SlotId
 
@@ -32,6 +32,9 @@ def export_layers(tags: PlaceholderTags, config: Config, scheme: Scheme) -> Repl
                 return RotatedProjection(tags, path, layer, config.rope.rotary_dim, scheme)
             case Gated():
                 return SplitGated(tags, path, layer, scheme)
+            case nn.Linear() if path == "lm_head" and config.tie_word_embeddings and scheme.row_table:
+                assert scheme.table
+                return DynamicLinear(tags, path, layer.out_features, layer, scheme.table, "", EMBEDDING)
             case nn.Linear():
                 return make_linear(tags, path, layer.out_features, layer, scheme)
             case nn.Embedding():
@@ -67,20 +70,33 @@ def part_sizes(layer: SplitLinear, rows: Rows) -> Mapping[str, int]:
 
 
 class DynamicLinear(nn.Module):
-    """int4 weights, activations quantised to int8 row by row while the model runs; one scale per block, in bf16."""
+    """Activations quantised to int8 row by row while the model runs. Weights of 4 bits, one scale per block, in bf16;
+    or of 8 bits, one scale per row, in float32. `tensor` names the weights' slots."""
 
     bias: Tensor | None
 
     def __init__(
-        self, tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, scheme: Scheme, part: str
+        self,
+        tags: PlaceholderTags,
+        path: str,
+        rows: int,
+        layer: nn.Linear,
+        precision: Precision,
+        part: str,
+        tensor: str,
     ) -> None:
         super().__init__()
-        assert scheme.block_size
-        self.block_size, weight, columns = scheme.block_size, f"{path}.weight", layer.in_features
-        blocks = (rows, columns // self.block_size)
-        self.register_buffer("codes", tags.codes(SlotId(weight, "codes", part), (rows, columns)))
-        self.register_buffer("scales", tags.floats(SlotId(weight, "scales", part), blocks, torch.bfloat16))
-        self.register_buffer("zeros", torch.zeros(blocks))
+        self.precision, columns = precision, layer.in_features
+        codes, scales = (SlotId(tensor, kind, part) for kind in ("codes", "scales"))
+        if precision.bits == 4:
+            blocks = (rows, precision.blocks(columns))
+            self.register_buffer("codes", tags.codes(codes, (rows, columns)))
+            self.register_buffer("scales", tags.floats(scales, blocks, torch.bfloat16))
+            self.register_buffer("zeros", torch.zeros(blocks))
+        else:
+            self.register_buffer("codes", tags.wide_codes(codes, (rows, columns)))
+            self.register_buffer("scales", tags.floats(scales, (rows,)))
+            self.register_buffer("zeros", torch.zeros(rows, dtype=torch.int64))
         self.register_buffer("bias", tagged_bias(tags, path, rows, layer, part))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,9 +111,14 @@ class DynamicLinear(nn.Module):
         return y
 
     def multiply(self, x: Tensor) -> Tensor:
-        weight = _decomposed.dequantize_per_channel_group.default(
-            self.codes, self.scales, self.zeros, -8, 7, torch.int8, self.block_size, torch.float32
-        )
+        if self.precision.bits == 4:
+            weight = _decomposed.dequantize_per_channel_group.default(
+                self.codes, self.scales, self.zeros, -8, 7, torch.int8, self.precision.block_size, torch.float32
+            )
+        else:
+            weight = _decomposed.dequantize_per_channel.default(
+                self.codes, self.scales, self.zeros, 0, -127, 127, torch.int8
+            )
         return functional.linear(x, weight, self.bias)
 
 
@@ -126,9 +147,10 @@ def make_linear(
     tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, scheme: Scheme, part: str = ""
 ) -> DynamicLinear | FloatLinear:
     """The linear layer of this scheme, for `rows` of a layer's rows: all of them, or a part's."""
-    if scheme.bits is None:
+    precision = scheme.precision(f"{path}.weight")
+    if precision is None:
         return FloatLinear(tags, path, rows, layer, part)
-    return DynamicLinear(tags, path, rows, layer, scheme, part)
+    return DynamicLinear(tags, path, rows, layer, precision, part, f"{path}.weight")
 
 
 def tagged_bias(tags: PlaceholderTags, path: str, rows: int, layer: nn.Linear, part: str) -> Tensor | None:
@@ -249,16 +271,16 @@ class QuantisedEmbedding(nn.Module):
 
     def __init__(self, tags: PlaceholderTags, path: str, layer: nn.Embedding, scheme: Scheme) -> None:
         super().__init__()
-        rows, columns, bits, name = layer.num_embeddings, layer.embedding_dim, scheme.embedding_bits, f"{path}.weight"
-        self.bits = bits
-        if bits is None:
+        rows, columns, name = layer.num_embeddings, layer.embedding_dim, f"{path}.weight"
+        precision = scheme.precision(name)
+        self.bits = bits = precision.bits if precision else None
+        if precision is None:
             self.register_buffer("weight", tags.floats(SlotId(name), (rows, columns)), persistent=False)
             return
-        assert scheme.block_size
         kind = torch.uint8 if bits == 4 else torch.int8
-        codes = tags.packed(SlotId(name, "codes"), (rows, columns * bits // 8), kind)
+        codes = tags.packed(SlotId(name, "codes"), (rows, columns * precision.bits // 8), kind)
         self.register_buffer("codes", codes, persistent=False)
-        scales = tags.floats(SlotId(name, "scales"), (rows, columns // scheme.block_size))
+        scales = tags.floats(SlotId(name, "scales"), (rows, precision.blocks(columns)))
         self.register_buffer("scales", scales, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """What lies between two attentions, lowered to XNNPACK: one piece of each kind, copied under other tensors' names.
 
 Everything between two attentions is one delegate: the second half of a layer and the first half of the next. All such
-pieces are alike, so one is lowered and copied; lowering the whole graph costs a time that grows with the square of the
-layers.
+pieces whose tensors have the same precisions are alike, so one is lowered and copied; lowering the whole graph costs a
+time that grows with the square of the layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from export.models.layers import Replace, leaves, replace_layers
 from export.models.shape import Config, Layer, Model, on_meta
-from export.scheme import Scheme
+from export.scheme import Precision, Scheme
 from export.to_executorch.internals import PlaceholderTags, copy_lowered, lower
 from export.to_executorch.layers import export_layers
 
@@ -78,19 +78,29 @@ class Pieces:
     config: Config
     scheme: Scheme
 
-    def before_attention(self, tags: PlaceholderTags, path: str) -> Layer:
-        """A layer that can only do its first half."""
+    def before_attention(self, tags: PlaceholderTags, path: str, number: int) -> Layer:
+        """Layer `number`, which can only do its first half."""
         hidden = self.hidden()
-        return self.half(tags, path, lambda layer: layer.before_attention(hidden, None))
+        return self.half(tags, path, number, lambda layer: layer.before_attention(hidden, None))
 
-    def after_attention(self, tags: PlaceholderTags, path: str) -> Layer:
-        """A layer that can only do its second half."""
+    def after_attention(self, tags: PlaceholderTags, path: str, number: int) -> Layer:
+        """Layer `number`, which can only do its second half."""
         hidden = self.hidden()
-        return self.half(tags, path, lambda layer: layer.after_attention(hidden, hidden))
+        return self.half(tags, path, number, lambda layer: layer.after_attention(hidden, hidden))
 
-    def half(self, tags: PlaceholderTags, path: str, run: Callable[[Layer], object]) -> Layer:
+    def half(self, tags: PlaceholderTags, path: str, number: int, run: Callable[[Layer], object]) -> Layer:
         layer = next(iter(on_meta(self.config).decoder_layers()))
-        return only_what_runs(layer, run, export_layers(tags, self.config, self.scheme), path)
+        scheme = replace(self.scheme, overrides=self.overrides(number, path))
+        return only_what_runs(layer, run, export_layers(tags, self.config, scheme), path)
+
+    def overrides(self, number: int, path: str) -> dict[str, Precision]:
+        """The precisions that layer `number`'s tensors have of their own, by the names that they have under `path`."""
+        own = f"model.layers.{number}."
+        return {
+            f"{path}.{name.removeprefix(own)}": precision
+            for name, precision in self.scheme.overrides.items()
+            if name.startswith(own)
+        }
 
     def head(self, tags: PlaceholderTags) -> Model:
         """A model that can only make logits."""
@@ -118,21 +128,23 @@ class Pieces:
             return [hidden.new_empty(1, hidden.shape[1], heads, config.head_dim) for heads in counts]
 
         tags = PlaceholderTags()
-        first = self.lower(First(self.before_attention(tags, "model.layers.0")), "hrr")
+        first = self.lower(First(self.before_attention(tags, "model.layers.0", 0)), "hrr")
         pieces = [copy_lowered(first, tags, {}, lambda hidden, *_: heads(hidden))]
-        if count > 1:
-            tags = PlaceholderTags()
-            between = Between(self.after_attention(tags, "before"), self.before_attention(tags, "after"))
-            lowered = self.lower(between, "hhrr")
-            for n in range(1, count):
-                rename = {"before.": f"model.layers.{n - 1}.", "after.": f"model.layers.{n}."}
+        kinds: dict[str, tuple[Any, PlaceholderTags]] = {}  # by the precisions of their tensors
+        for n in range(1, count):
+            kind = repr((self.overrides(n - 1, "before"), self.overrides(n, "after")))
+            if kind not in kinds:
+                tags = PlaceholderTags()
+                between = Between(self.after_attention(tags, "before", n - 1), self.before_attention(tags, "after", n))
+                kinds[kind] = self.lower(between, "hhrr"), tags
+            rename = {"before.": f"model.layers.{n - 1}.", "after.": f"model.layers.{n}."}
 
-                def shapes(hidden: Tensor, *_: Tensor) -> list[Tensor]:
-                    return [torch.empty_like(hidden), *heads(hidden)]
+            def shapes(hidden: Tensor, *_: Tensor) -> list[Tensor]:
+                return [torch.empty_like(hidden), *heads(hidden)]
 
-                pieces.append(copy_lowered(lowered, tags, rename, shapes))
+            pieces.append(copy_lowered(*kinds[kind], rename, shapes))
         tags = PlaceholderTags()
-        finish = self.after_attention(tags, f"model.layers.{count - 1}")
+        finish = self.after_attention(tags, f"model.layers.{count - 1}", count - 1)
         last = self.lower(Last(finish, self.head(tags)), "hh", one_token=True)
         pieces.append(copy_lowered(last, tags, {}, lambda hidden, _: [hidden.new_empty(1, 1, config.vocab_size)]))
         return pieces

@@ -122,10 +122,11 @@ def slot_for(block: PlaceholderBytes, offset: int, scheme: Scheme) -> Slot:
     """How a slot's bytes are to be read. Its shape is kept flat: only the length matters in a program file."""
     id, embedding, bits = block.slot, block.slot.tensor == EMBEDDING, None
     dtype = "float32"
-    if id.kind == "scales" and not embedding:
+    precision = scheme.precision(id.tensor)
+    if id.kind == "scales" and precision and precision.bits == 4 and not embedding:
         dtype = "bfloat16"
-    if id.kind == "codes":
-        bits = scheme.embedding_bits if embedding else scheme.bits
+    if id.kind == "codes" and precision:
+        bits = precision.bits
         dtype = "int8" if bits == 8 else "uint8"
     shape = (block.length // DTYPES[dtype].itemsize,)
     return Slot(id, dtype, shape, offset, PROGRAM_FILE, bits=bits, even_high=embedding)

@@ -33,11 +33,12 @@ def embedding(graph: Graph, node: fx.Node) -> None:
     """Rows of the quantised table, widened by plain operators: the low half of a byte is the even column's."""
     table, ids = node.args
     assert isinstance(table, fx.Node)
-    name, scheme, path = graph.parameters[table], graph.scheme, label(node)
-    if scheme.embedding_bits is None:
+    name, path = graph.parameters[table], label(node)
+    precision = graph.scheme.precision(name)
+    if precision is None:
         graph.values[node] = graph.add(path + "/Gather", "Gather", [graph.weight(SlotId(name)), graph.values[ids]])[0]
         return
-    assert scheme.block_size and scheme.embedding_bits in (4, 8)
+    assert precision.block_size and precision.bits in (4, 8)
 
     def op(kind: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return graph.add(f"{path}/{name}", kind, list(inputs), attributes)[0]
@@ -46,14 +47,14 @@ def embedding(graph: Graph, node: fx.Node) -> None:
     codes = op("Gather", "codes", graph.weight(SlotId(name, "codes")), graph.values[ids])
     scales = op("Gather", "scales", graph.weight(SlotId(name, "scales")), graph.values[ids])
     last = graph.constant("/constants/axis_last", [-1])
-    if scheme.embedding_bits == 4:
+    if precision.bits == 4:
         low = op("BitwiseAnd", "low", codes, graph.constant("/constants/low_half", 15, ir.DataType.UINT8))
         high = op("BitShift", "high", codes, graph.constant("/constants/four", 4, ir.DataType.UINT8), direction="RIGHT")
         pair = [op("Unsqueeze", f"{part}/column", value, last) for part, value in (("low", low), ("high", high))]
         codes = op("Concat", "columns", *pair, axis=-1)
-    blocks = graph.config.hidden_size // scheme.block_size
-    codes = op("Reshape", "blocks", codes, graph.constant("/constants/blocks", [0, 0, blocks, scheme.block_size]))
-    middle = graph.constant("/constants/middle", float(1 << (scheme.embedding_bits - 1)), to)
+    blocks = precision.blocks(graph.config.hidden_size)
+    codes = op("Reshape", "blocks", codes, graph.constant("/constants/blocks", [0, 0, blocks, precision.block_size]))
+    middle = graph.constant("/constants/middle", float(1 << (precision.bits - 1)), to)
     centred = op("Sub", "centred", op("Cast", "wide", codes, to=to.value), middle)
     rows = op("Mul", "rows", centred, op("Unsqueeze", "scales/column", scales, last))
     graph.values[node] = op(

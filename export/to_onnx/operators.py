@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from export.models.shape import EMBEDDING
+from export.scheme import Precision
 from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label, parent
 from export.to_onnx.phi3small import block_sparse_attention, gegelu, never_chosen
 from export.to_onnx.slots import shared_zero_points
@@ -22,15 +23,16 @@ aten = torch.ops.aten
 def embedding(graph: Graph, node: fx.Node) -> None:
     table, ids = node.args
     assert isinstance(table, fx.Node)
-    name, scheme = graph.parameters[table], graph.scheme
-    if scheme.embedding_bits is None:
+    name = graph.parameters[table]
+    precision = graph.scheme.precision(name)
+    if precision is None:
         result = graph.add(label(node) + "/Gather", "Gather", [graph.weight(SlotId(name)), graph.values[ids]])
     else:
         result = graph.add(
             label(node) + "/GatherBlockQuantized",
             "GatherBlockQuantized",
             [graph.weight(SlotId(name, "codes")), graph.values[ids], graph.weight(SlotId(name, "scales"))],
-            {"bits": scheme.embedding_bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1},
+            {"bits": precision.bits, "block_size": precision.block_size, "gather_axis": 0, "quantize_axis": 1},
             domain=MICROSOFT,
         )
     graph.values[node] = result[0]
@@ -39,11 +41,11 @@ def embedding(graph: Graph, node: fx.Node) -> None:
 def linear(graph: Graph, node: fx.Node) -> None:
     x, weight, *biases = node.args
     assert isinstance(weight, fx.Node)
-    name, scheme = graph.parameters[weight], graph.scheme
+    name = graph.parameters[weight]
     bias = graph.weight(SlotId(graph.parameters[biases[0]])) if biases and isinstance(biases[0], fx.Node) else None
     tied = name == EMBEDDING  # a tied lm_head reads the embedding's bytes, in MatMulNBits's shape
-    bits = scheme.embedding_bits if tied else scheme.bits
-    if bits is None:
+    precision = graph.scheme.precision(name)
+    if precision is None:
         result = graph.add(
             label(node) + "/FusedMatMul",
             "FusedMatMul",
@@ -54,12 +56,12 @@ def linear(graph: Graph, node: fx.Node) -> None:
         if bias is not None:
             result = graph.add(label(node) + "/Add", "Add", [result[0], bias])
     else:
-        assert scheme.block_size
+        assert precision.block_size
         rows, columns = weight.meta["val"].shape
-        shape = (rows, columns // scheme.block_size, scheme.block_size * bits // 8)
+        shape = (rows, precision.blocks(columns), precision.block_size * precision.bits // 8)
         packed = graph.weight(SlotId(name, "codes"), name="lm_head.weight_q" if tied else None, shape=shape)
         inputs = [graph.values[x], packed, graph.weight(SlotId(name, "scales"))]
-        zeros = zero_points(graph, rows, shape[1], bits)
+        zeros = zero_points(graph, name, rows, columns, precision)
         if bias is not None:
             zeros = [*(zeros or [None]), None, bias]
         result = graph.add(
@@ -69,8 +71,8 @@ def linear(graph: Graph, node: fx.Node) -> None:
             {
                 "K": columns,
                 "N": rows,
-                "bits": bits,
-                "block_size": scheme.block_size,
+                "bits": precision.bits,
+                "block_size": precision.block_size,
                 "accuracy_level": graph.accuracy_level,
             },
             domain=MICROSOFT,
@@ -78,10 +80,14 @@ def linear(graph: Graph, node: fx.Node) -> None:
     graph.values[node] = result[0]
 
 
-def zero_points(graph: Graph, rows: int, blocks: int, bits: int) -> list[ir.Value | None]:
-    """The middle code for every block: all the same bytes, so that every matrix reads them in one slot."""
+def zero_points(graph: Graph, name: str, rows: int, columns: int, precision: Precision) -> list[ir.Value | None]:
+    """A matrix's own zero points; or the middle code for every block, which is the default, so that it is written only
+    where the provider does not know it. These are all the same bytes: every matrix reads them in one slot."""
+    if not precision.symmetric:
+        return [graph.weight(SlotId(name, "zero_points"))]
     if not graph.style.zero_points:
         return []
+    blocks, bits = precision.blocks(columns), precision.bits
     row_bytes = -(-blocks * bits // 8)
     name = f"zero_points_{rows}_{blocks}_{bits}"
     return [graph.weight(shared_zero_points(bits), name=name, shape=(rows, row_bytes))]

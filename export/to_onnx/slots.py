@@ -33,18 +33,20 @@ def slots_for(
     bits_of: dict[SlotId, int] = {}
     zeros: dict[int, int] = {}  # bits -> the bytes of the largest matrix's zero points
     for name, shape in config.tensor_shapes().items():
-        bits = scheme.embedding_bits if name == EMBEDDING else scheme.bits
-        if len(shape) == 1 or bits is None:
+        precision = scheme.precision(name) if len(shape) == 2 else None
+        if precision is None:
             tensors.append((SlotId(name), style.activations, shape))
             continue
-        assert scheme.block_size
-        rows, blocks, block_bytes = shape[0], shape[1] // scheme.block_size, scheme.block_size * bits // 8
-        packed = (rows, blocks * block_bytes) if name == EMBEDDING else (rows, blocks, block_bytes)
+        rows, columns = shape
+        bits, blocks, row_bytes = precision.bits, precision.blocks(columns), columns * precision.bits // 8
+        packed = (rows, row_bytes) if name == EMBEDDING else (rows, blocks, row_bytes // blocks)
         codes = SlotId(name, "codes")
         bits_of[codes] = bits
         tensors.append((codes, "uint8", packed))
         tensors.append((SlotId(name, "scales"), style.activations, (rows, blocks)))
-        if style.zero_points and (name != EMBEDDING or config.tie_word_embeddings):
+        if not precision.symmetric:
+            tensors.append((SlotId(name, "zero_points"), "uint8", (rows, precision.zero_point_bytes(columns))))
+        elif style.zero_points and (name != EMBEDDING or config.tie_word_embeddings):
             zeros[bits] = max(zeros.get(bits, 0), rows * -(-blocks * bits // 8))
     table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
     tensors += [(COS, style.activations, table), (SIN, style.activations, table)]

@@ -24,6 +24,10 @@ from export.weights.loss import LossMeter
 from export.weights.slots import SlotId
 from export.weights.weight_file import WeightFile
 
+# The values of a long calibration text take a hundred megabytes a stage: then only the last ones are kept.
+SMALL_BYTES = 8 << 20
+KEPT_STAGES = 2
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -81,10 +85,13 @@ class Journal:
                 stage = Stage(**json.loads(line))
             except (ValueError, TypeError):  # a line cut off by the interruption
                 break
-            if stage.number != len(self.stages) or not self._holds(stage, sink, ids):
+            if stage.number != len(self.stages) or not self._slots_match(stage, sink, ids):
                 break
-            sink.restore({ids[name]: digest for name, digest in stage.slots.items()})
             self.stages.append(stage)
+        while self.stages and not self._values_match(self.stages[-1]):
+            self.stages.pop()
+        for stage in self.stages:
+            sink.restore({ids[name]: digest for name, digest in stage.slots.items()})
         self._rewrite()
         return len(self.stages)
 
@@ -103,12 +110,15 @@ class Journal:
         self.stages.append(stage)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(stage)) + "\n")
+        if number >= KEPT_STAGES and values.nbytes > SMALL_BYTES:
+            self._values(number - KEPT_STAGES).unlink(missing_ok=True)
 
-    def _holds(self, stage: Stage, sink: WeightFile, ids: Mapping[str, SlotId]) -> bool:
-        values = self._values(stage.number)
-        if not values.is_file() or sha256_file(values) != stage.values:
-            return False
+    def _slots_match(self, stage: Stage, sink: WeightFile, ids: Mapping[str, SlotId]) -> bool:
         return all(name in ids and sink.stored_sha256(ids[name]) == digest for name, digest in stage.slots.items())
+
+    def _values_match(self, stage: Stage) -> bool:
+        values = self._values(stage.number)
+        return values.is_file() and sha256_file(values) == stage.values
 
     def _values(self, number: int) -> Path:
         return self.folder / f"stage-{number}.values"

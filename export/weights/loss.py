@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,21 +10,6 @@ from torch import Tensor
 
 from export.artifact import Loss
 from export.weights.quantize import QuantisedRows
-
-# One fixed text for every export, so that figures of different schemes can be held side by side.
-TEXT = (
-    "The lamp in the kitchen is now on. Please set the heater in the bedroom to twenty degrees. How many centimetres "
-    "are 3 metres? 3 metres are 300 centimetres. What is 17 plus 26? 17 plus 26 is 43. On a small device every byte "
-    "of memory counts, and so does every token per second."
-)
-
-
-def text_ids(tokenizer: str) -> list[int]:
-    """The fixed text in the tokens of this tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    ids: list[int] = Tokenizer.from_str(tokenizer).encode(TEXT, add_special_tokens=False).ids
-    return ids
 
 
 @dataclass(frozen=True)
@@ -62,32 +47,78 @@ class LossMeter:
         self.squared_error += chunk.squared_error
         self.squared_weight += chunk.squared_weight
 
-    def result(self, ids: list[int], logits: Tensor) -> Loss:
-        """logits [2, tokens, vocab]: the float model's, then the quantised model's."""
-        exact, quantised = (torch.log_softmax(part.double(), dim=-1) for part in logits)
-        kl = (exact.exp() * (exact - quantised)).sum(dim=-1)
-        agreement = (exact.argmax(dim=-1) == quantised.argmax(dim=-1)).double()
+    def result(self, figures: Tensor) -> Loss:
+        """`figures`: what logit_figures gave."""
+        differences, kl, same, exact_nll, nll = figures
         return Loss(
-            text_sha256=hashlib.sha256(TEXT.encode()).hexdigest(),
-            text_tokens=len(ids),
+            text_tokens=figures.shape[1],
             worst_group_error=self.worst,
             worst_group_tensor=self.worst_tensor,
             mean_squared_error=self.squared_error / self.squared_weight,
-            max_logit_difference=float((logits[0] - logits[1]).abs().max()),
+            max_logit_difference=float(differences.max()),
             mean_kl=float(kl.mean()),
-            top1_agreement=float(agreement.mean()),
+            kl_interval=list(interval(kl)),
+            top1_agreement=float(same.mean()),
+            float_perplexity=math.exp(float(exact_nll.mean())),
+            perplexity=math.exp(float(nll.mean())),
         )
 
 
-def no_loss(ids: list[int]) -> Loss:
-    """The figures of a float scheme: nothing is lost."""
+# Logits that are compared at a time, so that a large vocabulary takes no more memory than a small one.
+COMPARED_TOKENS = 32
+
+
+def logit_figures(exact: Tensor, rounded: Tensor, *, next_ids: Tensor) -> Tensor:
+    """Logits of the float model and of the quantised one, float32 [sequences, tokens, vocab]; next_ids [sequences,
+    tokens] -> float32 [5, sequences * (tokens - 1)]: the largest difference of a logit, KL in nats, whether both prefer
+    the same token, and both models' negative log-likelihood of the token that follows."""
+    tokens = exact.shape[1]
+    parts: list[Tensor] = []
+    for sequence in range(len(exact)):
+        for start in range(0, tokens - 1, COMPARED_TOKENS):
+            place = slice(start, min(start + COMPARED_TOKENS, tokens - 1))
+            ours, theirs = rounded[sequence, place].double(), exact[sequence, place].double()
+            log_exact, log_rounded = torch.log_softmax(theirs, dim=-1), torch.log_softmax(ours, dim=-1)
+            target = next_ids[sequence, place.start + 1 : place.stop + 1, None]
+            parts.append(
+                torch.stack(
+                    (
+                        (ours - theirs).abs().amax(dim=-1),
+                        (log_exact.exp() * (log_exact - log_rounded)).sum(dim=-1),
+                        (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).double(),
+                        -log_exact.gather(-1, target)[:, 0],
+                        -log_rounded.gather(-1, target)[:, 0],
+                    )
+                )
+            )
+    return torch.cat(parts, dim=1).float()
+
+
+RESAMPLED_TOKENS = 32  # neighbours in a text are alike, so that the interval is made from blocks of them
+
+
+def interval(values: Tensor) -> tuple[float, float]:
+    """The 95 % interval of a mean over the tokens of a text, from the spread of the means of its blocks."""
+    count = len(values) // RESAMPLED_TOKENS
+    if count < 2:
+        return float(values.min()), float(values.max())
+    means = values[: count * RESAMPLED_TOKENS].double().view(count, -1).mean(dim=1)
+    half = 1.96 * float(means.std()) / math.sqrt(count)
+    mean = float(values.double().mean())
+    return mean - half, mean + half
+
+
+def no_loss() -> Loss:
+    """The figures of a float scheme: nothing is lost, and nothing is measured."""
     return Loss(
-        text_sha256=hashlib.sha256(TEXT.encode()).hexdigest(),
-        text_tokens=len(ids),
+        text_tokens=0,
         worst_group_error=0.0,
         worst_group_tensor="",
         mean_squared_error=0.0,
         max_logit_difference=0.0,
         mean_kl=0.0,
+        kl_interval=[0.0, 0.0],
         top1_agreement=1.0,
+        float_perplexity=None,
+        perplexity=None,
     )

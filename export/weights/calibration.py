@@ -1,0 +1,168 @@
+"""Text into blocks of token ids: what calibration looks at, and what the loss figures are measured on.
+
+Dialogues go through the checkpoint's own chat template (see export.texts.documents).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from export.checkpoint.open import Checkpoint
+from export.errors import OptionError
+from export.scheme import Method
+from export.texts import CALIBRATION, HELD_OUT
+from export.texts.documents import Document, Turn, read_documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BLOCK_TOKENS = 512
+# Documents are shuffled, so that a few blocks are of many kinds; in the same way each time, so that exports are
+# repeatable.
+SHUFFLE_SEED = 0
+
+
+# Sequences of BLOCK_TOKENS that each method looks at. docs/quality.md says what fewer and more of them give.
+CALIBRATION_BLOCKS: Mapping[Method, int] = {"data-free": 0, "weighted": 8, "gptq": 16}
+# A pass without calibration is bound by reading the weights: so few tokens cost it nothing.
+MEASURED_TOKENS = 128
+
+
+def pass_tokens(method: Method) -> int:
+    """How many tokens go through each layer in the pass of a method."""
+    count = CALIBRATION_BLOCKS[method]
+    return (2 + count) * BLOCK_TOKENS if count else 2 * MEASURED_TOKENS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The text of one pass over the model: `ids` int64 [sequences, tokens], of which the first `measured` give the loss
+    figures and the others calibrate.
+
+    Values go through the pass as [measured + sequences, tokens, ...]: the measured sequences with float weights, then
+    all sequences with dequantised ones.
+    """
+
+    ids: Tensor
+    measured: int
+
+    def first_values(self) -> Tensor:
+        """What the first stage takes."""
+        return torch.cat((self.ids[: self.measured], self.ids))
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Values with float weights, values with dequantised ones."""
+        return values[: self.measured], values[self.measured :]
+
+    def calibration(self, values: Tensor) -> Tensor:
+        """The values of the sequences that calibrate; there may be none."""
+        return values[2 * self.measured :]
+
+    def compared(self, values: Tensor) -> Tensor:
+        """The values that the loss is measured on: both halves, without the calibration."""
+        return values[: 2 * self.measured]
+
+
+def make_batch(checkpoint: Checkpoint, method: Method, calibration: str | None) -> Batch:
+    """The text for a method. `calibration` is the user's own file; None takes the one that ships with us.
+
+    Raises OptionError.
+    """
+    longest = min(checkpoint.config.rope.original_context_tokens, checkpoint.config.max_position_embeddings)
+    count = CALIBRATION_BLOCKS[method]
+    tokens = min(BLOCK_TOKENS if count else MEASURED_TOKENS, longest)
+    blocks = text_blocks(checkpoint, HELD_OUT, 1, tokens)
+    if count:
+        blocks += text_blocks(checkpoint, Path(calibration) if calibration else CALIBRATION, count, tokens)
+    return Batch(torch.tensor(blocks), measured=1)
+
+
+def text_blocks(checkpoint: Checkpoint, file: Path, count: int, tokens: int) -> list[list[int]]:
+    """The first `count` blocks of `tokens` ids each of a file's documents, in shuffled order; fewer where it ends.
+
+    Raises OptionError where the file cannot be read as text, or is shorter than one block.
+    """
+    documents = read_documents(file)
+    random.Random(SHUFFLE_SEED).shuffle(documents)
+    blocks: list[list[int]] = []
+    waiting: list[int] = []
+    for ids in Encoder(checkpoint).encode(documents):
+        waiting += ids
+        while len(waiting) >= tokens and len(blocks) < count:
+            blocks.append(waiting[:tokens])
+            waiting = waiting[tokens:]
+        if len(blocks) == count:
+            break
+    if not blocks:
+        raise OptionError(
+            f"{file}: has {len(waiting)} tokens; at least {tokens} are needed, better {8 * tokens}: give a longer text"
+        )
+    return blocks
+
+
+def read_settings(folder: Path) -> str:
+    """The text of tokenizer_config.json, which a checkpoint may lack."""
+    file = folder / "tokenizer_config.json"
+    return file.read_text(encoding="utf-8") if file.is_file() else "{}"
+
+
+def token_text(value: object) -> str | None:
+    """A token of tokenizer_config.json, which may be its text or an object with it."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+class Encoder:
+    """A checkpoint's tokenizer and chat template: documents into ids."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from tokenizers import Tokenizer
+
+        self.checkpoint = checkpoint
+        self.tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
+
+    def encode(self, documents: Iterable[Document]) -> Iterator[list[int]]:
+        """Each document's ids. A dialogue is left out where the checkpoint has no chat template, or it refuses it."""
+        for document in documents:
+            if document.text is not None:
+                yield self.tokenizer.encode(document.text).ids
+            elif document.turns and (text := self.rendered(document.turns)) is not None:
+                yield self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def rendered(self, turns: Sequence[Turn]) -> str | None:
+        """A dialogue as the chat template writes it."""
+        from jinja2 import TemplateError
+
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            text = self.chat.apply_chat_template(messages, tokenize=False) if self.chat.chat_template else None
+        except TemplateError:  # a template without a system role, say
+            return None
+        return text if isinstance(text, str) else None
+
+    @functools.cached_property
+    def chat(self) -> PreTrainedTokenizerFast:
+        """The same tokenizer by transformers, which renders templates. Its import takes a second."""
+        from transformers import PreTrainedTokenizerFast
+
+        folder, made = self.checkpoint.folder, self.checkpoint.made_files
+        settings = json.loads(made.get("tokenizer_config.json") or read_settings(folder))
+        file = folder / "chat_template.jinja"
+        template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+        if isinstance(template, list):  # several by name, as {"name": ..., "template": ...}
+            template = next((each["template"] for each in template if each.get("name") == "default"), None)
+        special = {key: token_text(settings.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=self.tokenizer,
+            chat_template=template,
+            **{key: text for key, text in special.items() if text is not None},
+        )

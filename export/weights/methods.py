@@ -1,0 +1,85 @@
+"""Methods: how a matrix's codes are found, once the input that it is multiplied with is known.
+
+`data-free` looks at the weights alone. `weighted` counts each column's error by the mean square of its input. `gptq`
+also corrects each column's error in the columns after it. The tables of embedding and tied head are always data-free:
+they are one table, read in two ways.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from export.scheme import Method, Precision
+from export.weights.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
+from export.weights.quantize import Levels, QuantisedRows, importance_of, quantise_rows
+from export.weights.scratch import Scratch
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """Quantises rows of one matrix, a chunk at a time, in any thread."""
+
+    precision: Precision
+    levels: Levels
+    scale_dtype: torch.dtype
+    scratch: Scratch
+    importance: Tensor | None = None
+    feedback: Feedback | None = None
+
+    def rows(self, weight: Tensor) -> QuantisedRows:
+        """float32 [rows, columns] -> codes, scales and what they cost. Raises CheckpointError."""
+        block_size = self.precision.block_size or weight.shape[1]
+        if self.feedback is not None:
+            return quantise_rows_with_feedback(
+                weight,
+                self.feedback,
+                bits=self.precision.bits,
+                block_size=block_size,
+                scale_dtype=self.scale_dtype,
+                scratch=self.scratch,
+                levels=self.levels,
+            )
+        return quantise_rows(
+            weight,
+            bits=self.precision.bits,
+            block_size=block_size,
+            scale_dtype=self.scale_dtype,
+            scratch=self.scratch,
+            levels=self.levels,
+            importance=self.importance,
+        )
+
+
+def levels_of(precision: Precision) -> Levels:
+    """What the kernels of a precision allow."""
+    return Levels.POSITIVE if precision.symmetric else Levels.ASYMMETRIC
+
+
+def make_quantiser(
+    method: Method,
+    precision: Precision,
+    inputs: Tensor | None,
+    *,
+    scale_dtype: torch.dtype,
+    scratch: Scratch,
+    pool: Executor,
+) -> Quantiser:
+    """`inputs` float32 [sequences, tokens, columns] of the calibration text; None or empty makes it data-free.
+
+    8 bits lose so little that error feedback is not worth its time: `gptq` takes the weighted search for them.
+    """
+    levels = levels_of(precision)
+    plain = Quantiser(precision, levels, scale_dtype, scratch)
+    if method == "data-free" or inputs is None or inputs.numel() == 0:
+        return plain
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    if method == "gptq" and precision.bits == 4:
+        moments = Moments(flat.shape[1])
+        moments.add(flat, pool.map)
+        feedback = feedback_of(moments)
+        return Quantiser(precision, levels, scale_dtype, scratch, feedback.importance, feedback)
+    return Quantiser(precision, levels, scale_dtype, scratch, importance_of(flat.square().mean(dim=0)))
