@@ -94,7 +94,7 @@ def make_score(
             scored = stack.enter_context(open_there(artifact, device, lab, threads, lambda what: step(0, what)))
         reference = None
         if against is not None and inputs.blocks:
-            reference = stack.enter_context(_open_reference(artifact, against, threads))
+            reference = stack.enter_context(_open_reference(artifact, against, threads, step))
         found = _read(scored, inputs.blocks, reference, step)
         right = _ask(scored.runtime, inputs.questions, len(inputs.blocks), step)
     return files.Score(
@@ -115,12 +115,16 @@ def make_score(
 
 
 @contextlib.contextmanager
-def _open_reference(artifact: Artifact, against: str, threads: int | None) -> Iterator[Reference]:
+def _open_reference(artifact: Artifact, against: str, threads: int | None, step: Step) -> Iterator[Reference]:
     from export.verify.score.reference import check_tokens, float_reference
 
     if not (Path(against) / MANIFEST).is_file():
         model = float_reference(artifact, against)
-        yield Reference(model.name, None, model.rows)
+
+        def layer_done(done: int, total: int) -> None:
+            step(0, f"reading the reference: layer {done} of {total}")
+
+        yield Reference(model.name, None, lambda blocks: model.rows(blocks, layer_done))
         return
     other = open_artifact(Path(against))
     tokenizer = other.path("tokenizer.json").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from export.artifact import Artifact
 from export.checkpoint.open import open_checkpoint
 from export.errors import OptionError
-from export.verify.reference import open_reference
 from export.verify.score.blocks import Block
 from export.verify.score.losses import Rows
+from export.verify.score.streamed import LayerDone, StreamedReference
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FloatReference:
     """A checkpoint's model in float32. `rows` gives the logits of one block after the other."""
 
     name: str
-    rows: Callable[[Sequence[Block]], Iterator[Rows]]
+    rows: Callable[[Sequence[Block], LayerDone], Iterator[Rows]]
 
 
 def float_reference(artifact: Artifact, where: str) -> FloatReference:
@@ -27,13 +27,8 @@ def float_reference(artifact: Artifact, where: str) -> FloatReference:
     than the artifact's."""
     checkpoint = open_checkpoint(where)
     check_tokens(artifact, checkpoint.name, checkpoint.tokenizer, checkpoint.config.vocab_size)
-    model = open_reference(checkpoint, {name: tensor.read() for name, tensor in checkpoint.tensors.items()})
-
-    def rows(blocks: Sequence[Block]) -> Iterator[Rows]:
-        for block in blocks:
-            yield model.logits(block.ids[:-1], range(block.first, len(block.ids)))
-
-    return FloatReference(f"{checkpoint.name} in float32 ({model.name})", rows)
+    model = StreamedReference(checkpoint)
+    return FloatReference(f"{checkpoint.name} in float32 ({model.name})", model.rows)
 
 
 def check_tokens(artifact: Artifact, name: str, tokenizer: str, vocab_size: int) -> None:
