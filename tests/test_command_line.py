@@ -154,7 +154,7 @@ def test_a_failed_step_ends_with_exit_code_1(tmp_path: Path, monkeypatch: pytest
     ("words", "incomplete", "offered"),
     [
         ("phi-edge export tiny out --target", "", "cpu raspberry-pi android windows-directml"),
-        ("phi-edge export tiny out --scheme", "int4-b32", "int4-b32 int4-b32-e8"),
+        ("phi-edge export tiny out --scheme", "int4-b32", "int4-b32 int4-b32-e8 int4-b32-e8-weighted int4-b32-e8-gptq"),
         ("phi-edge export tiny out --activations", "", "float32 float16"),
         ("phi-edge bundle artifact out --for", "", "android windows raspberry-pi"),
         ("phi-edge bench artifact --device", "p", "pi5 phone"),

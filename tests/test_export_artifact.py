@@ -46,7 +46,7 @@ def edit_manifest(folder: Path, old: str, new: str) -> None:
 def test_check_accepts_a_whole_artifact(tiny_onnx: Path) -> None:
     result = CliRunner().invoke(main, ["check", str(tiny_onnx)])
     assert result.exit_code == 0, result.output
-    assert "int4-b64" in result.output
+    assert "uint4-b64-e8-weighted" in result.output
 
 
 def test_changed_byte(copy: Path) -> None:
@@ -97,8 +97,8 @@ def test_manifest_is_read_strictly(copy: Path, old: str, new: str, part: str) ->
 
 def test_manifest_says_what_was_applied(tiny_onnx: Path, tiny_executorch: Path) -> None:
     onnx, executorch = (open_artifact(folder).manifest for folder in (tiny_onnx, tiny_executorch))
-    assert onnx.scheme.name == "int4-b64" and onnx.engine["accuracy_level"] == 4
-    assert executorch.scheme.name == "int4-b32" and executorch.engine["backend"] == "xnnpack"
+    assert onnx.scheme.name == "uint4-b64-e8-weighted" and onnx.engine["accuracy_level"] == 4
+    assert executorch.scheme.name == "int4-b32-e8-weighted" and executorch.engine["backend"] == "xnnpack"
     for manifest in (onnx, executorch):
         assert list(manifest.tokens.stop) == [755, 758, 756]
         assert manifest.window_tokens == 2047

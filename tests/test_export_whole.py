@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from export.artifact import Artifact, describe_files, open_artifact, seal
+from export.artifact import Artifact, describe_files, seal
 from export.job import resolve
 from export.models.layers import SplitLinear, leaves
 from export.models.shape import EMBEDDING, Config, on_meta
+from export.pipeline import export_model
 from export.request import ExportRequest
 from export.to_executorch.internals import PlaceholderTags, quiet
 from export.to_executorch.layers import part_rows
@@ -152,7 +153,9 @@ def whole_program(artifact: Artifact) -> bytes:
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
-    job = resolve(ExportRequest(checkpoint="tiny", out=artifact.folder, target=artifact.manifest.target))
+    manifest = artifact.manifest
+    request = ExportRequest(checkpoint="tiny", out=artifact.folder, target=manifest.target, scheme=manifest.scheme.name)
+    job = resolve(request)
     config, scheme = job.checkpoint.config, job.scheme
     assert scheme.embedding_bits == 4 and scheme.block_size
     layers = [(f"model.layers.{n}", n) for n in range(config.num_hidden_layers)]
@@ -177,13 +180,18 @@ def whole_program(artifact: Artifact) -> bytes:
     return bytes(edge.to_executorch(settings).buffer)
 
 
-def test_onnx_gives_the_tokens_of_a_plain_export(tiny_onnx: Path, tmp_path: Path) -> None:
-    streamed = open_artifact(tiny_onnx)
+def exported(target: str, scheme: str, out: Path) -> Artifact:
+    """The tiny model, data-free, so that a few lines of numpy can quantise it."""
+    return export_model(ExportRequest(checkpoint="tiny", out=out, target=target, scheme=scheme))
+
+
+def test_onnx_gives_the_tokens_of_a_plain_export(tmp_path: Path) -> None:
+    streamed = exported("cpu", "int4-b64", tmp_path / "streamed")
     assert greedy(plain_onnx(streamed, tmp_path / "plain")) == greedy(streamed)
 
 
-def test_executorch_gives_the_tokens_of_a_plain_export(tiny_executorch: Path, tmp_path: Path) -> None:
-    streamed = open_artifact(tiny_executorch)
+def test_executorch_gives_the_tokens_of_a_plain_export(tmp_path: Path) -> None:
+    streamed = exported("android", "int4-b32", tmp_path / "streamed")
     shutil.copytree(streamed.folder, tmp_path / "plain")
     with quiet(), torch.no_grad():
         (tmp_path / "plain" / "model.pte").write_bytes(whole_program(streamed))

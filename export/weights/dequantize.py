@@ -25,11 +25,14 @@ def read_tensor(folder: Path, tensor: TensorLayout) -> Tensor:
     """One tensor, dequantised where it is quantised."""
     if tensor.bits is None:
         return read_kind(folder, tensor, "weight")[0].float().reshape(tensor.shape)
-    assert not tensor.zero_points, "every scheme is symmetric"
     rows = tensor.shape[0]
     packed, slot = read_kind(folder, tensor, "codes")
     scales = read_kind(folder, tensor, "scales")[0].float().reshape(rows, -1)
     codes = unpack(packed, tensor.bits, slot).float().reshape(rows, scales.shape[1], -1)
+    if tensor.zero_points:
+        points, slot = read_kind(folder, tensor, "zero_points")
+        # Of an odd number of 4-bit zero points the last byte of a row has one.
+        codes -= unpack(points, tensor.bits, slot).float().reshape(rows, -1)[:, : scales.shape[1], None]
     return (codes * scales[:, :, None]).reshape(tensor.shape)
 
 
