@@ -46,7 +46,7 @@ class TokenEvent:
 
     id: int
     text: str
-    # Since the request was accepted, on the clock of the process that holds the model; None: unknown.
+    # Since the request was accepted, on the clock of the process that has loaded the model; None: unknown.
     at_s: float | None
 
 
@@ -71,10 +71,10 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUse:
-    """Of the process that holds the model, in bytes; None where the system cannot say.
+    """Memory of the process that has loaded the model, in bytes; None where the system does not report it.
 
-    Every layer passes it on whole, from the process to the measurement's file: a figure that is added here needs only
-    whoever reads it from the system, and whoever makes a metric of it.
+    Every layer passes it on whole, from the process to the measurement's file. To add a figure, change this class, the
+    code that reads it from the system, and the metric that uses it.
     """
 
     peak_bytes: int | None = None  # max(VmHWM, max over samples of VmRSS + VmSwap); Windows: PeakWorkingSetSize
@@ -84,7 +84,7 @@ class MemoryUse:
     # Windows only. Never added to the above: a GPU may share the host's memory.
     committed_bytes: int | None = None  # PeakPagefileUsage: what was paged out is in it, mapped files are not
     gpu_bytes: int | None = None  # the graphics adapters' own memory, at its highest sample
-    gpu_shared_bytes: int | None = None  # the host's memory that they were lent, at its highest sample
+    gpu_shared_bytes: int | None = None  # the host's memory that they use, at its highest sample
 
 
 @dataclass(frozen=True, kw_only=True)

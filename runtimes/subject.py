@@ -1,4 +1,4 @@
-"""An engine together with the token loop over it, for export's conformance suite: what users get is what is judged."""
+"""An engine together with the token loop over it, for export's conformance suite, which so judges what users get."""
 
 from __future__ import annotations
 

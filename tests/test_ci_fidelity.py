@@ -75,7 +75,7 @@ def test_check_against(tmp_path: Path) -> None:
     assert "bounds kept" in result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"] and report["reference"].endswith("dequantised")
-    for path in (tmp_path, tmp_path / "nowhere" / "report.json"):  # told before the minutes of work
+    for path in (tmp_path, tmp_path / "nowhere" / "report.json"):  # reported before the minutes of work
         result = CliRunner().invoke(main, [*arguments[:-1], str(path)])
         assert result.exit_code == 2 and f"--json {path}: cannot be written" in result.stderr
     result = CliRunner().invoke(main, ["check", str(out), "--against", str(other)])

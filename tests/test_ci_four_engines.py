@@ -85,7 +85,7 @@ SAME: dict[str, list[list[int]]] = {engine: [[5, 6]] for engine in ("onnx", "exe
         ({"executorch": [[4]], "runner": [[4]]}, float("nan"), ["prompt 0: the formats part with a gap of nan"]),
     ],
 )
-def test_what_is_missed_is_told(answers: Mapping[str, list[list[int]]], gap: float | None, said: list[str]) -> None:
+def test_what_is_missed_is_reported(answers: Mapping[str, list[list[int]]], gap: float | None, said: list[str]) -> None:
     chosen = {"onnx": "a", "executorch": "b"}
     partings = [] if gap is None else [Parting(0, 0, chosen, {"onnx": gap, "executorch": 0.1})]
     assert Comparison(SAME | dict(answers), partings, Bound(512, 2.0, 1.0)).failures == said

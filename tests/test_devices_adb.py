@@ -91,7 +91,7 @@ def test_bench_on_the_phone(device: AdbDevice, tiny_onnx: Path) -> None:
     assert before.temperature_c == {"CPU0": 31.5, "skin": 30.25, "battery": 29.1}
     assert before.cpu_model == "Fake Phone 1 FK1000"
     assert before.boot_id == measured.after.boot_id
-    assert before.governor is None and before.frequency_hz is None  # this phone does not tell
+    assert before.governor is None and before.frequency_hz is None  # this phone does not report them
 
 
 def test_staging_is_done_once_and_resumed(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:
@@ -171,7 +171,7 @@ def test_two_clients_that_push_at_once_leave_a_whole_artifact(
     for client in clients:
         client.join(120)
     assert all("arrives damaged" in message for message in failed), failed
-    with opened(device, artifact) as source:  # whoever comes next finds it whole, or makes it so
+    with opened(device, artifact) as source:  # the next client finds it complete, or completes it
         assert len(ids_of(source, TokenRequest(ids=[5], max_new_tokens=2))) == 2
     verify(open_artifact(Path(device.folder) / "artifacts" / artifact.manifest.digest()))
 
@@ -212,7 +212,7 @@ def test_faults_in_the_middle_of_an_answer(
 def test_a_phone_that_falls_silent_in_an_answer_is_reported(
     device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path
 ) -> None:
-    """No wire says so; the deadlines do."""
+    """The wire does not report it; the deadlines end the wait."""
     timeouts, artifact = Timeouts(end_s=0.5, diagnose_s=0.5), open_artifact(tiny_onnx)
     with contextlib.closing(AdbDriver("phone", device, timeouts)) as driver:
         driver.stage(artifact, lambda what: None)

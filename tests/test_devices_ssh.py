@@ -313,7 +313,7 @@ def test_a_cable_pulled_in_a_generation_is_reported_and_a_new_start_works(
 
 
 def wait_for_no_agent(emulated_pi: EmulatedPi) -> None:
-    """The agent finds the end of its input, and frees the device."""
+    """The agent sees the end of its input, and frees the device."""
     until_s = time.monotonic() + 120
     while emulated_pi.agents() and time.monotonic() < until_s:
         time.sleep(0.1)

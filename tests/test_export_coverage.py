@@ -1,4 +1,4 @@
-"""Where each node runs stands in the manifest, and can be required."""
+"""The manifest lists where each node runs, and full coverage can be required."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     PHI_EDGE_FULLSIZE=CHECKPOINT python -m pytest tests/test_export_fullsize.py
 
-CHECKPOINT is a Phi-3-mini; a synthetic one will do (ci/bench/export.py makes such). Ten minutes, 5 GB of disk; the
+CHECKPOINT is a Phi-3-mini; a synthetic one is enough (ci/bench/export.py makes such). Ten minutes, 5 GB of disk; the
 full disk needs root (a small tmpfs is mounted).
 """
 

@@ -304,7 +304,7 @@ def test_a_rank_file_becomes_a_tokenizer(hub_checkpoint: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("ranks", "message"), [("IQ== 0\nthis is not base64\n", "line 2"), ("IQ== 0\n", "holds 1 tokens"), (None, RANKS)]
+    ("ranks", "message"), [("IQ== 0\nthis is not base64\n", "line 2"), ("IQ== 0\n", "has 1 tokens"), (None, RANKS)]
 )
 def test_a_broken_rank_file_is_one_line(hub_checkpoint: Path, ranks: str | None, message: str) -> None:
     (hub_checkpoint / RANKS).unlink()

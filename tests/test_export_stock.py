@@ -1,4 +1,4 @@
-"""The stock engines load our artifacts unchanged. tests/test_ci_four_engines.py holds their answers against ours; here
+"""The stock engines load our artifacts unchanged. tests/test_ci_four_engines.py compares their answers with ours; here
 genai is held against ours beyond an answer's end too, where the tiny model is less sure of itself.
 """
 

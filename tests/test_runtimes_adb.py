@@ -1,4 +1,4 @@
-"""The real adb client against the shipped fake of a phone: commands, files, states, and what breaks on the way."""
+"""The real adb client against a fake phone: commands, files, states, and what breaks on the way."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_half_a_line_is_reported(host: AdbHost) -> None:
 
 
 def test_a_phone_that_falls_silent_is_reported(phone: FakeAdbd, adb: Client) -> None:
-    """Nothing says that the wire is dead: the deadline of each call does, also of those that end what was started."""
+    """A dead wire reports nothing: each call ends at its deadline, also the calls that end what was started."""
     host = AdbHost(f"127.0.0.1:{phone.port}", client=adb, timeouts=Timeouts(connect_s=2.0, end_s=0.5, kill_s=0.2))
     process = host.start(["cat"])
     process.write_line(b"one")

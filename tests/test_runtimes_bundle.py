@@ -27,7 +27,7 @@ ODD = 'quote " backslash \\ dollar ${x} percent %n tab\t nl\n nul\0 é 漢 🙂 
 
 
 def of_format(folder: Path, form: Format) -> Artifact:
-    """The fake artifact, said to have this format and its file."""
+    """The fake artifact, with this format and its file in the manifest."""
     made = fake_artifact(folder)
     manifest = made.manifest
     if form == "executorch":

@@ -1,4 +1,4 @@
-"""`phi-edge run`, through the command line's door."""
+"""`phi-edge run`, through the command line."""
 
 from __future__ import annotations
 

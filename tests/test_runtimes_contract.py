@@ -40,7 +40,7 @@ class Subject:
     emulated: bool = False  # slow
 
     def run(self, **fields: Any) -> tuple[list[TokenEvent], DoneEvent]:
-        """All events of one request, checked for what holds of every stream."""
+        """All events of one request, checked for what is true of every stream."""
         *tokens, done = self.runtime.generate(GenerateRequest(**fields))
         assert isinstance(done, DoneEvent)
         assert all(isinstance(event, TokenEvent) for event in tokens)
@@ -62,7 +62,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Refusing:
-    """llama_main, which cannot do all: what it must refuse with UnsupportedError, and nothing else, is skipped."""
+    """llama_main, which does not support every request: those that it must refuse with UnsupportedError are skipped."""
 
     runtime: Runtime
 
@@ -168,7 +168,7 @@ def test_memory_is_of_this_process(subject: Subject) -> None:
         return
     memory = done.memory
     assert memory is not None
-    if memory.committed_bytes is not None:  # Windows tells no split
+    if memory.committed_bytes is not None:  # Windows reports no split
         assert memory.peak_bytes and memory.gpu_bytes is not None and memory.anonymous_bytes is None
         return
     assert memory.peak_bytes and memory.anonymous_bytes and memory.file_bytes and memory.swap_bytes is not None
@@ -316,7 +316,7 @@ def test_a_session_reuses_its_longest_common_prefix(subject: Subject) -> None:
     tokens, done = subject.run(token_ids=second, session="a", **fields)
     assert [event.id for event in tokens] == expected
     assert (done.usage.reused, done.usage.prefilled) == (len(second) - 1, 1)
-    # Nobody else's prefix is reused: not another session's, and not without a session.
+    # No other prefix is reused: not another session's, and not without a session.
     for other in ("b", None, "b"):
         tokens, done = subject.run(token_ids=second, session=other, **fields)
         assert [event.id for event in tokens] == expected

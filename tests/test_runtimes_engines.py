@@ -1,4 +1,4 @@
-"""What an engine's adapter says when it cannot load an artifact."""
+"""Engines: the errors for an artifact that they cannot load, and the steps to add one (docs/runtimes.md)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+import test_runtimes_contract as contract
 
 from export.artifact import Artifact, describe_files, open_artifact
 from runtimes import open_runtime
+from runtimes.engines.engine import Engine
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import EngineError
+from runtimes.registry import ENGINES
+
+if TYPE_CHECKING:
+    from runtimes.engines.engine import Logits
 
 
 def with_file(folder: Path, name: str, content: bytes, source: Path | None = None) -> Artifact:
@@ -96,3 +105,57 @@ def test_torch_gets_one_openmp_thread_and_the_environment_is_left_alone(tiny_exe
     command = [sys.executable, "-c", program, str(tiny_executorch)]
     seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert seen.stdout.split() == ["1", "True", "False"]
+
+
+class ToyEngine:
+    """All that an engine needs: the likeliest next id is computed from the ids so far."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.context_tokens = artifact.manifest.context_tokens
+        self.vocab_size = artifact.manifest.model.vocab_size
+        self.switch_tokens = artifact.manifest.rope.switch_tokens
+        self.max_forward_tokens = self.context_tokens
+        self.continues = True
+        self.accelerator = None
+        self._ids: list[int] = []
+
+    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
+        self._ids[start:] = ids
+        logits = np.zeros(self.vocab_size, np.float32)
+        logits[(7 * sum(self._ids) + len(self._ids)) % self.vocab_size] = 1
+        return logits
+
+    def close(self) -> None:
+        self._ids = []
+
+
+def open_toy(artifact: Artifact, threads: int | None) -> Engine:
+    return ToyEngine(artifact)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[contract.Subject]:
+    """The toy engine as the row of a format: a newcomer's edit of the table."""
+    monkeypatch.setitem(ENGINES, "onnx", open_toy)
+    artifact = fake_artifact(tmp_path / "artifact")
+    runtime = open_runtime(artifact)
+    yield contract.Subject(runtime, artifact, open_toy)
+    runtime.close()
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        contract.test_stream_is_tokens_and_then_done,
+        contract.test_ignore_stop_ids_gives_the_exact_number,
+        contract.test_closing_cancels_and_the_runtime_goes_on,
+        contract.test_one_request_at_a_time,
+        contract.test_a_deadline_ends_the_answer,
+        contract.test_the_end_of_the_context_is_a_length,
+        contract.test_a_prompt_longer_than_the_context_is_refused,
+        contract.test_a_session_reuses_its_longest_common_prefix,
+        contract.test_a_prompt_may_be_prefilled_in_pieces,
+    ],
+)
+def test_an_engine_is_one_class_and_one_row(promise: Callable[[contract.Subject], None], toy: contract.Subject) -> None:
+    promise(toy)

@@ -1,7 +1,7 @@
 """Long rope's switch through every runtime: a sequence that crosses it is prefilled again, and gives the same tokens.
 
-tests/test_export_longrope.py holds the engines in this process against transformers; here the other runtimes are held
-against those.
+tests/test_export_longrope.py compares the engines in this process with transformers; here the other runtimes are
+compared with those.
 """
 
 from __future__ import annotations

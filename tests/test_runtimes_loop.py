@@ -69,7 +69,7 @@ def test_a_session_knows_on_which_side_of_the_switch_it_was() -> None:
     longer = PROMPT + list(b" and more")
     for ids, reused in (
         (PROMPT, 0),
-        (PROMPT, 0),  # the answer crossed the switch: its keys are of the long kind
+        (PROMPT, 0),  # the answer crossed the switch: its keys were computed with the long factors
         (longer, len(PROMPT)),  # long as well
         ([*longer[:-1], 1], len(longer) - 1),
         ([*longer, 2], len(longer) - 1),

@@ -42,7 +42,7 @@ def test_a_peak_between_samples_is_in_the_high_water_mark(tmp_path: Path) -> Non
     assert use is not None and use.peak_bytes == 5000 * 1024
 
 
-def test_what_cannot_be_told_is_absent(tmp_path: Path) -> None:
+def test_what_is_not_reported_is_none(tmp_path: Path) -> None:
     assert read_status(tmp_path / "absent") is None
     write(tmp_path / "status", VmRSS=100)
     assert read_status(tmp_path / "status") is None

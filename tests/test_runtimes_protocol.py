@@ -1,4 +1,4 @@
-"""The agent protocol (docs/agent-protocol.md) against both agents: what one answers, the other answers too."""
+"""The agent protocol (docs/agent-protocol.md) against both agents: both give the same answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def agent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     program = request.getfixturevalue("android").folder / "agent-sanitized"
     libraries = request.getfixturevalue("host_libraries")
     artifact = open_artifact(request.getfixturevalue("tiny_onnx_short"))
-    # The engine's library leaks by design: the sanitizer shall report faults of the agent only.
+    # The engine's library leaks by design: the sanitizer must report faults of the agent only.
     command = ["env", "ASAN_OPTIONS=detect_leaks=0", str(program)]
     return AgentUnderTest(command, ["--libraries", str(libraries)], artifact.manifest, artifact.folder)
 

@@ -1,4 +1,4 @@
-"""Sampling: what may be drawn, how often, and that a seed says the same everywhere."""
+"""Sampling: what may be drawn, how often, and that a seed draws the same everywhere."""
 
 from __future__ import annotations
 

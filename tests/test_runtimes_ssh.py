@@ -139,7 +139,7 @@ def test_half_a_line_is_reported(host: SshHost) -> None:
 
 
 def test_a_wire_that_falls_silent_is_reported(emulated_pi: EmulatedPi) -> None:
-    """A cable that is pulled says nothing: ssh asks three times for a sign of life."""
+    """A pulled cable reports nothing: ssh sends three keep-alive messages without an answer."""
     host = SshHost(NAME, config=emulated_pi.config, timeouts=Timeouts(connect_s=5, alive_s=1))
     host.run(["true"], deadline_s=60)
     with emulated_pi.frozen(), pytest.raises(ConnectionLostError, match="the connection to pi5 was lost"):

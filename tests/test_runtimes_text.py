@@ -1,4 +1,4 @@
-"""From ids to shown text: characters are never cut, stop strings never shown, however the text falls into tokens."""
+"""From ids to shown text: characters are never cut, stop strings never shown, however the text is split into tokens."""
 
 from __future__ import annotations
 

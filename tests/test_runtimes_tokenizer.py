@@ -1,4 +1,4 @@
-"""Tokeniser and chat template: transformers' ids for ordinary text, and no special token by a user's hand."""
+"""Tokeniser and chat template: transformers' ids for ordinary text, and a user's text never becomes a special token."""
 
 from __future__ import annotations
 

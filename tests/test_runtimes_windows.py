@@ -1,4 +1,4 @@
-"""The Windows adapter decides from facts: which packages, which graphics adapter. The facts are made up here."""
+"""Which packages and which graphics adapter are chosen on Windows, from made-up facts."""
 
 from __future__ import annotations
 

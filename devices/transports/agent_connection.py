@@ -1,7 +1,7 @@
 """The connection to one agent: lines out, events in, pings in between. Every wait has a limit and gives a reason.
 
 Two threads serve it: one reads, so that the agent's output can block nothing else; one writes and pings, so that a full
-pipe blocks nobody else. What the lines mean is the affair of devices.transports.remote_tokens.
+pipe blocks nothing else. devices.transports.remote_tokens knows what the lines mean.
 """
 
 from __future__ import annotations

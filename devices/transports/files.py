@@ -15,8 +15,8 @@ _FOLDER = 'mkdir -p -- "$1" && cd -- "$1" && pwd -P'
 _EXIST = """there= && cd "$1" 2>/dev/null && there=y
 shift && for name; do if [ "$there" ] && [ -f "./$name" ]; then echo y; else echo n; fi; done"""
 
-# sh VERIFY PART NAME SHA256 RANDOM: renames the part to a name that nobody else knows, verifies it there, and only then
-# gives it its own name. So one of two clients that push the same file cannot put the other's beginning in place.
+# sh VERIFY PART NAME SHA256 RANDOM: renames the part to a random name, verifies it there, and only then gives it its
+# final name. So when two clients push the same file, neither can put the other's incomplete file in place.
 _VERIFY = """
 command -v sha256sum >/dev/null || { echo "the device has no sha256sum" >&2; exit 1; }
 is_whole() { seen="$(sha256sum <"$1")" && [ "${seen%% *}" = "$2" ]; }
@@ -35,11 +35,12 @@ class Files(Protocol):
     """Every call raises TransportError."""
 
     def make_folder(self, path: str) -> str:
-        """Make it with those above it, unless it is there. Its absolute path; relative is to the home folder."""
+        """Make a folder and its parents where they are missing, and return its absolute path. A relative path starts at
+        the home folder."""
         ...
 
     def exist(self, folder: str, names: Sequence[str]) -> list[bool]:
-        """Which files are there."""
+        """For each name, whether `folder` has this file."""
         ...
 
     def sha256(self, path: str, *, deadline_s: float) -> str:
@@ -52,19 +53,19 @@ class Files(Protocol):
         ...
 
     def replace(self, path: str, to: str) -> None:
-        """Rename; what was at `to` is overwritten."""
+        """Rename `path` to `to`, and overwrite what was there."""
         ...
 
     def remove(self, path: str) -> None:
-        """A file, or a folder with all that is in it; nothing where there is none."""
+        """Remove a file, or a folder with everything in it. Without effect if `path` does not exist."""
         ...
 
     def sync(self, *, deadline_s: float) -> None:
-        """What was pushed is on the disk afterwards."""
+        """Return when everything that was pushed is on the disk."""
         ...
 
     def free_bytes(self, folder: str) -> int | None:
-        """How much a user may still write there; None where the device cannot say."""
+        """How many bytes an ordinary user may still write there; None where the device does not report it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What an adapter needs of a transport: a machine that runs programs and keeps files. It knows no artifact.
+"""What a driver needs of a transport: a machine that runs programs and has files. It knows nothing of artifacts.
 
 Implementations: local.py (no wire), ssh.py and windows/host.py (OpenSSH), adb/host.py (Android).
 
@@ -61,7 +61,7 @@ class LineProcess(Protocol):
         ...
 
     def wait(self, deadline_s: float) -> int | None:
-        """Its exit code, or None if it still runs after so many seconds."""
+        """Its exit code, or None if it still runs after `deadline_s` seconds."""
         ...
 
     def last_lines(self) -> Sequence[str]:
@@ -102,8 +102,8 @@ class Host(Protocol):
 
 
 def write_from(remote: str, blocks: int) -> list[str]:
-    """The command that writes its stdin into `remote` from that block on. At places, not at the end: two that push the
-    same file at once then write the same bytes to the same places, and harm nothing."""
+    """The command that writes its stdin into `remote` from that block on. It writes at offsets and does not append: two
+    clients that push the same file at once then write the same bytes to the same places."""
     return ["dd", f"of={remote}", f"bs={WRITE_BLOCK_BYTES}", f"seek={blocks}", "conv=notrunc"]
 
 

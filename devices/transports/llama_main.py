@@ -36,7 +36,7 @@ def open_llama_main(
     deadline_s: float,
     diagnose: Callable[[], str | None] = lambda: None,
 ) -> TokenSource:
-    """`start` is the command that starts the program; `folder` holds the artifact on the device. `deadline_s` ends a
+    """`start` is the command that starts the program; `folder` is the artifact's on the device. `deadline_s` ends a
     request that takes longer. `diagnose` says why the device is gone, if it is. Loads nothing yet: the runner loads for
     each request."""
     from tokenizers import Tokenizer
@@ -168,7 +168,7 @@ class LlamaMain:
         finally:
             timer.cancel()
             self._end(None)
-            if reason is None:  # else the device is gone: its file will be in nobody's way
+            if reason is None:  # else the device is gone: the file that is left there does no harm
                 with contextlib.suppress(TransportError):
                     self._host.run(["rm", "-f", prompt], deadline_s=self._host.timeouts.command_s)
         output = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
@@ -219,7 +219,7 @@ class LlamaMain:
 
 
 def _seconds(observed: Mapping[str, Any], start: str, end: str) -> float | None:
-    """Between two of the runner's moments; whole milliseconds are all it tells, so 0 is below one."""
+    """Seconds between two of the runner's moments. It reports whole milliseconds, so 0 means less than one."""
     if start not in observed or end not in observed:
         return None
     return (int(observed[end]) - int(observed[start])) / int(observed["SCALING_FACTOR_UNITS_PER_SECOND"])

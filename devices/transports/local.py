@@ -39,4 +39,4 @@ class LocalHost:
             raise TransportError(f"{local} cannot be copied to {remote} ({error.strerror})") from error
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to do: there is no connection."""

@@ -26,7 +26,7 @@ class Timeouts:
     progress_s: float = 600.0  # without a token of the answer that is being read
 
     def transfer_s(self, size: int) -> float:
-        """For moving or hashing so many bytes."""
+        """The limit for moving or hashing that many bytes."""
         return self.command_s + size / self.slowest_bytes_per_s
 
 

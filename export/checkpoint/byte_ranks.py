@@ -55,7 +55,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     missing = sum(bytes([value]) not in ranks for value in range(256))
     if missing or sorted(ranks.values()) != list(range(min(CONTROL))):
         raise CheckpointError(
-            f"{path}: holds {len(ranks)} tokens; it must have ids 0 to {min(CONTROL) - 1}, every byte among them"
+            f"{path}: has {len(ranks)} tokens; it must have ids 0 to {min(CONTROL) - 1}, every byte among them"
         )
     return ranks
 

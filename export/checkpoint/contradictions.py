@@ -11,7 +11,7 @@ from typing import Any
 from export.errors import CheckpointError
 from export.models.rope import ROPE_TYPES, rope_settings
 
-# Keys that may stand beside the rope settings, as in the published files, or among them, as transformers 5 writes them.
+# Keys that may be beside the rope settings, as in the published files, or among them, as transformers 5 writes them.
 TWO_PLACES = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 OF_LONGROPE = ("short_factor", "long_factor", "attention_factor", "factor")
 # The published configs of the mini models with 128k tokens say so, and mean that there is no window.

@@ -234,7 +234,7 @@ def _as_json(text: str, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, not an object")
+        raise CheckpointError(f"{path}: contains {type(content).__name__}, not an object")
     return content
 
 

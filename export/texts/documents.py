@@ -63,7 +63,7 @@ def _turns(messages: object, where: str) -> list[Turn]:
         raise OptionError(f"{where}: messages is {messages!r:.60}; give a list of messages")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise OptionError(f"{where}: messages holds {message!r:.60}; each needs a role and a content")
+            raise OptionError(f"{where}: messages contains {message!r:.60}; each needs a role and a content")
         if message.get("role") not in ROLES:
             raise OptionError(f"{where}: messages has the role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
     return [Turn(message["role"], message["content"]) for message in messages]

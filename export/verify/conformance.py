@@ -268,7 +268,7 @@ class Suite:
         return boundary > DECODE_BEFORE and boundary - DECODE_BEFORE + DECODE_TOKENS <= self.context
 
     def decode(self, boundary: int) -> Decode:
-        """Greedy tokens across a boundary. The reference reads the same tokens: the first it disagrees with is told."""
+        """Greedy tokens across a boundary. The reference reads the same tokens; the first difference is reported."""
         start = boundary - DECODE_BEFORE
         tokens = self.subject.decode(self.ids[:start], DECODE_TOKENS)
         ids = [*self.ids[:start], *tokens]

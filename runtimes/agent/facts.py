@@ -14,7 +14,7 @@ from export.artifact import Artifact
 from runtimes.agent.wire import CAPABILITIES, MAX_LINE_BYTES, PROTOCOL
 from runtimes.system.cores import available_cores
 
-# distribution -> the import package that shows whether it is loaded; Windows' have other names
+# distribution -> the import package that shows whether it is loaded; on Windows they have other names
 LIBRARIES = {
     **{name: name.replace("-", "_") for name in ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")},
     **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "windowsml")},

@@ -48,7 +48,7 @@ class LineWriter:
         return cls(out)
 
     def write(self, *messages: Mapping[str, Any]) -> None:
-        """Write one line for each message. Ends the process when nobody reads any more."""
+        """Write one line for each message. Ends the process when the other end of the pipe is closed."""
         lines = b"".join(encode(message) + b"\n" for message in messages)
         with self._lock:
             if self._closed:

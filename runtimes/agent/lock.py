@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtimes.errors import DeviceBusyError, EngineError
 
-_FAR = 1 << 20  # a byte that nobody writes: Windows lets nobody else read what is locked
+_FAR = 1 << 20  # no byte is written there: on Windows other processes cannot read a locked byte
 
 
 def hold_lock(path: Path) -> None:

@@ -41,7 +41,7 @@ LAST_FORWARD_S = 5.0  # how long a forward may go on after the input has ended
 
 
 class Job:
-    """A generate or score command that was accepted and has not been answered to its end."""
+    """An accepted generate or score command whose answer is not finished."""
 
     def __init__(self, number: int, request: TokenRequest | ScoreRequest, *, hold: bool) -> None:
         self.number = number
@@ -93,7 +93,7 @@ class Agent:
             while (job := self._jobs.get()) is not None:
                 try:
                     self._answer(job, loop)
-                except Exception as bug:  # a bug of ours ends the request, reported as such, and not the agent
+                except Exception as bug:  # a bug of ours ends this request, not the agent
                     traceback.print_exc()
                     loop.forget()
                     self._end(job)
@@ -189,7 +189,7 @@ class Agent:
 def main(arguments: Sequence[str] | None = None, engine: EngineOpener | None = None) -> int:
     """Parse the options, load, write the ready line and serve until the input ends. Returns the exit code.
 
-    `arguments` None are the command line's; `engine` None is the one for the artifact's format.
+    With `arguments` None it reads the command line; with `engine` None it takes the one for the artifact's format.
     """
     options = _options(arguments)
     writer = LineWriter.over_stdout()

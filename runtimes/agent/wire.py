@@ -30,7 +30,7 @@ _SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class LineError(Exception):
-    """A line to the agent that is answered with an error. `number` is None where the line's could not be read."""
+    """A line to the agent that is answered with an error. `number` is None if the line has no valid one."""
 
     def __init__(self, code: Code, message: str, number: int | None = None) -> None:
         super().__init__(message)

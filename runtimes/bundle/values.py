@@ -52,7 +52,7 @@ def read_turns(artifact: Artifact) -> Turns | None:
     longer = [user, answer, Message("user", "third"), Message("assistant", "fourth"), Message("user", "fifth")]
     expected = [turns.open_user, *[turns.to_answer, turns.to_next_user] * 2, turns.to_answer]
     if _between(template, longer) != expected:
-        raise UnsupportedError("this artifact's chat template is no mere sequence of turns; write its app by hand")
+        raise UnsupportedError("this artifact's chat template is not a plain sequence of turns; write its app by hand")
     return turns
 
 

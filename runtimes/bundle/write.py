@@ -18,7 +18,7 @@ from export.artifact import MANIFEST, Artifact, Format, verify
 from runtimes.bundle.values import control_tokens, csharp_text, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
 
-# Of the libraries that the sources were written for; an artifact's own exporter may be newer than a release of these.
+# Versions of the libraries that the sources were written for. The exporter's own may be newer than any release here.
 EXECUTORCH_ANDROID = "1.4.1"
 ONNXRUNTIME_ANDROID = "1.32.0"
 GENAI = "0.18.0"
@@ -80,7 +80,10 @@ KINDS: dict[str, Kind] = {
 
 
 def write_bundle(artifact: Artifact, out: Path, name: str) -> None:
-    """Written aside and renamed. Raises RequestError, UnsupportedError and ArtifactError."""
+    """Write the bundle aside, then rename it to `out`, which must not exist.
+
+    Raises RequestError, UnsupportedError and ArtifactError.
+    """
     if out.exists():
         raise RequestError(f"{out}: is there already; give a new folder")
     if not out.parent.is_dir():

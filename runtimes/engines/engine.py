@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     @property
     def accelerator(self) -> str | None:
-        """What it computes on, for people; None is the CPU."""
+        """The name of the device that it computes on, for messages; None for the CPU."""
         ...
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:

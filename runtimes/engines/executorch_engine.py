@@ -76,7 +76,7 @@ class ExecutorchEngine:
         """See Engine.forward."""
         import torch
 
-        # Positions counted from the context's length on ask the program for the long factors.
+        # A position that is larger by the context's length makes the program use the long factors.
         self._start_value[0] = start + (self.context_tokens if long and self.switch_tokens is not None else 0)
         if len(ids) == 1:
             self._one_value[0, 0] = ids[0]
@@ -151,7 +151,7 @@ def _import_torch() -> Any:
 def _quiet() -> Iterator[Callable[[], str]]:
     """Keep the C++ log off the user's terminal while a model loads; yields a function that gives its last lines.
 
-    On a healthy load it complains that this is not an Android phone.
+    Even a load without a fault logs a complaint that this is not an Android phone.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", buffering=1) as log:

@@ -1,4 +1,4 @@
-"""A model without a model, for tests of everything above an engine: needs numpy alone, answers in microseconds.
+"""An engine without a model, for tests of everything above an engine: it needs numpy only and answers in microseconds.
 
 Its logits are a pure function of all ids up to the last, kept in a KV cache like a real one's, so a loop that mixes up
 positions or sessions gets other tokens.
@@ -33,9 +33,9 @@ CHAT_TEMPLATE = (
 
 
 class FakeEngine:
-    """See Engine. With a script it says the script and then `<|end|>`, whatever the prompt; without one, noise.
+    """See Engine. With a script it generates the script and then `<|end|>`, whatever the prompt; without one, noise.
 
-    The scripted next id is the one after the longest beginning of the script that the ids so far end with.
+    The next id follows the longest beginning of the script with which the ids so far end.
     """
 
     def __init__(
@@ -84,19 +84,19 @@ class FakeEngine:
         return logits
 
     def close(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         self._cache = []
 
     def _scripted(self, ids: list[int]) -> int:
         assert self._script is not None
-        for said in range(min(len(self._script), len(ids)), -1, -1):
-            if ids[len(ids) - said :] == self._script[:said]:
-                return CONTROL_IDS["<|end|>"] if said == len(self._script) else self._script[said]
-        raise AssertionError("every list ends with nothing")
+        for done in range(min(len(self._script), len(ids)), -1, -1):
+            if ids[len(ids) - done :] == self._script[:done]:
+                return CONTROL_IDS["<|end|>"] if done == len(self._script) else self._script[done]
+        raise AssertionError("done = 0 always matches")
 
 
 def fake_opener(script: str | None = None, *, forward_s: float = 0.0) -> EngineOpener:
-    """For open_runtime's `engine`: a FakeEngine that says this text."""
+    """For open_runtime's `engine`: a FakeEngine that generates this text."""
 
     def open_fake(artifact: Artifact, threads: int | None) -> Engine:
         return FakeEngine(

@@ -33,8 +33,8 @@ def load_genai(
     options: Mapping[str, str],
     accelerator: str | None = None,
 ) -> GenaiEngine:
-    """Load on an execution provider with its options; None is the CPU. `accelerator` is what the provider computes on,
-    for people. Raises EngineError."""
+    """Load on an execution provider with its options; None is the CPU. `accelerator` names what the provider computes
+    on, for messages. Raises EngineError."""
     try:
         import onnxruntime_genai
     except ImportError as error:
@@ -52,8 +52,8 @@ def load_genai(
             config.append_provider(provider)
             for name, value in options.items():
                 config.set_provider_option(provider, name, value)
-        # Stopping is the loop's. The generator must have an id to stop at: one that hardly ever comes. (A list would be
-        # added to the one in the file.)
+        # The loop decides when to stop. The generator needs an id to stop at, so it gets one that hardly ever comes. (A
+        # list would be added to the one in the file.)
         stop = rare_id(artifact)
         changes: dict[str, Any] = {"model": {"eos_token_id": stop}}
         if threads is not None:

@@ -42,7 +42,7 @@ class TokenLoop:
         self._cancelled = threading.Event()
         self._cached: list[int] = []  # the ids whose keys and values are in the engine, by position
         self._cached_long = False  # they were computed with the long rope factors
-        self._session: str | None = None  # whose they are
+        self._session: str | None = None  # the session that they belong to
 
     @property
     def accelerator(self) -> str | None:
@@ -179,7 +179,7 @@ class TokenLoop:
             self._cached = []
         self._session = request.session
         keep = 0
-        # The last prompt token is always computed: its logits are wanted.
+        # The last prompt token is always computed: its logits are needed.
         for cached, wanted in zip(self._cached, request.ids[:-1], strict=False):
             if cached != wanted:
                 break

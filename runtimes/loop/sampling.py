@@ -1,7 +1,7 @@
 """From logits to the next token's id: greedy, or temperature, top-k and top-p with a seed.
 
 The draws come from SplitMix64, one per token and addressed by the token's index: a generator of five lines that a C
-agent on a phone repeats exactly. numpy's own streams are not promised to stay the same from version to version.
+agent on a phone repeats exactly. numpy does not promise that its own streams stay the same in later versions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def draw(seed: int, index: int) -> float:
 def _candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The ids that may be drawn, best first, and their weights (not normalised).
 
-    As transformers: temperature, then top-k, then top-p over what is left; top-p keeps the token that crosses it.
+    As in transformers: temperature, then top-k, then top-p over what is left; top-p keeps the token that crosses it.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The token-level interface: ids in, ids out. What a device's agent speaks; text is the host's work (runtimes.text).
+"""The token-level interface: ids in, ids out. A device's agent serves it; the host handles text (runtimes.text).
 
 Everything here is made of numbers and short strings, so that it can cross a pipe as one line of JSON.
 """

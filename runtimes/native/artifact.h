@@ -20,7 +20,7 @@ struct artifact {
 bool artifact_open(struct artifact *artifact, const char *folder, char *error, size_t error_size);
 /* Ask the kernel to drop its files from the page cache. */
 void artifact_drop_cache(const struct artifact *artifact);
-/* 0 to 1: how much of the files the page cache holds; -1: unknown. */
+/* 0 to 1: the share of the files that is in the page cache; -1: unknown. */
 double artifact_cached_share(const struct artifact *artifact);
 /* "mmap" where the largest file is mapped into this process, else "read"; NULL: unknown. */
 const char *artifact_load_mode(const struct artifact *artifact);

@@ -46,7 +46,7 @@ struct engine {
     const char *onnxruntime_version;
     OgaModel *model;
     OgaGeneratorParams *params;
-    OgaGenerator *generator; /* NULL after a failure: what it holds then is unknown */
+    OgaGenerator *generator; /* NULL after a failure, when its contents are unknown */
     OgaTensor *logits;
     size_t length, vocab_size; /* tokens in the generator */
 };
@@ -60,7 +60,7 @@ static void *load(const char *folder, const char *name, char *error, size_t erro
         snprintf(path, sizeof path, "%s/%s", folder, name);
     library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
     if (library == NULL)
-        snprintf(error, error_size, "%s cannot be loaded (%s); give --libraries the folder that holds it", name,
+        snprintf(error, error_size, "%s cannot be loaded (%s); give --libraries the folder that contains it", name,
                  dlerror());
     return library;
 }
@@ -114,7 +114,7 @@ static bool open_model(struct engine *engine, const char *folder, int threads, s
                        size_t error_size) {
     char overlay[160];
     OgaConfig *config = NULL;
-    /* Left alone, genai uses one thread. */
+    /* genai's default is one thread. */
     snprintf(overlay, sizeof overlay,
              "{\"model\":{\"decoder\":{\"session_options\":{\"intra_op_num_threads\":%d,\"log_severity_level\":3}}}}",
              threads);
@@ -139,7 +139,7 @@ struct engine *engine_open(const char *folder, const char *libraries, int thread
         return NULL;
     }
     engine->vocab_size = vocab_size;
-    /* The official builds report usage to their maker unless told not to (docs/Privacy.md). */
+    /* The official builds report usage to their maker unless this is set (docs/Privacy.md). */
     setenv("ORT_DISABLE_TELEMETRY", "1", 1);
     /* genai looks its symbols up in what is loaded already, so ONNX Runtime comes first and visible to all. */
     void *onnxruntime = load(libraries, "libonnxruntime.so", error, error_size);

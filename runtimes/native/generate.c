@@ -37,7 +37,7 @@ bool model_init(struct model *model, const struct artifact *artifact) {
     return model->cached != NULL && model->sequence != NULL;
 }
 
-/* After an error of the engine nobody knows what its cache contains. */
+/* After an error of the engine the contents of its cache are unknown. */
 static void forget(struct model *model) {
     model->cached_count = 0;
     model->session[0] = '\0';
@@ -50,7 +50,7 @@ static size_t reusable(struct model *model, const struct request *request) {
     if (!same || is_long(model, request->id_count) != model->cached_long)
         model->cached_count = 0;
     memcpy(model->session, request->session, sizeof model->session);
-    /* The last prompt token is always computed: its logits are wanted. */
+    /* The last prompt token is always computed: its logits are needed. */
     while (keep < model->cached_count && keep + 1 < request->id_count && model->cached[keep] == request->ids[keep])
         keep++;
     return model->cached_count = keep;

@@ -28,7 +28,7 @@ static const char *const keys[] = {"do",   "request", "ids",        "max_new_tok
                                    "top_p", "seed",   "deadline_s", "session",        "hold"};
 enum { KEYS = sizeof keys / sizeof *keys, COMMON_KEYS = 2 };
 
-/* Which of two values is meant nobody knows. */
+/* A key that is given twice is refused: it is unclear which value is meant. */
 static bool check_duplicates(struct request *request, yyjson_val *root) {
     bool seen[KEYS] = {false};
     size_t index, count, place;

@@ -14,7 +14,7 @@ enum verb { DO_NOTHING, DO_GENERATE, DO_CANCEL, DO_PING };
 
 struct request {
     enum verb verb;
-    int64_t number; /* -1 where the line's could not be read */
+    int64_t number; /* -1 if the line has no valid one */
     int32_t *ids;
     size_t id_count;
     int32_t *stop_ids;
@@ -24,7 +24,7 @@ struct request {
     bool has_deadline, hold;
     double deadline_s;
     char session[MAX_SESSION + 1]; /* empty: none */
-    /* Of a line that is refused: code and message of the error line. */
+    /* For a refused line: code and message of the error line. */
     const char *code;
     char message[256];
 };

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def boot_id(root: Path = Path("/")) -> str | None:
-    """The kernel's boot id; on Windows the number of its start. None where there is none. `root` holds /proc."""
+    """The kernel's boot id; on Windows the number of its start. None where there is none. `root` contains proc/."""
     if sys.platform == "win32":
         from runtimes.system import win32
 

@@ -1,6 +1,6 @@
-"""The state of the machine that a measurement was made on: what is known of it, and how this machine's is read.
+"""The state of the machine that a measurement was made on: the fields, and how they are read on this machine.
 
-Linux is read in full, Windows as far as it reports it without a helper; elsewhere much is None, never 0.
+On Linux all of them are read, on Windows those that need no helper program; elsewhere many are None, never 0.
 
 A phone's conditions are read by devices.drivers.adb_conditions.
 """
@@ -30,7 +30,7 @@ CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """One sample of the machine. None where the system cannot say."""
+    """One sample of the machine. None where the system does not report it."""
 
     at: str  # UTC, ISO 8601
     system: str  # "Linux 6.1.0 x86_64"
@@ -42,7 +42,7 @@ class Conditions:
     frequency_hz: Sequence[int] | None  # of each core, at this moment
     temperature_c: Mapping[str, float] | None  # by thermal zone
     load_average_1min: float | None
-    busy_share: float | None  # of all cores' time, in the quarter of a second of this look
+    busy_share: float | None  # of all cores' time, during the quarter of a second that this takes
     memory_total_bytes: int | None
     memory_available_bytes: int | None
     swap_total_bytes: int | None

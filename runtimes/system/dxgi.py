@@ -1,6 +1,6 @@
-"""Windows' graphics adapters, and the memory that this process uses on them, asked through ctypes.
+"""Windows' graphics adapters, and the memory that this process uses on them, read through ctypes.
 
-Sources: dxgi.h, dxgi1_4.h and d3d12.h. Elsewhere than on Windows there is nothing to ask: no adapters.
+Sources: dxgi.h, dxgi1_4.h and d3d12.h. Elsewhere than on Windows there are no adapters to list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 FACTORY = uuid.UUID("770aae78-f26f-4dba-a829-253c83d1b387")  # IDXGIFactory1
 ADAPTER3 = uuid.UUID("645967a4-1392-4310-a798-8053ce3e93fd")  # IDXGIAdapter3
 DEVICE = uuid.UUID("189819f1-1db6-4b57-be54-1821339b85f7")  # ID3D12Device
-FEATURE_LEVEL_11_0 = 0xB000  # the least that DirectML takes
+FEATURE_LEVEL_11_0 = 0xB000  # the lowest that DirectML supports
 SOFTWARE = 2  # DXGI_ADAPTER_FLAG_SOFTWARE
 LOCAL, NON_LOCAL = 0, 1  # DXGI_MEMORY_SEGMENT_GROUP
 # Places in the interfaces' tables of functions.
@@ -25,7 +25,7 @@ QUERY_INTERFACE, RELEASE, GET_DESC1, ENUM_ADAPTERS1, QUERY_VIDEO_MEMORY = 0, 2, 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """One graphics adapter. Memory in bytes; what is shared is the host's."""
+    """One graphics adapter. Memory in bytes; shared memory is the host's."""
 
     name: str
     luid: str  # HIGH:LOW, as onnxruntime-genai's option `luid` has it
@@ -67,7 +67,8 @@ def list_adapters() -> list[Adapter]:
 
 
 class GpuMeter:
-    """What this process uses on all adapters together, asked often: they are found once and kept open."""
+    """What this process uses on all adapters together. The adapters are found once and kept open, so it can be read
+    often."""
 
     def __init__(self) -> None:
         self._held = ExitStack()

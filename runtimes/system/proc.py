@@ -49,7 +49,7 @@ def parse_cpu_times(text: str) -> tuple[int, int] | None:
 
 
 def busy_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
-    """From two looks at idle and total time; None where no time passed."""
+    """From two readings of idle and total time; None where no time passed."""
     if before is None or after is None or after[1] <= before[1]:
         return None
     return 1 - (after[0] - before[0]) / (after[1] - before[1])

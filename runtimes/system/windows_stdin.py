@@ -45,17 +45,17 @@ class PolledPipe(io.RawIOBase):
         return len(data)
 
     def waiting(self) -> int | None:
-        """How many bytes can be read at once; None at the end. Raises OSError for what is no pipe."""
+        """How many bytes can be read at once; None at the end. Raises OSError if it is not a pipe."""
         count = ctypes.c_uint32()
         if self._kernel.PeekNamedPipe(self._handle, None, 0, None, ctypes.byref(count), None):
             return count.value
         if self._last_error() == _BROKEN_PIPE:
             return None
-        raise OSError(f"the standard input is no pipe (Windows error {self._last_error()})")
+        raise OSError(f"the standard input is not a pipe (Windows error {self._last_error()})")
 
 
 def binary_stdin() -> BinaryIO:
-    """The standard input's bytes; polled where it is a pipe of Windows."""
+    """The standard input's bytes. A pipe on Windows is polled."""
     if sys.platform == "win32":
         pipe = PolledPipe(0)
         try:

@@ -81,7 +81,7 @@ class TextRuntime:
             for record in tokens:
                 if isinstance(record, TokensDone):
                     yield self._done(record, completion, stop_string, scanner.rest(), spent_s)
-                elif stop_string is None:  # a device may send a few more before it hears of the stop
+                elif stop_string is None:  # a device may send a few more before the stop reaches it
                     completion += 1
                     scanned = scanner.add(joiner.add(record.id))
                     at_s = None if record.at_s is None else record.at_s + spent_s

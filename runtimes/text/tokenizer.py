@@ -48,7 +48,7 @@ class Tokenizer:
             raise EngineError(f"{folder / 'tokenizer.json'}: cannot be loaded ({error}); export it again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # As transformers: where the config says it, it wins over the tokenizer's own post-processor.
+        # As in transformers, the config's setting takes precedence over the tokenizer's own post-processor.
         self._explicit = "add_bos_token" in config or "add_eos_token" in config
         bos = self._id(names.get("bos_token")) if config.get("add_bos_token") else None
         self._bos = [] if bos is None else [bos]

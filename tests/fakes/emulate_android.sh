@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build what stands in for a phone's software: the native agent for this machine and for arm64, and an arm64 root for
+# Build the software of the emulated phone: the native agent for this machine and for arm64, and an arm64 root for
 # qemu-user with ONNX Runtime's libraries out of their Linux wheels (a phone's differ in their C library alone).
 #   tests/fakes/emulate_android.sh DIR    -> DIR/agent DIR/agent-arm64 DIR/libraries DIR/root; what is there already is kept
 # Needs the packages of ci/install_system.sh. 20 s, 130 MB.

@@ -6,7 +6,7 @@
 #   DIR/bin/python3-onnx         the same with ONNX Runtime
 #   DIR/wheels                   all that `pip install 'phi-edge[onnx]'` brings to a Pi: a wheelhouse
 #
-# It holds Debian's arm64 Python, the very aarch64 wheels that a Pi installs, and a Pi's view of /proc and /sys. It does
+# It contains Debian's arm64 Python, the very aarch64 wheels that a Pi installs, and a Pi's view of /proc and /sys. It does
 # not emulate speed, a kernel, or the VideoCore: times and temperatures of it mean nothing. Needs qemu-user-static
 # (ci/install_system.sh). Changes nothing on this machine outside DIR; built again when this file or the pins change.
 set -euo pipefail

@@ -59,7 +59,7 @@ def first_gap(artifact: Artifact, start: Sequence[int], one: Sequence[int], othe
     engine = ENGINES[artifact.manifest.format](artifact, None)
     logits = engine.forward([*start, *one[:place]], 0, long=False).copy()
     engine.close()
-    # Where one answer ended, the other's token stands against the likeliest stop id.
+    # Where one answer ended, the other's token is compared with the likeliest stop id.
     stop = max(artifact.manifest.tokens.stop, key=lambda id: logits[id])
     rivals = [answer[place] if place < len(answer) else stop for answer in (one, other)]
     return place, float(abs(logits[rivals[0]] - logits[rivals[1]]))

@@ -1,4 +1,4 @@
-"""What holds of every wire to a device, checked by its tests: prompts, file names and lines arrive as they are or are
+"""What is true of every wire to a device, checked by its tests: prompts, file names and lines arrive as they are or are
 refused. The device's folders must be this machine's."""
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class PhiEdge(folder: File) : AutoCloseable {
     }
 
     /**
-     * Gives the answer's text piece by piece to [onText], and returns how it ended. The runner tells pieces, no tokens:
-     * a character that is made of several tokens counts as one.
+     * Gives the answer's text piece by piece to [onText], and returns how it ended. The runner reports pieces, not
+     * tokens: a character that is made of several tokens counts as one.
      */
     fun generate(request: Request, onText: (String) -> Unit): Done {
         require(request.maxNewTokens >= 1) { "maxNewTokens is ${request.maxNewTokens}; give 1 or more" }
@@ -74,7 +74,7 @@ class PhiEdge(folder: File) : AutoCloseable {
         }
     }
 
-    /** Ends the answer that runs now, within one token. From any thread. */
+    /** Ends the running answer within one token. May be called from any thread. */
     fun cancel() {
         cancelled = true
         module.stop()

@@ -1,4 +1,4 @@
-// Written by `phi-edge bundle`. What every runner shares: turns to text, stop strings, and the values of the artifact.
+// Written by `phi-edge bundle`. What every runner shares: turns to text, stop strings, and values of the artifact.
 package com.example.phiedge
 
 enum class Role { SYSTEM, USER, ASSISTANT }
@@ -17,13 +17,13 @@ data class Request(
 /** The end of an answer. [stopString] is the one that ended it; [error] says what failed. */
 data class Done(val finish: Finish, val tokens: Int, val stopString: String? = null, val error: String? = null)
 
-/** Of artifact dddddddddddddddd. */
+/** The values of artifact dddddddddddddddd. */
 object Artifact {
     const val DIGEST: String = "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
     const val CONTEXT_TOKENS: Int = 512
     val STOP_IDS: IntArray = intArrayOf(257, 261)
 
-    /** A message that holds one of these could forge a turn, so it is refused. */
+    /** A message that contains one of these could forge a turn, so it is refused. */
     val CONTROL_TOKENS: List<String> = listOf(
         "<s>",
         "<|endoftext|>",
@@ -75,11 +75,11 @@ class StopScanner(private val stops: List<String>) {
         require(stops.none { it.isEmpty() }) { "a stop string is empty" }
     }
 
-    /** What of the text so far may be shown now. Nothing comes after a stop string. */
+    /** The part of the text so far that may be shown now. Nothing comes after a stop string. */
     fun add(piece: String): String {
         if (found != null) return ""
         held.append(piece)
-        // The one that is complete first wins, among several the longest.
+        // The stop string that is complete first wins; of several that end together, the longest.
         for (end in 1..held.length) {
             val seen = held.substring(0, end)
             val hit = stops.filter { seen.endsWith(it) }.sortedByDescending { it.length }.firstOrNull() ?: continue

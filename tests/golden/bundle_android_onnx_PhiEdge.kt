@@ -50,7 +50,7 @@ class PhiEdge(folder: File) : AutoCloseable {
         return Done(if (cancelled) Finish.CANCELLED else Finish.LENGTH, tokens)
     }
 
-    /** Ends the answer that runs now, after the token that is being computed. From any thread. */
+    /** Ends the running answer after the token that is being computed. May be called from any thread. */
     fun cancel() {
         cancelled = true
     }

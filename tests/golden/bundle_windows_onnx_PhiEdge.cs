@@ -27,7 +27,7 @@ public sealed class Phi : IDisposable
     public const int ContextTokens = 512;
     private static readonly int[] StopIds = { 257, 261 };
 
-    // A message that holds one of these could forge a turn, so it is refused.
+    // A message that contains one of these could forge a turn, so it is refused.
     private static readonly string[] ControlTokens =
     {
         "<s>",
@@ -43,7 +43,7 @@ public sealed class Phi : IDisposable
 
     public Phi(string folder)
     {
-        // The official builds report usage to their maker unless told not to, before they load.
+        // The official builds report usage to their maker unless this is set before they load.
         Environment.SetEnvironmentVariable("ORT_DISABLE_TELEMETRY", "1");
         model = new Model(folder);
         tokenizer = new Tokenizer(model);
@@ -153,13 +153,13 @@ public sealed class StopScanner
     /// <summary>The stop string that was found.</summary>
     public string? Found { get; private set; }
 
-    /// <summary>What of the text so far may be shown now. Nothing comes after a stop string.</summary>
+    /// <summary>The part of the text so far that may be shown now. Nothing comes after a stop string.</summary>
     public string Add(string piece)
     {
         if (Found is not null)
             return "";
         held += piece;
-        // The one that is complete first wins, among several the longest.
+        // The stop string that is complete first wins; of several that end together, the longest.
         for (var end = 1; end <= held.Length; end++)
         {
             var seen = held.Substring(0, end);

@@ -54,7 +54,7 @@ class WindowsFiles(Files):
         self._host.tell("remove", path=path, deadline_s=self._host.timeouts.remove_s)
 
     def sync(self, *, deadline_s: float) -> None:
-        """Each push is on the disk when it ends."""
+        """Nothing to do: each push is on the disk when it returns."""
 
     def free_bytes(self, folder: str) -> int | None:
         """See Files.free_bytes."""

@@ -86,8 +86,8 @@ def sha256(path: str) -> int:
 
 
 def verify_and_rename(path: str, to: str, wanted: str) -> int:
-    """Rename it, if its content has this hash. It first gets a name that nobody else knows: so one of two clients that
-    push the same file cannot put the other's beginning in place."""
+    """Rename it, if its content has this hash. It first gets a name of this process's own: so when two clients push the
+    same file, neither can put the other's incomplete file in place."""
     own = f"{path}.{os.getpid()}"
     try:
         replace(path, own)
@@ -99,7 +99,7 @@ def verify_and_rename(path: str, to: str, wanted: str) -> int:
 
 
 def replace(path: str, to: str) -> int:
-    """Rename; what was at `to` is overwritten."""
+    """Rename `path` to `to`, and overwrite what was there."""
     for left in reversed(range(RENAME_TRIES)):
         try:
             Path(path).replace(to)
@@ -113,7 +113,7 @@ def replace(path: str, to: str) -> int:
 
 
 def remove(path: str) -> int:
-    """A file, or a folder with all that is in it; nothing where there is none."""
+    """Remove a file, or a folder with everything in it. Without effect if `path` does not exist."""
     if Path(path).is_dir():
         shutil.rmtree(path)
     elif Path(path).exists():
