@@ -16,6 +16,8 @@ from phi_edge.main import VERBS
 
 REPOSITORY = Path(__file__).parent.parent
 TOP_LEVEL = {"export", "runtimes", "devices", "phi_edge", "optimum"}
+# The native agent is built from the installed package (docs/android.md): its sources, and yyjson's with their licence.
+NATIVE = ("CMakeLists.txt", "agent.c", "yyjson/yyjson.c", "yyjson/yyjson.h", "yyjson/LICENSE")
 # What a device with the onnx extra must be able to do without torch.
 LIGHT = """
 import sys
@@ -38,6 +40,8 @@ def main() -> None:
         assert [n for n in names if n.startswith("optimum/")] == ["optimum/commands/register/register_phi_edge.py"]
         assert "export/tiny/model.safetensors" in names, "the wheel lacks the tiny model"
         assert any(name.endswith(".html.j2") for name in names), "the wheel lacks the report's template"
+        lacking = [name for name in NATIVE if f"runtimes/native/{name}" not in names]
+        assert not lacking, f"the wheel lacks {lacking} of runtimes/native"
         target = Path(scratch) / "venv"
         venv.create(target, with_pip=True)
         pip, python = target / "bin" / "pip", target / "bin" / "python"

@@ -189,8 +189,8 @@ WINDOWS_ON_ARM = LAPTOP | {"platform_machine": "ARM64"}
     [
         ("onnx", PI, {"numpy", "onnxruntime"}),
         ("executorch", PI, {"numpy", "executorch", "torch"}),
-        ("directml", LAPTOP, {"numpy", "onnxruntime-directml", "onnxruntime-genai-directml"}),
-        ("directml", WINDOWS_ON_ARM, {"numpy"}),  # its wheels are for AMD64
+        ("directml", LAPTOP, {"numpy", "psutil", "onnxruntime-directml", "onnxruntime-genai-directml"}),
+        ("directml", WINDOWS_ON_ARM, {"numpy", "psutil"}),  # its wheels are for AMD64
     ],
 )
 @pytest.mark.parametrize("installed", [False, True])
@@ -205,7 +205,7 @@ def test_a_device_gets_what_its_agent_needs_and_its_markers_allow(
 
 
 METADATA = [
-    "click>=8.1", "numpy>=1.26", "onnxruntime>=1.31; extra == 'onnx'",
+    "click>=8.1", "numpy>=1.26", "psutil<8,>=6; sys_platform == 'win32'", "onnxruntime>=1.31; extra == 'onnx'",
     "torch>=2.13; extra == 'executorch'", "executorch<1.5,>=1.4.1; extra == 'executorch'",
     "onnxruntime-directml==1.24.4; (sys_platform == 'win32' and platform_machine == 'AMD64') and extra == 'directml'",
     "onnxruntime-genai-directml==0.13.1; (sys_platform == 'win32' and platform_machine == 'AMD64') and "

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtimes.system import memory
-from runtimes.system.memory import STATUS, MemorySampler, PeakMemory, read_memory, read_status
-from runtimes.system.win32 import ProcessMemory
+from runtimes.system.memory import STATUS, MemorySample, MemorySampler, PeakMemory, read_memory, read_status
 
 needs_linux = pytest.mark.skipif(not STATUS.exists(), reason="needs /proc (Linux)")
 
@@ -65,12 +64,8 @@ def test_the_sampler_sees_a_block_that_comes_and_goes() -> None:
 
 
 def test_windows_peaks_are_each_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = [
-        memory._windows_sample((process(900, 500, 300), (70, 1))),
-        memory._windows_sample((process(950, 400, 310), (20, 9))),
-        memory._windows_sample((process(950, 300, 320), None)),
-    ]
-    monkeypatch.setattr(memory, "open_reader", lambda status: lambda: told.pop(0))
+    samples = [windows(900, 500, 300, 70, 1), windows(950, 400, 310, 20, 9), windows(950, 300, 320)]
+    monkeypatch.setattr(memory, "open_reader", lambda status: lambda: samples.pop(0))
     peak = PeakMemory()
     for _ in range(3):
         peak.sample()
@@ -81,7 +76,13 @@ def test_windows_peaks_are_each_their_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert (use.anonymous_bytes, use.file_bytes, use.swap_bytes) == (None, None, None)
 
 
-def process(peak: int, resident: int, committed: int) -> ProcessMemory:
-    return ProcessMemory(
-        peak_resident_bytes=peak, resident_bytes=resident, peak_committed_bytes=committed, committed_bytes=committed
+def windows(
+    peak: int, resident: int, committed: int, gpu: int | None = None, shared: int | None = None
+) -> MemorySample:
+    return MemorySample(
+        high_water_bytes=peak,
+        resident_bytes=resident,
+        committed_bytes=committed,
+        gpu_bytes=gpu,
+        gpu_shared_bytes=shared,
     )

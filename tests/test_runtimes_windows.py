@@ -93,7 +93,7 @@ def test_an_adapter_without_direct3d_12_is_passed_over() -> None:
 
 def test_an_adapter_is_for_directml_on_windows(tiny_onnx: Path, tmp_path: Path) -> None:
     wanted = Graphics(adapter="0")
-    with pytest.raises(RequestError, match="this artifact is for cpu; a graphics adapter"):
+    with pytest.raises(RequestError, match="exported for DirectML, and this one is for cpu: remove them"):
         open_tokens(open_artifact(tiny_onnx), graphics=wanted)
     artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
     with pytest.raises(RequestError, match="here the CPU runs this artifact"):
@@ -126,7 +126,7 @@ def test_a_description_is_read() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="for where there is no Windows")
-def test_elsewhere_nothing_is_told(tiny_onnx: Path) -> None:
+def test_elsewhere_there_is_no_adapter(tiny_onnx: Path) -> None:
     assert list_adapters() == []
     assert GpuMeter().usage() is None
     with pytest.raises(EngineError, match=r"DirectML's packages|all write"):

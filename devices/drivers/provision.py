@@ -1,7 +1,7 @@
 """A board's Python for the agent: our code by hash, and an interpreter with the engine, made there if need be.
 
 These are two things, so that a changed line of ours costs a push of 100 kB and no run of pip: <cache>/code/<hash>/ is
-put on PYTHONPATH; <cache>/venv/<hash of the requirements>/ has the engine and numpy only.
+put on PYTHONPATH; <cache>/venv/<hash of the requirements>/ has the engine and AGENT_NEEDS only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCE = Path(__file__).parents[2]
 # What an agent imports: of the exporter what an artifact is, and of the runtimes all but the app bundles.
 CODE = ("export/__init__.py", "export/artifact.py", "export/errors.py", "export/strict.py", "runtimes")
 NOT_CODE = "runtimes/bundle"
-AGENT_NEEDS = ("numpy",)  # of our own requirements; the others are the command line's
+AGENT_NEEDS = ("numpy", "psutil")  # of our own requirements; the others are the command line's
 OLDEST = (3, 11)
 _CODE = "runtimes/agent/server.py"  # in a folder of our code
 _READY = "phi-edge-ready"  # written last: a venv without it is half made
@@ -192,7 +192,7 @@ def _declared(extra: str, markers: Mapping[str, str]) -> Iterator[Requirement]:
         lines = [Requirement(line) for line in importlib.metadata.requires("phi-edge") or []]
         own = [each for each in lines if _applies(each, markers)]
         added = [each for each in lines if not _applies(each, markers)]
-    yield from (each for each in own if each.name in AGENT_NEEDS)
+    yield from (each for each in own if each.name in AGENT_NEEDS and _applies(each, markers))
     yield from (each for each in added if _applies(each, {**markers, "extra": extra}))
 
 

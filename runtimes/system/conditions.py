@@ -85,7 +85,7 @@ def _linux_conditions(root: Path) -> Conditions:
 def _windows_conditions() -> Conditions:
     from runtimes.system import win32
 
-    memory, power = win32.machine_memory(), win32.power()
+    (total_bytes, available_bytes), (battery_share, charging) = win32.machine_memory(), win32.power()
     return Conditions(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         system=f"{platform.system()} {platform.version()} {platform.machine()}",
@@ -98,12 +98,12 @@ def _windows_conditions() -> Conditions:
         temperature_c=None,
         load_average_1min=None,
         busy_share=_busy_share(win32.cpu_times),
-        memory_total_bytes=None if memory is None else memory[0],
-        memory_available_bytes=None if memory is None else memory[1],
+        memory_total_bytes=total_bytes,
+        memory_available_bytes=available_bytes,
         swap_total_bytes=None,
         swap_used_bytes=None,
-        battery_share=power.battery_share,
-        battery_charging=power.charging,
+        battery_share=battery_share,
+        battery_charging=charging,
     )
 
 
@@ -163,7 +163,7 @@ def _vcgencmd(question: str) -> str:
     return done.stdout
 
 
-def _busy_share(cpu_times: Callable[[], tuple[int, int] | None]) -> float | None:
+def _busy_share(cpu_times: Callable[[], tuple[float, float] | None]) -> float | None:
     # The load average still counts what ended a minute ago; this does not.
     before = cpu_times()
     if before is None:

@@ -11,7 +11,7 @@ def available_cores() -> int:
     if sys.platform == "win32":
         from runtimes.system.win32 import allowed_cores
 
-        return allowed_cores() or os.cpu_count() or 1
+        return allowed_cores()
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Peak memory of a process, by one definition: max(VmHWM, max over samples of VmRSS + VmSwap).
 
 The high-water mark misses pages that were swapped out (zram on phones), samples miss short peaks; together they do
-not. On Windows its own counters (runtimes.system.win32). Elsewhere everything is None, never 0.
+not. Windows has counters of its own, which psutil reads. Elsewhere everything is None, never 0.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from runtimes.api import MemoryUse
-
-if TYPE_CHECKING:
-    from runtimes.system.win32 import ProcessMemory
 
 STATUS = Path("/proc/self/status")
 
@@ -28,9 +24,9 @@ class MemorySample:
 
     high_water_bytes: int  # VmHWM or PeakWorkingSetSize: highest resident size since the process began
     resident_bytes: int
-    anonymous_bytes: int | None
-    file_bytes: int | None
-    swap_bytes: int | None
+    anonymous_bytes: int | None = None
+    file_bytes: int | None = None
+    swap_bytes: int | None = None
     committed_bytes: int | None = None  # Windows: the highest since the process began, see MemoryUse
     gpu_bytes: int | None = None
     gpu_shared_bytes: int | None = None
@@ -40,12 +36,9 @@ Reader = Callable[[], MemorySample | None]
 
 
 def open_reader(status: Path = STATUS) -> Reader:
-    """What samples this process again and again: by /proc, or by Windows' counters."""
+    """The function that samples this process, to be called often: from /proc, or from Windows' counters."""
     if sys.platform == "win32":
-        from runtimes.system.win32 import WindowsMeter
-
-        meter = WindowsMeter()
-        return lambda: _windows_sample(meter.read())
+        return _windows_reader()
     return lambda: read_status(status)
 
 
@@ -72,9 +65,29 @@ def read_status(status: Path) -> MemorySample | None:
     )
 
 
+def _windows_reader() -> Reader:
+    import psutil
+
+    from runtimes.system.dxgi import GpuMeter
+
+    process, adapters = psutil.Process(), GpuMeter()
+
+    def read() -> MemorySample:
+        host, gpu = process.memory_info(), adapters.usage()
+        return MemorySample(
+            high_water_bytes=host.peak_wset,
+            resident_bytes=host.wset,
+            committed_bytes=host.peak_pagefile,
+            gpu_bytes=None if gpu is None else gpu[0],
+            gpu_shared_bytes=None if gpu is None else gpu[1],
+        )
+
+    return read
+
+
 class PeakMemory:
-    """The peak over the samples taken so far. The split is that of the sample that held the most; a GPU's peak is its
-    own, whenever it was."""
+    """The peak over the samples taken so far. The split (anonymous, file, swap) is that of the largest sample; a GPU's
+    peak may come from another one."""
 
     def __init__(self, status: Path = STATUS) -> None:
         self._read = open_reader(status)
@@ -93,7 +106,7 @@ class PeakMemory:
         self._committed_bytes = _higher(self._committed_bytes, now.committed_bytes)
         self._gpu_bytes = _higher(self._gpu_bytes, now.gpu_bytes)
         self._gpu_shared_bytes = _higher(self._gpu_shared_bytes, now.gpu_shared_bytes)
-        if self._most is None or _held(now) >= _held(self._most):
+        if self._most is None or _used_bytes(now) >= _used_bytes(self._most):
             self._most = now
 
     def use(self) -> MemoryUse | None:
@@ -101,7 +114,7 @@ class PeakMemory:
         if self._most is None:
             return None
         return MemoryUse(
-            peak_bytes=max(self._high_water_bytes, _held(self._most)),
+            peak_bytes=max(self._high_water_bytes, _used_bytes(self._most)),
             anonymous_bytes=self._most.anonymous_bytes,
             file_bytes=self._most.file_bytes,
             swap_bytes=self._most.swap_bytes,
@@ -141,25 +154,9 @@ class MemorySampler:
             self._peak.sample()
 
 
-def _held(sample: MemorySample) -> int:
+def _used_bytes(sample: MemorySample) -> int:
     return sample.resident_bytes + (sample.swap_bytes or 0)
 
 
 def _higher(one: int | None, other: int | None) -> int | None:
     return max((value for value in (one, other) if value is not None), default=None)
-
-
-def _windows_sample(reading: tuple[ProcessMemory, tuple[int, int] | None] | None) -> MemorySample | None:
-    if reading is None:
-        return None
-    host, gpu = reading
-    return MemorySample(
-        high_water_bytes=host.peak_resident_bytes,
-        resident_bytes=host.resident_bytes,
-        anonymous_bytes=None,
-        file_bytes=None,
-        swap_bytes=None,
-        committed_bytes=host.peak_committed_bytes,
-        gpu_bytes=None if gpu is None else gpu[0],
-        gpu_shared_bytes=None if gpu is None else gpu[1],
-    )

@@ -48,7 +48,7 @@ def parse_cpu_times(text: str) -> tuple[int, int] | None:
     return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) == 8 else None  # idle and iowait
 
 
-def busy_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+def busy_share(before: tuple[float, float] | None, after: tuple[float, float] | None) -> float | None:
     """From two readings of idle and total time; None where no time passed."""
     if before is None or after is None or after[1] <= before[1]:
         return None
