@@ -195,7 +195,7 @@ def _manifest(folder: Path, context_tokens: int, switch_tokens: int | None) -> a
             mean_squared_error=0.0,
             max_logit_difference=0.0,
             mean_kl=0.0,
-            kl_interval=[0.0, 0.0],
+            kl_interval=(0.0, 0.0),
             top1_agreement=1.0,
             float_perplexity=None,
             perplexity=None,
