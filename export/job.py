@@ -12,6 +12,7 @@ from export.errors import OptionError
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
+from export.weights.imported import imported_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,13 @@ def resolve(request: ExportRequest) -> Job:
         raise OptionError("--max-bytes and --bits-per-weight both give a size: leave one of them out")
     checkpoint = open_checkpoint(request.checkpoint)
     config = checkpoint.config
+    if checkpoint.quantised and scheme.linear is not None:
+        if request.max_bytes is not None or request.bits_per_weight is not None:
+            raise OptionError(
+                "--max-bytes and --bits-per-weight choose how to quantise, and this checkpoint is quantised already; "
+                "leave them out, or give the float checkpoint"
+            )
+        scheme = imported_scheme(scheme, checkpoint.quantised, format=format, provider=target.provider)
     for columns in (config.hidden_size, config.intermediate_size):
         if reason := scheme.refuse_columns(columns):
             raise OptionError(reason)

@@ -198,7 +198,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         model=job.model,
         scheme=AppliedScheme(
             name=scheme.name,
-            method=scheme.method,
+            method="imported" if scheme.imported else scheme.method,
             bits=scheme.bits,
             block_size=scheme.block_size,
             symmetric=scheme.linear is None or scheme.linear.symmetric,

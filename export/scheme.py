@@ -48,7 +48,8 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """One row; `overrides` are the tensors that a byte budget stores in another precision. None means float."""
+    """One row; `overrides` are the tensors that a byte budget, or the checkpoint's own quantisation, stores in another
+    precision. None means float."""
 
     name: str
     linear: Precision | None
@@ -56,6 +57,7 @@ class Scheme:
     head: Precision | None  # a head of its own
     method: Method = "data-free"
     overrides: Mapping[str, Precision] = field(default_factory=dict)
+    imported: bool = False  # the layers' codes are the checkpoint's own; `method` is for what it has in float
 
     def precision(self, tensor: str) -> Precision | None:
         """How a matrix of the model is stored, by its name; None in float. (Norms and biases are no matrices.)"""

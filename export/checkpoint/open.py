@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 from export.artifact import Source, Tokens, describe_files
 from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.checkpoint.contradictions import refuse_contradictions
-from export.checkpoint.shards import Piece, StoredTensor, read_shard_header
+from export.checkpoint.quantisation import Quantisation, read_quantisation, without_quantisation
+from export.checkpoint.quantised import QuantisedPiece, QuantisedTensor, join_parts
+from export.checkpoint.shards import FLOATS, Piece, StoredTensor, read_shard_header
 from export.errors import CheckpointError
 from export.models import llama, phi3, phi3small
 from export.models.shape import Config, Sources
@@ -49,9 +51,9 @@ class Checkpoint:
     folder: Path
     name: str
     revision: str | None
-    config_content: Mapping[str, Any]
+    config_content: Mapping[str, Any]  # without what it says of quantisation
     config: Config
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, StoredTensor | QuantisedTensor]
     tokens: Tokens
     tokenizer_files: tuple[str, ...]  # those that travel as they are
     # Those that are made from the rank file of a checkpoint without a tokenizer.json: name -> content.
@@ -75,7 +77,13 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        return tuple(sorted({str(p.file.relative_to(self.folder)) for t in self.tensors.values() for p in t.pieces}))
+        files = {file for tensor in self.tensors.values() for file in tensor.files}
+        return tuple(sorted(str(file.relative_to(self.folder)) for file in files))
+
+    @property
+    def quantised(self) -> Mapping[str, QuantisedTensor]:
+        """The matrices that are quantised already."""
+        return {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, QuantisedTensor)}
 
     def describe(self) -> Source:
         """The source's part of the manifest: hashes every file that was read, which takes about a second a gigabyte."""
@@ -107,6 +115,7 @@ def open_checkpoint(where: str) -> Checkpoint:
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_READERS:
         raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")
+    quantisation, content = read_quantisation(content), without_quantisation(content)
     refuse_contradictions(content)
     config = CONFIG_READERS[model_type](content)
     made = _make_tokenizer(folder, model_type)
@@ -116,7 +125,7 @@ def open_checkpoint(where: str) -> Checkpoint:
         revision=revision,
         config_content=content,
         config=config,
-        tensors=_find_tensors(folder, model_type, config.sources()),
+        tensors=_find_tensors(folder, model_type, config.sources(), quantisation),
         tokens=Tokens(bos=None, pad=None, stop=[]),
         tokenizer_files=tuple(file for file in TOKENIZER_FILES if file not in made and (folder / file).is_file()),
         made_files=made,
@@ -140,7 +149,9 @@ def _make_tokenizer(folder: Path, model_type: str) -> dict[str, str]:
     }
 
 
-def _find_tensors(folder: Path, model_type: str, sources: Mapping[str, Sources]) -> dict[str, StoredTensor]:
+def _find_tensors(
+    folder: Path, model_type: str, sources: Mapping[str, Sources], quantisation: Quantisation | None
+) -> dict[str, StoredTensor | QuantisedTensor]:
     """The model's tensors. Each may have its rows in several of the checkpoint's: see Config.sources."""
     expected = {name: shape for pieces in sources.values() for name, shape in pieces}
     if (folder / INDEX).is_file():
@@ -153,11 +164,12 @@ def _find_tensors(folder: Path, model_type: str, sources: Mapping[str, Sources])
         files = sorted(set(weight_map.values()))
     else:
         files = ["model.safetensors"]
-    found: dict[str, Piece] = {}
+    headers: dict[str, Piece] = {}
     for file in files:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: shard {file} is missing; download the checkpoint again")
-        found |= read_shard_header(folder / file)
+        headers |= read_shard_header(folder / file)
+    found = join_parts(headers, expected, quantisation) if quantisation else headers
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"{folder}: has no tensor {name}; it has {len(found)} others in {len(files)} shards")
@@ -169,14 +181,28 @@ def _find_tensors(folder: Path, model_type: str, sources: Mapping[str, Sources])
         raise CheckpointError(
             f"{folder}: tensor {unknown[0]} ({len(unknown)} in all) is not part of a {model_type} model"
         )
-    tensors = {
-        tensor: StoredTensor(tensor, tuple(found[name] for name, _ in pieces)) for tensor, pieces in sources.items()
+    return {
+        tensor: _make_tensor(folder, tensor, [found[name] for name, _ in pieces]) for tensor, pieces in sources.items()
     }
-    for tensor in tensors.values():
-        if len({piece.dtype for piece in tensor.pieces}) > 1:
-            names = ", ".join(piece.name for piece in tensor.pieces)
-            raise CheckpointError(f"{folder}: {names} differ in type; save the checkpoint in one")
-    return tensors
+
+
+def _make_tensor(folder: Path, name: str, pieces: Sequence[Piece | QuantisedPiece]) -> StoredTensor | QuantisedTensor:
+    """A tensor of the model from the checkpoint's."""
+    plain = tuple(piece for piece in pieces if isinstance(piece, Piece))
+    quantised = tuple(piece for piece in pieces if isinstance(piece, QuantisedPiece))
+    names = ", ".join(piece.name for piece in pieces)
+    if plain and quantised:
+        raise CheckpointError(
+            f"{folder}: {quantised[0].name} is quantised and {plain[0].name} is not, but they are one matrix in the "
+            "artifact; quantise both or neither"
+        )
+    if len({piece.dtype for piece in pieces}) > 1:
+        raise CheckpointError(f"{folder}: {names} differ in type; save the checkpoint in one")
+    if quantised:
+        return QuantisedTensor(name, quantised, all(piece.is_symmetric() for piece in quantised))
+    if plain[0].dtype not in FLOATS.values():
+        raise CheckpointError(f"{folder}: {names} has type {plain[0].dtype}; allowed: {', '.join(FLOATS)}")
+    return StoredTensor(name, plain)
 
 
 def _read_tokens(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int) -> Tokens:

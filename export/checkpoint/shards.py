@@ -1,6 +1,7 @@
 """Safetensors shards, read by rows with plain reads: a memory map would count every page read as resident.
 
-Not a general reader: two-dimensional and one-dimensional tensors in bf16, fp16 or fp32, which is what Phi-3 has.
+Not a general reader: two-dimensional and one-dimensional tensors in bf16, fp16 or fp32, which is what Phi-3 has, and
+the integers of checkpoints that are quantised already.
 Format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, bytes).
 """
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from export.errors import CheckpointError
 from export.weights.scratch import Scratch
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = FLOATS | {"I32": torch.int32, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,22 @@ class Piece:
                 done += count
             os.posix_fadvise(file.fileno(), self.offset, 0, os.POSIX_FADV_SEQUENTIAL)
 
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop in the stored dtype."""
+        rows = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        self.read_into(rows.view(torch.uint8).numpy().data.cast("B"), start)
+        return rows
+
+    def read_columns(self, start: int, stop: int) -> Tensor:
+        """Columns start..stop of every row, in the stored dtype: a short read for each row."""
+        part = torch.empty((self.shape[0], stop - start), dtype=self.dtype)
+        first = self.offset + start * self.dtype.itemsize
+        with self.file.open("rb", buffering=0) as file:
+            for row, data in enumerate(part.view(torch.uint8).numpy()):
+                if os.preadv(file.fileno(), [data], first + row * self.row_bytes) < data.nbytes:
+                    raise CheckpointError(f"{self.file}: ends inside {self.name}; download the checkpoint again")
+        return part
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -63,6 +81,10 @@ class StoredTensor:
     @property
     def dtype(self) -> torch.dtype:
         return self.pieces[0].dtype
+
+    @property
+    def files(self) -> set[Path]:
+        return {piece.file for piece in self.pieces}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,7 +133,7 @@ def read_shard_header(path: Path) -> dict[str, Piece]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; allowed: {', '.join(DTYPES)}")
+            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; allowed: {', '.join(FLOATS)}")
         start, end = entry["data_offsets"]
         tensor = Piece(name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
         if tensor.offset + tensor.length > size or tensor.length != end - start:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from export.checkpoint.open import Checkpoint
+from export.checkpoint.quantised import QuantisedPiece
+from export.checkpoint.shards import Piece
 from export.models.attention import Cached, attend
 from export.models.rope import rope_settings
 from export.models.shape import EMBEDDING, on_meta
@@ -97,7 +99,7 @@ def by_checkpoint_names(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -
     """The model's tensors as the checkpoint has them: those that it keeps apart, apart."""
     named: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        pieces = checkpoint.tensors[name].pieces if name in checkpoint.tensors else ()
+        pieces: Sequence[Piece | QuantisedPiece] = checkpoint.tensors[name].pieces if name in checkpoint.tensors else ()
         if len(pieces) > 1:
             parts = torch.split(weight, [piece.shape[0] for piece in pieces])
             named |= {piece.name: part for piece, part in zip(pieces, parts, strict=True)}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export.artifact import Loss
 from export.checkpoint.open import Checkpoint
+from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
 from export.models.attention import Cached, attend
 from export.models.layers import SplitLinear, replace_layers
@@ -196,7 +197,7 @@ def forward_stages(stream: Stream) -> list[Stage]:
 def copy_stages(stream: Stream) -> list[Stage]:
     """Every tensor written as it is, a stage for each: nothing to compare, so nothing is computed."""
 
-    def copy(tensor: StoredTensor, slot: str) -> Stage:
+    def copy(tensor: StoredTensor | QuantisedTensor, slot: str) -> Stage:
         def stage(values: Tensor) -> Tensor:
             if len(tensor.shape) == 1:
                 stream.vector(tensor.name)

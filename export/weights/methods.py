@@ -2,7 +2,7 @@
 
 `data-free` looks at the weights alone. `weighted` counts each column's error by the mean square of its input. `gptq`
 also corrects each column's error in the columns after it. The tables of embedding and tied head are always data-free:
-they are one table, read in two ways.
+they are one table, read in two ways. A matrix that the checkpoint has quantised already keeps its codes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from export.checkpoint.quantised import QuantisedTensor
 from export.scheme import Method, Precision
 from export.weights.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
 from export.weights.quantize import Levels, QuantisedRows, importance_of, quantise_rows
@@ -83,3 +84,18 @@ def make_quantiser(
         feedback = feedback_of(moments)
         return Quantiser(precision, levels, scale_dtype, scratch, feedback.importance, feedback)
     return Quantiser(precision, levels, scale_dtype, scratch, importance_of(flat.square().mean(dim=0)))
+
+
+def imported_rows(tensor: QuantisedTensor, start: int, stop: int) -> QuantisedRows:
+    """Rows that the checkpoint has quantised, as they are: nothing is lost."""
+    rows = tensor.code_rows(start, stop)
+    nothing = torch.zeros(rows.scales.numel())
+    return QuantisedRows(
+        bits=4,
+        codes=rows.codes,
+        scales=rows.scales,
+        dequantised=rows.dequantised(),
+        relative_error=nothing,
+        squared_error=nothing,
+        zero_points=None if tensor.symmetric else rows.zeros,
+    )

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from export.checkpoint.open import Checkpoint
+from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
 from export.errors import CheckpointError
 from export.scheme import Precision, Scheme
 from export.weights.calibration import Batch
 from export.weights.loss import ChunkLoss, LossMeter, chunk_loss
-from export.weights.methods import Quantiser, make_quantiser
+from export.weights.methods import Quantiser, imported_rows, make_quantiser
 from export.weights.scratch import Scratch
 from export.weights.slots import DTYPES, SUFFIXES, SlotId
 from export.weights.weight_file import WeightFile
@@ -73,17 +74,16 @@ class Stream:
         self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.torch_threads)
 
-    def chunks(self, tensor: StoredTensor, work: Callable[[int, Tensor], Chunk]) -> Iterator[Chunk]:
-        """What the workers, a few chunks ahead, make of a matrix, in order; `work` takes (first row, weights)."""
+    def chunks(self, tensor: StoredTensor | QuantisedTensor, work: Callable[[int, int], Chunk]) -> Iterator[Chunk]:
+        """What the workers, a few chunks ahead, make of a matrix, in order; `work` takes (first row, the row after the
+        last)."""
         rows, columns = tensor.shape
         step = max(1, CHUNK_WEIGHTS // columns)
         waiting: deque[Future[Chunk]] = deque()
 
         @torch.inference_mode()
         def load(start: int) -> Chunk:
-            stored = tensor.read_rows(start, min(start + step, rows), self.scratch)
-            weight = self.scratch.take("weight", tuple(stored.shape), torch.float32)
-            return work(start, weight.copy_(stored))
+            return work(start, min(start + step, rows))
 
         starts = iter(range(0, rows, step))
         for start in starts:
@@ -96,6 +96,12 @@ class Stream:
                 waiting.append(self.pool.submit(load, following))
             self.progress(tensor.name, chunk.rows * tensor.row_bytes)
             yield chunk
+
+    def weight(self, tensor: StoredTensor | QuantisedTensor, start: int, stop: int) -> Tensor:
+        """Rows start..stop in float32."""
+        stored = tensor.read_rows(start, stop, self.scratch)
+        weight = self.scratch.take("weight", tuple(stored.shape), torch.float32)
+        return weight.copy_(stored)
 
     def quantiser(self, precision: Precision, slot: str | None, inputs: Tensor | None) -> Quantiser:
         """How a matrix is quantised whose scales go to `slot`. `inputs`: what it is multiplied with, calibration alone;
@@ -111,16 +117,23 @@ class Stream:
         )
 
     def matrix(self, name: str, slot: str | None, quantiser: Quantiser | None, use: Use | None) -> None:
-        """Quantise a matrix, or copy it without a quantiser, and write it into `slot`; `use` runs in the workers.
+        """Quantise a matrix, or copy it without a quantiser, and write it into `slot`; `use` runs in the workers. One
+        that the checkpoint has quantised keeps its codes.
 
         Without a slot nothing is written: a tied lm_head reads the embedding's bytes.
         """
+        tensor = self.checkpoint.tensors[name]
         ids = {kind: SlotId(slot or name, kind) for kind in SUFFIXES}
         codes, points = (self.sink.slot(ids[kind]) if slot else None for kind in ("codes", "zero_points"))
 
-        def quantise(start: int, weight: Tensor) -> Chunk:
-            assert quantiser is not None
-            rows = quantiser.rows(weight)
+        def quantise(start: int, stop: int) -> Chunk:
+            if isinstance(tensor, QuantisedTensor):
+                rows = imported_rows(tensor, start, stop)
+                weight = rows.dequantised
+            else:
+                assert quantiser is not None
+                weight = self.weight(tensor, start, stop)
+                rows = quantiser.rows(weight)
             loss = chunk_loss(weight, rows)
             if not math.isfinite(loss.squared_weight):
                 raise CheckpointError(f"{name}: holds weights that are not finite; download the checkpoint again")
@@ -130,12 +143,13 @@ class Stream:
             zeros = rows.pack_zero_points() if points else None
             return Chunk(len(weight), packed, rows.scales.to(self.dtype(ids["scales"])), zeros, loss)
 
-        def copy(start: int, weight: Tensor) -> Chunk:
+        def copy(start: int, stop: int) -> Chunk:
+            weight = self.weight(tensor, start, stop)
             if use:
                 use(start, weight, weight)
             return Chunk(len(weight), weight.to(self.dtype(SlotId(slot or name)), copy=True))
 
-        for chunk in self.chunks(self.checkpoint.tensors[name], quantise if quantiser else copy):
+        for chunk in self.chunks(tensor, quantise if quantiser else copy):
             if codes and chunk.scales is not None and chunk.loss:
                 self.sink.append(ids["codes"], as_bytes(chunk.stored))
                 self.sink.append(ids["scales"], as_bytes(chunk.scales))

@@ -1,0 +1,119 @@
+"""What config.json says of a checkpoint that is quantised already: its packing, or why it cannot be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from export.checkpoint.packings import Awq, Gptq, Packing, PackQuantized
+from export.errors import CheckpointError
+
+KEYS = ("quantization_config", "compression_config")
+# What MatMulNBits takes.
+GROUP_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the quantised linear layers of a checkpoint are stored."""
+
+    method: str
+    packing: Packing
+    group_size: int  # weights along the input that share a scale
+
+
+def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:
+    """config.json's content -> how the layers are stored; None for a float checkpoint. Raises CheckpointError."""
+    settings = next((content[key] for key in KEYS if content.get(key) is not None), None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(method, str) or method not in READERS:
+        raise CheckpointError(
+            f"config.json: the checkpoint is quantised by {method}, whose codes cannot be imported; allowed: "
+            f"{', '.join(READERS)}; or give the float checkpoint"
+        )
+    return READERS[method](method, settings)
+
+
+def without_quantisation(content: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json's content as that of the float model."""
+    return {key: value for key, value in content.items() if key not in KEYS}
+
+
+def _gptq(method: str, settings: Mapping[str, Any]) -> Quantisation:
+    versions = {"gptq": 1, "gptq_v2": 0}
+    version = settings.get("checkpoint_format") or "gptq"
+    if version not in versions or settings.get("is_marlin_format"):
+        version = "marlin" if settings.get("is_marlin_format") else version
+        raise _cannot(method, "checkpoint_format", version, "gptq or gptq_v2")
+    if settings.get("adapter"):
+        raise _cannot(method, "adapter", settings["adapter"], "none: merge it first")
+    return _checked(method, Gptq(versions[version]), settings.get("bits"), settings.get("group_size"))
+
+
+def _awq(method: str, settings: Mapping[str, Any]) -> Quantisation:
+    version = str(settings.get("version") or "gemm").lower()
+    if version != "gemm":
+        raise _cannot(method, "version", version, "gemm")
+    bits = settings.get("bits", settings.get("w_bit"))
+    return _checked(method, Awq(), bits, settings.get("group_size", settings.get("q_group_size")))
+
+
+def _auto_round(method: str, settings: Mapping[str, Any]) -> Quantisation:
+    # Its zero points are stored as those of GPTQ's first format.
+    packings: dict[str, Packing] = {"auto_round:auto_gptq": Gptq(1), "auto_round:auto_awq": Awq()}
+    name = settings.get("packing_format")
+    if name not in packings:
+        raise _cannot(method, "packing_format", name, " or ".join(packings))
+    if settings.get("data_type", "int") != "int":
+        raise _cannot(method, "data_type", settings["data_type"], "int")
+    return _checked(method, packings[name], settings.get("bits"), settings.get("group_size"))
+
+
+def _compressed_tensors(method: str, settings: Mapping[str, Any]) -> Quantisation:
+    if settings.get("format") != "pack-quantized":
+        raise _cannot(method, "format", settings.get("format"), "pack-quantized")
+    transforms = settings.get("transform_config") or {}
+    if transforms.get("config_groups"):
+        raise _cannot(method, "transform_config", "given", "none: the model would have to transform its activations")
+    if settings.get("kv_cache_scheme"):
+        raise _cannot(method, "kv_cache_scheme", "given", "none")
+    groups = list((settings.get("config_groups") or {}).values())
+    if len(groups) != 1:
+        raise _cannot(method, "number of config_groups", len(groups), "1")
+    if groups[0].get("input_activations") or groups[0].get("output_activations"):
+        raise _cannot(method, "activations", "quantised", "weights alone")
+    weights = groups[0].get("weights") or {}
+    if weights.get("type") != "int" or weights.get("strategy") not in ("group", "channel"):
+        seen = f"{weights.get('type')} by {weights.get('strategy')}"
+        raise _cannot(method, "weights", seen, "int by group")
+    group_size = -1 if weights["strategy"] == "channel" else weights.get("group_size")
+    return _checked(method, PackQuantized(), weights.get("num_bits"), group_size)
+
+
+def _checked(method: str, packing: Packing, bits: object, group_size: object) -> Quantisation:
+    if bits != 4:
+        raise _cannot(method, "number of bits", bits, "4")
+    if not isinstance(group_size, int) or group_size not in GROUP_SIZES:
+        seen = "-1 (a scale for each channel)" if group_size == -1 else group_size
+        raise _cannot(method, "group_size", seen, ", ".join(map(str, GROUP_SIZES)))
+    return Quantisation(method, packing, group_size)
+
+
+def _cannot(method: str, key: str, seen: object, allowed: str) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: quantised by {method}, its {key} is {seen}, which cannot be imported without loss; allowed: "
+        f"{allowed}; or give the float checkpoint"
+    )
+
+
+# quant_method -> how its settings are read.
+READERS: Mapping[str, Callable[[str, Mapping[str, Any]], Quantisation]] = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
+    "compressed-tensors": _compressed_tensors,
+}
