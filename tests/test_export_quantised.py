@@ -289,6 +289,22 @@ def test_in_float_it_is_the_dequantised_model(
     assert report.failures == [] and report.max_difference < 1e-3
 
 
+def test_a_quantised_head_keeps_its_codes(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(quantised("gptq").folder, folder)
+    weights, random = load_file(folder / "model.safetensors"), np.random.default_rng(1)
+    rows, columns = weights.pop("lm_head.weight").shape
+    groups = (rows, columns // GROUP)
+    head = Matrix(
+        random.integers(0, 16, (rows, columns)), torch.full(groups, 0.01).half(), random.integers(1, 16, groups)
+    )
+    weights |= {f"lm_head.{part}": tensor for part, tensor in gptq(head, 1).items()}
+    save_file(weights, folder / "model.safetensors")
+    artifact = export_model(request(folder, tmp_path / "out"))
+    assert torch.equal(read_weights(artifact)["lm_head.weight"], head.weight())
+    assert artifact.manifest.scheme.exceptions == {"lm_head.weight": "4 bits, blocks of 32, zero points"}
+
+
 def test_rows_are_read_from_anywhere(quantised: Callable[..., Quantised]) -> None:
     for kind in ("gptq", "awq", "compressed-tensors zero points"):
         checkpoint = quantised(kind, "llama" if kind == "awq" else "phi3")
