@@ -249,16 +249,35 @@ def assert_imported(artifact: Artifact, matrices: Mapping[str, Matrix], *, symme
     assert "proj" not in artifact.manifest.loss.worst_group_tensor
 
 
+@pytest.fixture(scope="module")
+def imported(
+    quantised: Callable[..., Quantised], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Artifact]:
+    """imported(kind, model_type): the checkpoint as an ONNX artifact, exported once."""
+
+    @functools.cache
+    def make(kind: str, model_type: str) -> Artifact:
+        out = tmp_path_factory.mktemp("imported") / "out"
+        return export_model(request(quantised(kind, model_type).folder, out))
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("kind", "model_type"), [*((kind, "phi3") for kind in KINDS), ("gptq", "llama"), ("awq", "llama")]
 )
 def test_onnx_has_the_checkpoints_codes(
-    quantised: Callable[..., Quantised], kind: str, model_type: str, tmp_path: Path
+    quantised: Callable[..., Quantised], imported: Callable[[str, str], Artifact], kind: str, model_type: str
 ) -> None:
-    checkpoint = quantised(kind, model_type)
-    artifact = export_model(request(checkpoint.folder, tmp_path / "out"))
-    assert_imported(artifact, checkpoint.matrices, symmetric=KINDS[kind].symmetric)
-    assert examine(artifact, str(checkpoint.folder), open_subject).failures == []
+    symmetric = KINDS[kind].symmetric
+    assert_imported(imported(kind, model_type), quantised(kind, model_type).matrices, symmetric=symmetric)
+
+
+@pytest.mark.parametrize(("kind", "model_type"), [("gptq", "phi3"), ("gptq symmetric", "phi3"), ("awq", "llama")])
+def test_gives_the_logits_of_the_dequantised_model(
+    quantised: Callable[..., Quantised], imported: Callable[[str, str], Artifact], kind: str, model_type: str
+) -> None:
+    assert examine(imported(kind, model_type), str(quantised(kind, model_type).folder), open_subject).failures == []
 
 
 def test_directml_has_the_checkpoints_codes(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
@@ -267,11 +286,8 @@ def test_directml_has_the_checkpoints_codes(quantised: Callable[..., Quantised],
     assert_imported(artifact, checkpoint.matrices, symmetric=False)
 
 
-@pytest.mark.parametrize("model_type", ["phi3", "llama"])
-def test_executorch_has_the_codes_of_a_symmetric_one(
-    quantised: Callable[..., Quantised], model_type: str, tmp_path: Path
-) -> None:
-    checkpoint = quantised("compressed-tensors", model_type)
+def test_executorch_has_the_codes_of_a_symmetric_one(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
+    checkpoint = quantised("compressed-tensors", "llama")
     artifact = export_model(request(checkpoint.folder, tmp_path / "out", "executorch", "int4-b32-e8"))
     assert_imported(artifact, checkpoint.matrices, symmetric=True)
     assert examine(artifact, str(checkpoint.folder), open_subject).failures == []
