@@ -85,7 +85,7 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "bias": ({"attention_bias": True}, ("attention_bias",)),
     "heads of another size": ({"num_attention_heads": 3}, ("hidden_size 128", "num_attention_heads 3", "divide")),
     "head size": ({"head_dim": 64}, ("head_dim is 64", "hidden_size / heads")),
-    "quantised": ({"quantization_config": {"bits": 4}}, ("'quantization_config'", "known keys")),
+    "quantised": ({"quantization_config": {"bits": 4}}, ("'quantization_config'", "quantised by None")),
     "layer types": ({"layer_types": ["full_attention"]}, ("'layer_types'", "known keys")),
     "layers apart": ({"per_layer_config": {"0": {"sliding_window": 64}}}, ("'per_layer_config'",)),
     "experts": ({"num_local_experts": 16}, ("'num_local_experts'",)),

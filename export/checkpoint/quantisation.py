@@ -31,8 +31,8 @@ def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(method, str) or method not in READERS:
         raise CheckpointError(
-            f"config.json: the checkpoint is quantised by {method}, whose codes cannot be imported; allowed: "
-            f"{', '.join(READERS)}; or give the float checkpoint"
+            f"config.json: by its 'quantization_config' it is quantised by {method}, whose codes cannot be imported; "
+            f"allowed: {', '.join(READERS)}; or give the float checkpoint"
         )
     return READERS[method](method, settings)
 
