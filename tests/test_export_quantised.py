@@ -27,7 +27,7 @@ from export.job import resolve
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.verify.conformance import examine
-from export.weights.dequantize import read_kind, read_weights, read_zero_points, unpack
+from export.weights.dequantize import read_kind, read_weights, unpack
 from export.weights.layout_file import read_layout
 from runtimes.subject import open_subject
 
@@ -237,7 +237,8 @@ def assert_imported(artifact: Artifact, matrices: Mapping[str, Matrix], *, symme
         scales = read_kind(artifact.folder, tensor, "scales")[0].float().reshape(rows, -1)
         assert torch.equal(scales, torch.cat([part.scales for part in parts]).float())
         if not symmetric:
-            zeros = read_zero_points(artifact.folder, tensor, columns // GROUP)
+            points, slot = read_kind(artifact.folder, tensor, "zero_points")
+            zeros = unpack(points, 4, slot).reshape(rows, -1)[:, : columns // GROUP] + 8
             assert np.array_equal(zeros, np.concatenate([part.zeros for part in parts]))
     weights = read_weights(artifact)
     assert all(
