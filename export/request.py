@@ -95,8 +95,8 @@ class ExportRequest:
     )
     scheme: str | None = _option(
         "--scheme",
-        "How weights are stored: int4-b32 is 4 bits with one scale for 32 weights, -e8 keeps the embedding in 8 bits, "
-        "fp32 quantises nothing.",
+        "How weights are stored: int4-b32 is 4 bits with one scale for 32 weights, uint4 adds a zero point, -e8 keeps "
+        "embedding and head in 8 bits; -weighted and -gptq look at a calibration text. fp32 quantises nothing.",
         None,
         choices=tuple(SCHEMES),
         default_text=_by_target(_schemes),

@@ -55,7 +55,7 @@ for words in {command_lines!r}:
 def test_a_scheme_is_one_row(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     shown = program(
-        "import export.scheme as table; table.SCHEMES['int4-b16'] = table._int4('int4-b16', 16)",
+        "import export.scheme as table; table.SCHEMES['int4-b16'] = table._scheme(16)",
         ["export", "--help"],
         ["export", "tiny", out, "--scheme", "int4-b16", "--quiet"],
         ["check", out],
