@@ -21,7 +21,7 @@ for package in "${!programs[@]}"; do
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
-# The tests start an sshd of their own on 127.0.0.1; the package shall start none for the world.
+# The tests start an sshd of their own on 127.0.0.1; the package must not start one for the network.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
   trap 'rm -f $policy' EXIT

@@ -45,7 +45,7 @@ def open_runtime(
 
     `threads` None means all cores this process may use; `engine` None the one for the artifact's format; `graphics`
     is for artifacts that run on DirectML.
-    Raises RuntimesError and, for a folder that is no artifact, export's ArtifactError.
+    Raises RuntimesError and, for a folder that is not an artifact, export's ArtifactError.
     """
     if not isinstance(artifact, Artifact):
         artifact = open_artifact(Path(artifact))

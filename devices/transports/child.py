@@ -73,7 +73,7 @@ class ChildLines:
             self._stdin.write(line + b"\n")
             self._stdin.flush()
         except (OSError, ValueError) as error:  # ValueError: closed by another thread
-            raise TransportError("the program on the device takes no more input; it has ended") from error
+            raise TransportError("the program on the device has ended, and cannot read more input") from error
 
     def lines(self) -> Iterator[bytes]:
         """See LineProcess.lines."""

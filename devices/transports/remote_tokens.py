@@ -183,7 +183,7 @@ class RemoteTokens:
                 return event.record
 
     def _next_event(self, number: int, doing: str) -> Event:
-        """The next line that is no error. Raises what an error line about this request reports."""
+        """The next line that is not an error. Raises what an error line about this request reports."""
         event = self._connection.next_event(doing, self._progress_s)
         if isinstance(event, ErrorEvent) and event.number in (number, None):
             raise self._connection.fail(event.message) if event.fatal else _exception(event)

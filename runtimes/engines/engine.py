@@ -1,4 +1,4 @@
-"""One loaded model in this process. It knows no text, no sampling and no sessions: ids in, logits out."""
+"""One loaded model in this process. It has no text, sampling or sessions: ids in, logits out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-/* One model through onnxruntime-genai's C API, loaded at run time. It samples nothing and knows no sessions: ids at a
+/* One model through onnxruntime-genai's C API, loaded at run time. It has no sampling and no sessions: ids at a
  * position in, the last one's logits out, as runtimes/engines/engine.py. */
 #ifndef PHI_EDGE_ENGINE_H
 #define PHI_EDGE_ENGINE_H

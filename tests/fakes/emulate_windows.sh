@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 here=$(dirname "$(realpath "$0")")
 exec 9>"$folder.lock"; flock 9 # two test runs may start at once
-# Later numpy calls C functions that Wine 8 has not got.
+# Later versions of numpy call C functions that Wine 8 lacks.
 packages="numpy==2.0.2 onnxruntime-directml==1.24.4 onnxruntime-genai-directml==0.13.1 psutil==7.2.2"
 [ -f "$folder/ready" ] && [ "$(cat "$folder/python/ready" 2>/dev/null)" = "$packages" ] && exit 0
 for program in wine xvfb-run npm; do

@@ -8,7 +8,7 @@ import org.pytorch.executorch.extension.llm.LlmModule
 
 /**
  * An opened artifact; one request at a time, on a thread that may block. [folder] is where the app has unpacked the
- * files of `model/`. Sampling is greedy: LlmModule knows no top-k, no top-p and no seed.
+ * files of `model/`. Sampling is greedy: LlmModule has no top-k, top-p or seed.
  */
 class PhiEdge(folder: File) : AutoCloseable {
     private val module = LlmModule(
