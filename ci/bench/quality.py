@@ -32,7 +32,8 @@ from export.texts import HELD_OUT  # noqa: E402
 
 ROW_S = 3 * 3600.0
 PAGE = "quality.md"
-EVERY_ROW = ("ci/quality/measure.py", "export/verify/score", "export/texts")  # sources of all measurements
+# Sources of all measurements.
+EVERY_ROW = ("ci/quality/measure.py", *(f"export/verify/score/{name}.py" for name in ("blocks", "figures", "losses")))
 
 
 @dataclass(frozen=True, kw_only=True)
