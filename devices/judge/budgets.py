@@ -26,12 +26,13 @@ from export.strict import refuse_unknown
 
 Bound = Literal["max", "min"]
 
-# limit as written in the file -> the metric it bounds and from which side
-LIMITS: Mapping[str, tuple[str, Bound]] = {
-    f"{'max' if metric.better == 'lower' else 'min'}_{name}": (name, "max" if metric.better == "lower" else "min")
-    for name, metric in METRICS.items()
-}
 MATCH_KEYS = ("target", "format", "scheme", "source", "artifact", "device", "prompt_tokens", "generate_tokens")
+
+
+def limits() -> dict[str, tuple[str, Bound]]:
+    """Each limit as it is written in the file -> the metric it bounds, and from which side."""
+    bounds: dict[str, Bound] = {"lower": "max", "higher": "min"}
+    return {f"{bounds[metric.better]}_{name}": (name, bounds[metric.better]) for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ def read_budgets(path: Path) -> Budgets:
 
 
 def _budget(row: Mapping[str, Any], where: str) -> Budget:
-    refuse_unknown(row, ["match", "optional", *LIMITS], where, BudgetError)
+    known = limits()
+    refuse_unknown(row, ["match", "optional", *known], where, BudgetError)
     match = row.get("match", {})
     if not isinstance(match, dict):
         raise BudgetError(f"{where}: write match as a table, as in match = {{target = 'cpu'}}")
@@ -110,10 +112,10 @@ def _budget(row: Mapping[str, Any], where: str) -> Budget:
     optional = row.get("optional", False)
     if not isinstance(optional, bool):
         raise BudgetError(f"{where}: optional: expected true or false, saw {optional!r}")
-    limits = {key: _number(value, f"{where}: {key}") for key, value in row.items() if key in LIMITS}
-    if not limits:
-        raise BudgetError(f"{where}: has no limit; known: {', '.join(LIMITS)}")
-    return Budget(match=match, limits=limits, optional=optional)
+    found = {key: _number(value, f"{where}: {key}") for key, value in row.items() if key in known}
+    if not found:
+        raise BudgetError(f"{where}: has no limit; known: {', '.join(known)}")
+    return Budget(match=match, limits=found, optional=optional)
 
 
 def _number(value: object, where: str) -> float:

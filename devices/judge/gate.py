@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from devices.errors import BudgetError
-from devices.judge.budgets import LIMITS, MATCH_KEYS, Bound, Budget, match_facts
+from devices.judge.budgets import MATCH_KEYS, Bound, Budget, limits, match_facts
 from devices.measure.metrics import METRICS
 from devices.measure.result import Result
 
@@ -68,7 +68,7 @@ def judge(results: Mapping[str, Result], budgets: Sequence[Budget]) -> list[Judg
 
 
 def _check(result: Result, limit_name: str, limit: float, *, valid: bool) -> Check:
-    metric, bound = LIMITS[limit_name]
+    metric, bound = limits()[limit_name]
     summary = result.summary(METRICS[metric])
     seen = summary.value if summary else None
     kept = seen is not None and (seen <= limit if bound == "max" else seen >= limit)
