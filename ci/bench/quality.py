@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -105,9 +106,9 @@ def result_of(row: Row, run: Run) -> Result | None:
         click.echo(f"{row.name:<32}  measured before", err=True)
         return known
     place.mkdir(parents=True, exist_ok=True)
-    log = file.with_suffix(".log")
+    log, work = file.with_suffix(".log"), file.with_suffix("")
     command = [sys.executable, "-m", "ci.quality.measure", row.name, str(file), "--made-by", made_by]
-    command += ["--checkpoint", str(run.checkpoint), "--cache", str(run.cache), "--work", str(file.with_suffix(""))]
+    command += ["--checkpoint", str(run.checkpoint), "--cache", str(run.cache), "--work", str(work)]
     command += ["--reference", str(run.reference), "--tokens", str(run.tokens), "--threads", str(run.threads)]
     packages = with_packages(*(beside(run.cache, each) for each in row.needs))
     with log.open("w") as written:
@@ -118,6 +119,7 @@ def result_of(row: Row, run: Run) -> Result | None:
     if ended.returncode or result is None:
         click.echo(f"{row.name:<32}  failed with status {ended.returncode}; {log}", err=True)
         return None
+    shutil.rmtree(work, ignore_errors=True)
     click.echo(f"{row.name:<32}  {result.make_s:.0f} s to make, {result.read_s:.0f} s to read", err=True)
     return result
 
