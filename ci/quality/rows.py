@@ -86,7 +86,7 @@ def our_row(name: str) -> Row:
         name=name,
         label=f"Phi Edge, {target}, {wanted or 'default'}",
         group="ours",
-        engine="the artifact's own",
+        engine="the artifact's own engine",
         command=shlex.join(export_command("CHECKPOINT", "OUT", arguments)),
         make=make,
         sources=["ci/quality/ours.py", "export", "runtimes/engines", "runtimes/loop"],
