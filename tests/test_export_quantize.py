@@ -10,6 +10,7 @@ from export.errors import CheckpointError
 from export.weights.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
 from export.weights.quantize import Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
+from export.weights.slots import Slot, SlotId
 
 ROWS, COLUMNS = 96, 256
 
@@ -200,3 +201,17 @@ def test_zero_points_are_packed_two_to_a_byte_the_even_block_low() -> None:
     assert torch.equal(packed[:, 0] & 15, rows.zero_points[:, 0])
     assert torch.equal(packed[:, 0] >> 4, rows.zero_points[:, 1])
     assert torch.equal(packed[:, 1], rows.zero_points[:, 2])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_packed_stays_when_the_same_thread_quantises_again(bits: int) -> None:
+    scratch, slot = Scratch(), Slot(SlotId("any", "codes"), "uint8", (ROWS, COLUMNS * bits // 8), 0, "file", bits=bits)
+
+    def packed(weight: Tensor) -> Tensor:
+        rows = quantise_rows(weight, bits=bits, block_size=32, scale_dtype=torch.float32, scratch=scratch)
+        return rows.pack(slot)
+
+    first = packed(weights())
+    before = first.clone()
+    packed(-weights())
+    assert torch.equal(first, before)
