@@ -126,6 +126,21 @@ class Loss:
     perplexity: float | None
 
 
+# Of a float scheme: nothing is lost, and nothing is measured.
+NO_LOSS = Loss(
+    text_tokens=0,
+    worst_group_error=0.0,
+    worst_group_tensor="",
+    mean_squared_error=0.0,
+    max_logit_difference=0.0,
+    mean_kl=0.0,
+    kl_interval=(0.0, 0.0),
+    top1_agreement=1.0,
+    float_perplexity=None,
+    perplexity=None,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """manifest.json, whole."""

@@ -19,7 +19,7 @@ Rows = Sequence[tuple[str, int]]
 # cos and sin, where a layer rotates query and key itself; None where attention does.
 Rotation = tuple[Tensor, Tensor] | None
 
-GELU_SLOPE = 1.702  # of the sigmoid that stands in for GELU
+GELU_SLOPE = 1.702  # of the sigmoid that approximates GELU
 
 
 class SplitLinear(nn.Linear):

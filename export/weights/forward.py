@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from export.artifact import Loss
+from export.artifact import NO_LOSS, Loss
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
@@ -25,7 +25,7 @@ from export.scheme import EMBEDDING, HEAD, Scheme
 from export.system import workers
 from export.weights.calibration import Batch
 from export.weights.journal import Journal
-from export.weights.loss import logit_figures, no_loss
+from export.weights.loss import logit_figures
 from export.weights.slots import SlotId
 from export.weights.stream import Progress, Stream
 from export.weights.weight_file import WeightFile
@@ -173,7 +173,7 @@ def stream_weights(
             before = set(sink.done)
             values = stage(values)
             journal.record(values, stream.meter, {id: sink.done[id] for id in sink.done if id not in before})
-        return stream.meter.result(values) if scheme.linear else no_loss()
+        return stream.meter.result(values) if scheme.linear else NO_LOSS
 
 
 def forward_stages(stream: Stream) -> list[Stage]:

@@ -106,19 +106,3 @@ def interval(values: Tensor) -> tuple[float, float]:
     half = 1.96 * float(means.std()) / math.sqrt(count)
     mean = float(values.double().mean())
     return mean - half, mean + half
-
-
-def no_loss() -> Loss:
-    """The figures of a float scheme: nothing is lost, and nothing is measured."""
-    return Loss(
-        text_tokens=0,
-        worst_group_error=0.0,
-        worst_group_tensor="",
-        mean_squared_error=0.0,
-        max_logit_difference=0.0,
-        mean_kl=0.0,
-        kl_interval=(0.0, 0.0),
-        top1_agreement=1.0,
-        float_perplexity=None,
-        perplexity=None,
-    )
