@@ -32,11 +32,11 @@ from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
-from export.weights.budget import fit_budget
 from export.weights.calibration import make_batch
 from export.weights.forward import stream_weights
 from export.weights.journal import Journal, discard
 from export.weights.layout_file import LAYOUT, describe_layout, write_layout
+from export.weights.methods.budget import fit_budget
 from export.weights.slots import SlotId, weight_files
 from export.weights.weight_file import WeightFile
 

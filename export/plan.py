@@ -115,7 +115,7 @@ def seconds_per_weight(job: Job) -> float:
 
     from export.weights.calibration import pass_tokens
     from export.weights.loss import chunk_loss
-    from export.weights.methods import Quantiser, levels_of
+    from export.weights.methods.method import Quantiser, levels_of
     from export.weights.scratch import Scratch
     from export.weights.stream import CHUNK_WEIGHTS
 

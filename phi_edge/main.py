@@ -11,16 +11,16 @@ from phi_edge.errors import UserError, did_you_mean, usage_error
 
 # verb -> "module:command"
 VERBS: dict[str, str] = {
-    "export": "phi_edge.export:export_command",
-    "check": "phi_edge.check:check_command",
-    "run": "phi_edge.run:run_command",
-    "score": "phi_edge.score:score_command",
-    "bench": "phi_edge.bench:bench_command",
-    "report": "phi_edge.report:report_command",
-    "gate": "phi_edge.gate:gate_command",
-    "bundle": "phi_edge.bundle:bundle_command",
-    "doctor": "phi_edge.doctor:doctor_command",
-    "demo": "phi_edge.demo:demo_command",
+    "export": "phi_edge.verbs.export:export_command",
+    "check": "phi_edge.verbs.check:check_command",
+    "run": "phi_edge.verbs.run:run_command",
+    "score": "phi_edge.verbs.score:score_command",
+    "bench": "phi_edge.verbs.bench:bench_command",
+    "report": "phi_edge.verbs.report:report_command",
+    "gate": "phi_edge.verbs.gate:gate_command",
+    "bundle": "phi_edge.verbs.bundle:bundle_command",
+    "doctor": "phi_edge.verbs.doctor:doctor_command",
+    "demo": "phi_edge.verbs.demo:demo_command",
 }
 
 

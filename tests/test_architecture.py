@@ -79,7 +79,9 @@ def test_a_target_is_one_row(tmp_path: Path) -> None:
     assert "|toaster]" in words and "192 (toaster)" in words and "lamp" in words
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["target"], manifest["context_tokens"]) == ("toaster", 192)
-    plan = "import phi_edge.demo, pathlib; print([s.words for s in phi_edge.demo.plan(pathlib.Path('demo'))])"
+    plan = (
+        "import phi_edge.verbs.demo, pathlib; print([s.words for s in phi_edge.verbs.demo.plan(pathlib.Path('demo'))])"
+    )
     assert "demo/toaster" in program(f"import export.target as t; t.TARGETS['toaster'] = t.TARGETS['cpu']\n{plan}")
 
 

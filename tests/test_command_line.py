@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 import phi_edge
 from ci.cli_page import PAGE, page
 from export.request import export_options
-from phi_edge import demo
 from phi_edge.errors import missing_module
 from phi_edge.main import VERBS, main
 from phi_edge.verb import Verb
+from phi_edge.verbs import demo
 
 REPOSITORY = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "phi-edge"

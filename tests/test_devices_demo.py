@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from devices.errors import DeviceError
-from phi_edge import demo
 from phi_edge.main import VERBS, main
+from phi_edge.verbs import demo
 
 
 def test_the_plan_is_made_of_our_own_verbs(tmp_path: Path) -> None:
@@ -55,5 +55,5 @@ def test_a_step_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_importing_the_room_imports_nothing_heavy() -> None:
     heavy = {"numpy", "matplotlib", "jinja2", "rich", "torch", "onnxruntime"}
-    code = f"import sys, devices, phi_edge.bench, phi_edge.demo; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, devices, phi_edge.verbs.bench, phi_edge.verbs.demo; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

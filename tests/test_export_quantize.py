@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from export.errors import CheckpointError
-from export.weights.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
-from export.weights.quantize import Levels, QuantisedRows, importance_of, quantise_rows
+from export.weights.methods.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
+from export.weights.methods.quantize import Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
 from export.weights.slots import Slot, SlotId
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import phi_edge.run
+import phi_edge.verbs.run
 from phi_edge.main import main
 from runtimes import Runtime, open_runtime
 from runtimes.engines.engine import ANY_ADAPTER, EngineOpener, Graphics
@@ -35,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: EngineOpener) -> None:
     def open_fake(artifact: Path, *, threads: int | None = None, graphics: Graphics = ANY_ADAPTER) -> Runtime:
         return open_runtime(artifact, threads=threads, engine=opener, graphics=graphics)
 
-    monkeypatch.setattr(phi_edge.run, "open_runtime", open_fake)
+    monkeypatch.setattr(phi_edge.verbs.run, "open_runtime", open_fake)
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -118,12 +118,12 @@ def test_it_is_in_the_help() -> None:
 
 
 CONVERSATION = """
-import sys, phi_edge.run
+import sys, phi_edge.verbs.run
 from pathlib import Path
 from phi_edge.main import main
 from runtimes import open_runtime
 from runtimes.engines.fake import fake_opener
-phi_edge.run.open_runtime = lambda artifact, **_: open_runtime(artifact, engine=fake_opener("Well."))
+phi_edge.verbs.run.open_runtime = lambda artifact, **_: open_runtime(artifact, engine=fake_opener("Well."))
 main(["run", sys.argv[1], "--chat"])
 """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.artifact import Loss
-from export.weights.quantize import QuantisedRows
+from export.weights.methods.quantize import QuantisedRows
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from export.errors import CheckpointError
 from export.scheme import Precision, Scheme
 from export.weights.calibration import Batch
 from export.weights.loss import ChunkLoss, LossMeter, chunk_loss
-from export.weights.methods import Quantiser, imported_rows, make_quantiser
+from export.weights.methods.method import Quantiser, imported_rows, make_quantiser
 from export.weights.scratch import Scratch
 from export.weights.slots import DTYPES, SUFFIXES, SlotId
 from export.weights.weight_file import WeightFile

@@ -13,7 +13,7 @@ import click
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from phi_edge.export import export_command
+from phi_edge.verbs.export import export_command
 
 TASKS = ("text-generation-with-past", "text-generation")
 

@@ -10,9 +10,9 @@ import click
 from export.artifact import open_artifact, verify
 from export.errors import OptionError
 from phi_edge.errors import Failed
-from phi_edge.export import summary
 from phi_edge.files import FILE, FOLDER
 from phi_edge.verb import Verb
+from phi_edge.verbs.export import summary
 
 if TYPE_CHECKING:
     from export.verify.conformance import Report

@@ -33,8 +33,8 @@ from export.scheme import Precision, Scheme
 from export.texts import HELD_OUT
 from export.weights.calibration import text_blocks
 from export.weights.journal import Journal
-from export.weights.methods import levels_of
-from export.weights.quantize import importance_of, quantise_rows
+from export.weights.methods.method import levels_of
+from export.weights.methods.quantize import importance_of, quantise_rows
 from export.weights.scratch import Scratch
 
 TEXT_TOKENS = 256

@@ -1,6 +1,6 @@
 """GPTQ: each column's rounding error is corrected in the columns that are quantised after it.
 
-Scales and zero points are found first, on the original weights (static groups), by export.weights.quantize. Then the
+Scales and zero points are found first, on the original weights (static groups), by quantize.py. Then the
 columns are rounded one after another, the most important first, and what a column lost is subtracted from the remaining
 ones as the inputs' second moments say. Frantar et al., "GPTQ", 2022 (arXiv:2210.17323).
 """
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.weights.quantize import Codes, Floats, Levels, QuantisedRows, importance_of, quantise_rows
+from export.weights.methods.quantize import Codes, Floats, Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
 
 # Part of the mean of the diagonal that is added to it; ten times as much each time that the matrix is not positive

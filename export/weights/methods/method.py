@@ -15,8 +15,8 @@ from torch import Tensor
 
 from export.checkpoint.quantised import QuantisedTensor
 from export.scheme import Method, Precision
-from export.weights.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
-from export.weights.quantize import Levels, QuantisedRows, importance_of, quantise_rows
+from export.weights.methods.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
+from export.weights.methods.quantize import Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
 
 
