@@ -23,21 +23,40 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """What to generate. Exactly one of prompt, messages, token_ids. Greedy unless temperature is above 0."""
+    """What to generate. Exactly one of prompt, messages, token_ids. Greedy unless temperature is above 0.
+
+    From the logits to a token, as in transformers: penalties, temperature, top_k, top_p, min_p, the draw.
+    """
 
     prompt: str | None = None  # text as it is: special tokens in it stay text
     messages: Sequence[Message] | None = None  # put through the artifact's chat template
     token_ids: Sequence[int] | None = None
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    max_new_tokens: int = 256  # 1 or more; the end of the context may come first
+    temperature: float = 0.0  # logits are divided by it; 0 takes the likeliest token
+    top_k: int | None = None  # draw from so many of the likeliest tokens; None: from all
+    top_p: float | None = None  # draw from the likeliest that together have this probability, above 0 to 1; None: all
+    min_p: float | None = None  # drop tokens less likely than this share of the likeliest one, 0 to 1; None: none
+    # Divides the positive logits, and multiplies the negative ones, of ids in the prompt or the answer. 1: no change.
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0  # subtracted from the logits of ids in the answer, -2 to 2
+    frequency_penalty: float = 0.0  # subtracted once for each time that the id is in the answer, -2 to 2
     seed: int | None = None  # 0 to 2**64 - 1; None draws one
+    # Report each token's log-probability, and this many of the likeliest ids, 0 to 20, with theirs; None: nothing.
+    logprobs: int | None = None
     stop: Sequence[str] = ()  # texts that end the answer; they are not part of it
     stop_ids: Sequence[int] = ()  # besides the artifact's own
     ignore_stop_ids: bool = False  # generate exactly max_new_tokens: for benchmarks
     deadline_s: float | None = None  # from the acceptance of the request
     session: str | None = None  # reuse the KV cache of the longest common prefix of this session's last request
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """An id that the model might have chosen, and its log-probability."""
+
+    id: int
+    text: str  # of this token alone: bytes that are no whole character are shown as U+FFFD
+    logprob: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,9 @@ class TokenEvent:
     text: str
     # Since the request was accepted, on the clock of the process that has loaded the model; None: unknown.
     at_s: float | None
+    # Natural logarithms of the model's own probabilities, before penalties and temperature. None: not asked for.
+    logprob: float | None = None
+    top_logprobs: tuple[Alternative, ...] = ()  # the likeliest ids, likeliest first, whether chosen or not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,9 @@ class Refusing:
         seeded = request.temperature > 0 and request.top_k != 1
         said = [request.prompt or "", *(message.content for message in request.messages or ())]
         spelt = any("<|" in text or "<s>" in text for text in said)  # a control token, which its tokenizer would read
-        must = seeded or spelt or request.session is not None or bool(request.stop_ids)
+        penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
+        changed = penalties != (1, 0, 0) or request.logprobs is not None
+        must = seeded or spelt or changed or request.session is not None or bool(request.stop_ids)
         try:
             return self.runtime.generate(request)
         except UnsupportedError as refusal:
@@ -189,6 +191,52 @@ def test_a_seed_gives_the_same_tokens(subject: Subject) -> None:
     assert subject.ids(**fields) != subject.ids(**fields)
     nucleus = subject.ids(**fields, seed=1, top_k=50, top_p=0.9)
     assert nucleus == subject.ids(**fields, seed=1, top_k=50, top_p=0.9)
+
+
+def refused(subject: Subject, name: str, **fields: Any) -> bool:
+    """Does this runtime refuse a field by its name? Then it never ignores it."""
+    try:
+        subject.runtime.generate(GenerateRequest(prompt=PROMPT, max_new_tokens=1, **fields)).close()
+    except UnsupportedError as refusal:
+        assert name in str(refusal)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("repetition_penalty", 1.5), ("presence_penalty", 2.0), ("frequency_penalty", 2.0)]
+)
+def test_a_penalty_makes_an_answer_less_repetitive(subject: Subject, name: str, value: float) -> None:
+    if refused(subject, name, **{name: value}):
+        return
+    fields: dict[str, Any] = {"prompt": "one two one two one two", "max_new_tokens": 24, "ignore_stop_ids": True}
+    plain, penalised = subject.ids(**fields), subject.ids(**fields, **{name: value})
+    assert penalised == subject.ids(**fields, **{name: value})
+    assert len(set(penalised)) >= len(set(plain))
+
+
+def test_min_p_drops_the_unlikely(subject: Subject) -> None:
+    fields: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 12, "ignore_stop_ids": True}
+    if refused(subject, "min_p", temperature=2.0, min_p=1.0):
+        return
+    assert subject.ids(**fields) == subject.ids(**fields, temperature=2.0, min_p=1.0)
+
+
+def test_log_probabilities_come_with_the_tokens(subject: Subject) -> None:
+    if refused(subject, "logprobs", logprobs=3):
+        return
+    fields: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 6, "ignore_stop_ids": True}
+    tokens, _ = subject.run(**fields, logprobs=3)
+    assert [event.id for event in tokens] == subject.ids(**fields)
+    for event in tokens:
+        best = event.top_logprobs[0]
+        assert len(event.top_logprobs) == 3 and (best.id, best.logprob) == (event.id, event.logprob)
+        assert [each.logprob for each in event.top_logprobs] == sorted(
+            (each.logprob for each in event.top_logprobs), reverse=True
+        )
+        assert all(each.logprob <= 0 for each in event.top_logprobs)
+    assert all(event.logprob is not None and not event.top_logprobs for event in subject.run(**fields, logprobs=0)[0])
+    assert all(event.logprob is None for event in subject.run(**fields)[0])
 
 
 def test_prompt_and_its_ids_are_the_same_request(subject: Subject) -> None:
@@ -362,6 +410,11 @@ def test_a_prompt_may_be_prefilled_in_pieces(subject: Subject) -> None:
         ({"prompt": "a", "top_p": 0.0}, "top_p is 0.0; allowed: above 0"),
         ({"prompt": "a", "top_p": 1.5}, "top_p is 1.5; allowed: above 0"),
         ({"prompt": "a", "seed": -1}, "seed is -1; allowed: 0 to"),
+        ({"prompt": "a", "min_p": 1.5}, "min_p is 1.5; allowed: 0 to 1"),
+        ({"prompt": "a", "repetition_penalty": 0.0}, "repetition_penalty is 0.0; allowed: above 0"),
+        ({"prompt": "a", "presence_penalty": 2.5}, "presence_penalty is 2.5; allowed: -2 to 2"),
+        ({"prompt": "a", "frequency_penalty": float("nan")}, "frequency_penalty is nan; allowed: -2 to 2"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs is 21; allowed: 0 to 20"),
         ({"prompt": "a", "deadline_s": float("inf")}, "deadline_s is inf"),
         ({"prompt": "a", "stop": [""]}, "stop string is empty"),
         ({"prompt": "a", "stop": ["b"], "ignore_stop_ids": True}, "ignore_stop_ids"),

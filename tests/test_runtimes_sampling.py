@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from runtimes.errors import EngineError
+from runtimes.loop.chooser import Chooser
 from runtimes.loop.sampling import draw, sample
-from runtimes.loop.tokens import Sampling
+from runtimes.loop.tokens import Sampling, TokenRequest
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
 
@@ -81,3 +82,73 @@ def test_broken_logits_are_an_error(bad: float) -> None:
 def test_minus_infinity_is_never_drawn() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf], np.float32)
     assert set(drawn(Sampling(temperature=2.0), logits, 200)) == {1}
+
+
+PROMPT = [3, 3, 17, 250]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, min_p=0.2),
+        Sampling(temperature=1.5, top_k=40, top_p=0.8, min_p=0.1),
+        Sampling(temperature=1.0, min_p=1.0),
+        Sampling(temperature=1.0, min_p=0.0, repetition_penalty=1.3),
+        Sampling(temperature=1.0, top_p=0.9, repetition_penalty=0.5),
+        Sampling(repetition_penalty=2.0),
+    ],
+)
+def test_the_choice_is_that_of_transformers_processors(sampling: Sampling) -> None:
+    """The draw is ours; what may be drawn, and how likely each is, comes from transformers."""
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
+    if sampling.temperature:
+        steps.append(TemperatureLogitsWarper(sampling.temperature))
+        steps += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+        steps += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p else []
+        steps += [MinPLogitsWarper(sampling.min_p)] if sampling.min_p is not None else []
+    rng = np.random.default_rng(1)
+    chooser, ids = Chooser(TokenRequest(ids=PROMPT, max_new_tokens=99, sampling=sampling)), list(PROMPT)
+    for index in range(60):
+        logits = (rng.standard_normal(300) * 2).astype(np.float32)
+        scores = steps(torch.tensor([ids]), torch.tensor(logits)[None].clone())[0].numpy()
+        order = np.lexsort((np.arange(300), -scores))
+        if sampling.temperature:
+            if sampling.top_k is None and sampling.top_p is None:
+                order = np.arange(300)  # nothing is sorted where nothing needs to be
+            weights = np.exp(scores[order].astype(np.float64) - scores.max()).cumsum()
+            wanted = int(order[weights.searchsorted(draw(sampling.seed, index) * weights[-1], side="right")])
+        else:
+            wanted = int(order[0])
+        before = logits.copy()
+        assert chooser.choose(logits).id == wanted
+        assert (logits == before).all()  # they belong to the engine
+        ids.append(wanted)
+
+
+def test_presence_and_frequency_count_the_answer_alone() -> None:
+    """OpenAI's rule: logit - presence * (count > 0) - frequency * count, over what was sampled."""
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    chooser = Chooser(TokenRequest(ids=[0, 0, 0], max_new_tokens=9, sampling=sampling))
+    logits = np.array([2.0, 1.1, 0.9], np.float32)
+    # 0 falls to 1.25, then to 1.0; then 1 falls to 0.35.
+    assert [chooser.choose(logits).id for _ in range(5)] == [0, 0, 1, 0, 2]
+
+
+def test_log_probabilities_are_the_model_s_own() -> None:
+    sampling = Sampling(temperature=1.0, top_k=1, repetition_penalty=50.0)
+    request = TokenRequest(ids=[0], max_new_tokens=9, sampling=sampling, logprobs=2)
+    choice = Chooser(request).choose(LOGITS + 5)
+    assert choice.id == 1
+    assert choice.logprob == pytest.approx(math.log(0.25), abs=1e-6)
+    assert [id for id, _ in choice.top] == [0, 1]
+    assert [logprob for _, logprob in choice.top] == pytest.approx([math.log(0.5), math.log(0.25)], abs=1e-6)

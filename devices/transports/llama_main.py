@@ -100,6 +100,13 @@ class LlamaMain:
             raise UnsupportedError(
                 "llama_main draws with a seed of its own, without top_k and top_p; use temperature 0"
             )
+        sampling = request.sampling
+        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        if penalties != (1, 0, 0) or request.logprobs is not None:
+            raise UnsupportedError(
+                "llama_main has no penalties and no log-probabilities; leave repetition_penalty, presence_penalty, "
+                "frequency_penalty and logprobs out, or use the agent"
+            )
         if request.session is not None:
             raise UnsupportedError("llama_main keeps nothing between two requests; leave session out")
         if request.stop_ids and set(request.stop_ids) != set(self._manifest.tokens.stop):

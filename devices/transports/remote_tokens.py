@@ -121,6 +121,11 @@ class RemoteTokens:
             ("temperature", sampling.temperature > 0),
             ("top_k", sampling.temperature > 0 and sampling.top_k is not None),
             ("top_p", sampling.temperature > 0 and sampling.top_p is not None),
+            ("min_p", sampling.temperature > 0 and sampling.min_p is not None),
+            ("repetition_penalty", sampling.repetition_penalty != 1),
+            ("presence_penalty", sampling.presence_penalty != 0),
+            ("frequency_penalty", sampling.frequency_penalty != 0),
+            ("logprobs", request.logprobs is not None),
             ("session", request.session is not None),
             ("deadline_s", request.deadline_s is not None),
             ("hold", self._hold),
@@ -206,7 +211,7 @@ def _later(record: NewToken | TokensDone, waited_s: float) -> TokenRecord:
     """Its times since `stream` was called: the agent counts from when it read the line."""
     if isinstance(record, NewToken):
         assert record.at_s is not None  # the protocol's token lines have it
-        return NewToken(record.id, record.at_s + waited_s)
+        return dataclasses.replace(record, at_s=record.at_s + waited_s)
     return dataclasses.replace(record, total_s=None if record.total_s is None else record.total_s + waited_s)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from export.artifact import Artifact, open_artifact
 from export.errors import ArtifactError
 from runtimes.agent.facts import age_s, describe, load_mode, weights
+from runtimes.agent.generating import done_fields, token_fields
 from runtimes.agent.lines import TOO_LONG, LineReader, LineWriter
 from runtimes.agent.lock import hold_lock
 from runtimes.agent.scoring import ScoreRequest, open_rows, predict, scored_fields
@@ -28,7 +29,7 @@ from runtimes.agent.wire import Code, Command, LineError, decode_command
 from runtimes.engines.engine import EngineOpener, Graphics
 from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, UnsupportedError
 from runtimes.loop.loop import TokenLoop
-from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
+from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import open_tokens
 from runtimes.system import pagecache
 from runtimes.system.boot import boot_id
@@ -157,33 +158,19 @@ class Agent:
         held: list[dict[str, Any]] = []
         for record in records:
             if isinstance(record, NewToken):
-                assert record.at_s is not None  # a loop stamps every token
-                token = {"event": "token", "request": job.number, "id": record.id, "at_s": record.at_s + waited_s}
+                token = {"event": "token", "request": job.number} | token_fields(record, waited_s)
                 held.append(token) if job.hold else self._writer.write(token)
             else:
                 self._writer.write(*held)
                 self._end(job)
-                self._writer.write(self._done(job.number, record, waited_s))
+                memory = self._memory.use()
+                self._writer.write({"event": "done", "request": job.number} | done_fields(record, waited_s, memory))
 
     def _end(self, job: Job) -> None:
         # Before its last line is written: the host may send the next request as soon as it has read that line.
         with self._lock:
             if self._job is job:
                 self._job = None
-
-    def _done(self, number: int, done: TokensDone, waited_s: float) -> dict[str, Any]:
-        memory = self._memory.use()  # since the process began: loading is often the peak
-        return {
-            "event": "done",
-            "request": number,
-            "finish": done.finish,
-            "stop_id": done.stop_id,
-            "usage": dataclasses.asdict(done.usage),
-            "prefill_s": done.prefill_s,
-            "total_s": None if done.total_s is None else done.total_s + waited_s,
-            "memory": None if memory is None else dataclasses.asdict(memory),
-            "error": done.error,
-        }
 
 
 def main(arguments: Sequence[str] | None = None, engine: EngineOpener | None = None) -> int:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, TypeVar
+from typing import Any, Literal
 
+from runtimes.agent.fields import GENERATE_FIELDS, REQUIRED, SCORE_FIELDS, is_integer
+from runtimes.agent.generating import generate_fields, pick, read_done, read_generate, read_token
 from runtimes.agent.scoring import Prediction, ScoreRequest, read_scored, score_fields
-from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import TransportError
-from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
+from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 4 << 20
 HIGHEST_NUMBER = (1 << 53) - 1
-CAPABILITIES = ("temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel", "score")
-FINISHES = ("stop", "length", "cancelled", "deadline", "error")
+# What this version's Python agent supports, of what an agent may lack.
+CAPABILITIES = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logprobs", "session", "deadline_s", "hold", "cancel", "score",
+)  # fmt: skip
 VERBS = ("generate", "score", "cancel", "ping")
 Code = Literal["malformed", "request", "unsupported", "busy", "artifact", "engine", "internal"]
-T = TypeVar("T")
-_SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class LineError(Exception):
@@ -120,26 +121,8 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 
 def encode_generate(number: int, request: TokenRequest, *, hold: bool) -> bytes:
-    """The line for a request. Fields at their default are left out."""
-    sampling = request.sampling
-    optional: dict[str, Any] = {
-        "stop_ids": list(request.stop_ids) or None,
-        "temperature": sampling.temperature or None,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed if sampling.temperature else None,
-        "deadline_s": request.deadline_s,
-        "session": request.session,
-        "hold": hold or None,
-    }
-    given = {name: value for name, value in optional.items() if value is not None}
-    required = {
-        "do": "generate",
-        "request": number,
-        "ids": list(request.ids),
-        "max_new_tokens": request.max_new_tokens,
-    }
-    return encode(required | given)
+    """The line for a generate."""
+    return encode({"do": "generate", "request": number} | generate_fields(request, hold=hold))
 
 
 def encode_score(number: int, request: ScoreRequest) -> bytes:
@@ -151,30 +134,26 @@ def decode_command(line: bytes) -> Command:
     """Read a line to the agent. Raises LineError; ranges that depend on the model are check_request's."""
     message = _object(line)
     number = message.get("request")
-    if not _is_integer(number) or not 0 <= number <= HIGHEST_NUMBER:
+    if not is_integer(number) or not 0 <= number <= HIGHEST_NUMBER:
         raise LineError("malformed", f"request is {_show(number)}; give an integer from 0 to 2^53 - 1")
     verb = message.get("do")
     if not isinstance(verb, str) or verb not in VERBS:
         raise LineError("malformed", f"do is {_show(verb)}; known: {', '.join(VERBS)}", number)
-    known_fields = {"generate": _FIELDS, "score": _SCORE_FIELDS}.get(verb, {})
+    known_fields = {"generate": GENERATE_FIELDS, "score": SCORE_FIELDS}.get(verb, {})
     known = ("do", "request", *known_fields)
     if unknown := next((key for key in message if key not in known), None):
         raise LineError("request", f"unknown key {_show(unknown)} in {verb}; known: {', '.join(known)}", number)
     fields: dict[str, Any] = {}
-    for name, (fits, allowed, default) in known_fields.items():
+    for name, field in known_fields.items():
         value = message.get(name)
-        if value is None and default is not _REQUIRED:
-            value = default
-        elif not fits(value):
-            raise LineError("request", f"{name} is {_show(value)}; give {allowed}", number)
+        if value is None and field.default is not REQUIRED:
+            value = field.default
+        elif not field.fits(value):
+            raise LineError("request", f"{name} is {_show(value)}; give {field.allowed}", number)
         fields[name] = value
     if verb == "score":
         return Command(verb, number, ScoreRequest(**fields))
-    if verb != "generate":
-        return Command(verb, number)
-    hold = fields.pop("hold")
-    sampling = Sampling(**{name: fields.pop(name) for name in ("temperature", "top_k", "top_p", "seed")})
-    return Command(verb, number, TokenRequest(**fields, sampling=sampling), hold)
+    return Command(verb, number, *read_generate(fields)) if verb == "generate" else Command(verb, number)
 
 
 def decode_event(line: bytes) -> Event:
@@ -186,9 +165,9 @@ def decode_event(line: bytes) -> Event:
         if event == "ready":
             return _ready(message)
         if event == "token":
-            return Reply(number, NewToken(int(message["id"]), float(message["at_s"])))
+            return Reply(number, read_token(message))
         if event == "done":
-            return Reply(number, _done(message))
+            return Reply(number, read_done(message))
         if event == "scored":
             return Scored(number, read_scored(message))
         if event == "error":
@@ -235,50 +214,7 @@ def _ready(message: Mapping[str, Any]) -> Ready:
             f"the agent {_show(message.get('agent'))} speaks protocol {_show(message.get('protocol'))}; this version "
             f"speaks {PROTOCOL}; install the same version of phi-edge on both sides"
         )
-    return _pick(Ready, message)
-
-
-def _done(message: Mapping[str, Any]) -> TokensDone:
-    finish: Finish = message["finish"]
-    if finish not in FINISHES:
-        raise ValueError(finish)
-    memory = message.get("memory")
-    return TokensDone(
-        finish=finish,
-        stop_id=message.get("stop_id"),
-        usage=_pick(Usage, message["usage"]),
-        prefill_s=message.get("prefill_s"),
-        total_s=message.get("total_s"),
-        memory=None if memory is None else _pick(MemoryUse, memory),
-        error=None if message.get("error") is None else str(message["error"]),
-    )
-
-
-def _pick(kind: type[T], content: Mapping[str, Any]) -> T:
-    """A dataclass from the keys that it knows. Raises TypeError for a missing one."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in content.items() if name in names})
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    # An integer of thousands of digits is JSON too, and no float.
-    return isinstance(value, float) or (_is_integer(value) and abs(value) < 1 << 64)
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_integer(item) for item in value)
-
-
-def _is_id_lists(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_ids(item) for item in value)
-
-
-def _is_session(value: Any) -> bool:
-    return isinstance(value, str) and _SESSION.fullmatch(value) is not None
+    return pick(Ready, message)
 
 
 def _show(value: object) -> str:
@@ -290,24 +226,3 @@ def _show(value: object) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-_REQUIRED = object()
-# name -> (is the value's type right, what is allowed, default). check_request checks the ranges of numbers.
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
-    "ids": (_is_ids, "a list of integers", _REQUIRED),
-    "max_new_tokens": (_is_integer, "an integer", _REQUIRED),
-    "stop_ids": (_is_ids, "a list of integers", ()),
-    "temperature": (_is_number, "a number", 0.0),
-    "top_k": (_is_integer, "an integer", None),
-    "top_p": (_is_number, "a number", None),
-    "seed": (_is_integer, "an integer", 0),
-    "deadline_s": (_is_number, "a number of seconds", None),
-    "session": (_is_session, "1 to 64 characters of A-Z a-z 0-9 . _ -", None),
-    "hold": (lambda value: isinstance(value, bool), "true or false", False),
-}
-_SCORE_FIELDS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
-    "ids": (_is_ids, "a list of integers", _REQUIRED),
-    "first": (_is_integer, "an integer", _REQUIRED),
-    "wanted": (_is_id_lists, "a list of lists of integers", _REQUIRED),
-}

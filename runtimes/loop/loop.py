@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from runtimes.api import Finish, Usage
 from runtimes.engines.engine import Engine
 from runtimes.errors import EngineError, RequestError
-from runtimes.loop.sampling import sample
+from runtimes.loop.chooser import Chooser
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_ids, check_request
 from runtimes.system.memory import PeakMemory
 
@@ -119,7 +119,7 @@ class TokenLoop:
             self._running.release()
 
     def _generate(self, request: TokenRequest, accepted: float) -> Generator[TokenRecord, None, None]:
-        memory = PeakMemory()
+        memory, chooser = PeakMemory(), Chooser(request)
         ids = list(request.ids)
         prompt, reused, prefilled, completion = len(ids), self._reusable(request), 0, 0
         room = min(request.max_new_tokens, self._engine.context_tokens - prompt)
@@ -140,14 +140,14 @@ class TokenLoop:
                 if logits is None:
                     finish = self._ended(request, accepted)
                     break
-                token = sample(logits, request.sampling, completion)
+                chosen = chooser.choose(logits)
                 at_s = self._clock() - accepted
-                if token in request.stop_ids:
-                    finish, stop_id = "stop", token
+                if chosen.id in request.stop_ids:
+                    finish, stop_id = "stop", chosen.id
                     break
                 completion += 1
-                yield NewToken(token, at_s)
-                ids.append(token)
+                yield NewToken(chosen.id, at_s, chosen.logprob, chosen.top)
+                ids.append(chosen.id)
                 finish = self._ended(request, accepted) or ("length" if completion == room else None)
         except EngineError as failure:
             # What the cache contains now is unknown.

@@ -1,4 +1,4 @@
-"""From logits to the next token's id: greedy, or temperature, top-k and top-p with a seed.
+"""From logits to the next token's id: greedy, or temperature, top-k, top-p and min-p with a seed.
 
 The draws come from SplitMix64, one per token and addressed by the token's index: a generator of five lines that a C
 agent on a phone repeats exactly. numpy does not promise that its own streams stay the same in later versions.
@@ -49,8 +49,18 @@ def draw(seed: int, index: int) -> float:
 def _candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The ids that may be drawn, best first, and their weights (not normalised).
 
-    As in transformers: temperature, then top-k, then top-p over what is left; top-p keeps the token that crosses it.
+    As in transformers: temperature, then top-k, then top-p over what is left, which keeps the token that crosses it;
+    then min-p, which drops what is less likely than its share of the likeliest.
     """
+    ids, weights = _nucleus(logits, sampling)
+    if sampling.min_p is not None:
+        kept = weights >= sampling.min_p * weights.max()
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
+
+
+def _nucleus(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The ids that temperature, top-k and top-p leave, and their weights."""
     import numpy as np
 
     def weigh(some: Logits) -> npt.NDArray[np.float64]:
@@ -62,14 +72,14 @@ def _candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int6
         return np.arange(len(logits)), weigh(logits)
     count = len(logits) if sampling.top_k is None else min(sampling.top_k, len(logits))
     few = count if sampling.top_p is None else min(count, _FIRST_CANDIDATES)
-    ids = _best(logits, few)
+    ids = best_ids(logits, few)
     weights = weigh(logits[ids])
     if sampling.top_p is None:
         return ids, weights
     # Without top-k the nucleus is a share of all the weight, which is known before anything is sorted.
     total = float(weigh(logits).sum()) if sampling.top_k is None else None
     if few < count and (total is None or float(weights.sum()) < sampling.top_p * total):
-        ids = _best(logits, count)
+        ids = best_ids(logits, count)
         weights = weigh(logits[ids])
     if total is None:
         total = float(weights.sum())
@@ -78,7 +88,7 @@ def _candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int6
     return ids[:kept], weights[:kept]
 
 
-def _best(scores: Logits, count: int) -> npt.NDArray[np.int64]:
+def best_ids(scores: Logits, count: int) -> npt.NDArray[np.int64]:
     """Indices of the `count` highest scores, highest first, ties by index."""
     import numpy as np
 

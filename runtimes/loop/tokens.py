@@ -13,6 +13,8 @@ from typing import Protocol
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import RequestError
 
+MAX_LOGPROBS = 20  # as OpenAI's top_logprobs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -21,6 +23,10 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int = 0  # 0 <= seed < 2**64
 
 
@@ -34,6 +40,7 @@ class TokenRequest:
     stop_ids: Sequence[int] = ()  # empty: generate exactly max_new_tokens
     deadline_s: float | None = None  # from the moment the source accepts this request
     session: str | None = None
+    logprobs: int | None = None  # report each token's log-probability, and this many of the likeliest ids with theirs
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class NewToken:
     id: int
     # Since the source accepted the request, on the source's monotonic clock, stamped when sampled; None if it cannot.
     at_s: float | None
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()  # the likeliest ids and their log-probabilities, likeliest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +111,25 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
     if sampling.top_p is not None:
         _check_number("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0, at most 1, or leave it out")
     _check_number("seed", sampling.seed, 0 <= sampling.seed < 1 << 64, "0 to 2**64 - 1")
+    _check_penalties(sampling)
+    if request.logprobs is not None:
+        fits = 0 <= request.logprobs <= MAX_LOGPROBS
+        _check_number("logprobs", request.logprobs, fits, f"0 to {MAX_LOGPROBS}, or leave it out")
     if request.deadline_s is not None:
         deadline = request.deadline_s
         _check_number("deadline_s", deadline, math.isfinite(deadline), "a number of seconds, or leave it out")
+
+
+def _check_penalties(sampling: Sampling) -> None:
+    if sampling.min_p is not None:
+        _check_number("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "0 to 1, or leave it out")
+    penalty = sampling.repetition_penalty
+    _check_number("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0; 1 changes nothing")
+    for name, value in (
+        ("presence_penalty", sampling.presence_penalty),
+        ("frequency_penalty", sampling.frequency_penalty),
+    ):
+        _check_number(name, value, -2 <= value <= 2, "-2 to 2; 0 changes nothing")
 
 
 def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Generator
 
 from export.artifact import Manifest
-from runtimes.api import DoneEvent, Event, Finish, GenerateRequest, Timings, TokenEvent
+from runtimes.api import Alternative, DoneEvent, Event, Finish, GenerateRequest, Timings, TokenEvent
 from runtimes.errors import RequestError
-from runtimes.loop.tokens import Sampling, TokenRecord, TokenRequest, TokensDone, TokenSource
+from runtimes.loop.tokens import NewToken, Sampling, TokenRecord, TokenRequest, TokensDone, TokenSource
 from runtimes.text.stream import StopScanner, TextJoiner
 from runtimes.text.tokenizer import Tokenizer
 
@@ -65,11 +65,16 @@ class TextRuntime:
                 temperature=request.temperature,
                 top_k=request.top_k,
                 top_p=request.top_p,
+                min_p=request.min_p,
+                repetition_penalty=request.repetition_penalty,
+                presence_penalty=request.presence_penalty,
+                frequency_penalty=request.frequency_penalty,
                 seed=secrets.randbits(64) if request.seed is None else request.seed,
             ),
             stop_ids=stop_ids,
             deadline_s=None if request.deadline_s is None else request.deadline_s - spent_s,
             session=request.session,
+            logprobs=request.logprobs,
         )
 
     def _events(
@@ -85,10 +90,14 @@ class TextRuntime:
                     completion += 1
                     scanned = scanner.add(joiner.add(record.id))
                     at_s = None if record.at_s is None else record.at_s + spent_s
-                    yield TokenEvent(record.id, scanned.text, at_s)
+                    yield TokenEvent(record.id, scanned.text, at_s, record.logprob, self._alternatives(record))
                     if scanned.stop is not None:
                         stop_string = scanned.stop
                         self._source.cancel()
+
+    def _alternatives(self, record: NewToken) -> tuple[Alternative, ...]:
+        table = self._tokenizer.bytes
+        return tuple(Alternative(id, table[id].decode("utf-8", "replace"), logprob) for id, logprob in record.top)
 
     def _done(
         self, record: TokensDone, completion: int, stop_string: str | None, rest: str, spent_s: float

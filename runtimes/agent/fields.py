@@ -1,0 +1,69 @@
+"""The keys of the agent protocol's `generate` and `score` lines: their types, what is allowed, their defaults.
+
+The ranges of numbers depend on the model, and are check_request's (runtimes/loop/tokens.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+REQUIRED = object()  # the default of a key without one
+_SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key. `fits` says whether a value has its type, `allowed` is that type for people."""
+
+    fits: Callable[[Any], bool]
+    allowed: str
+    default: Any = None
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """An integer, not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    # An integer of thousands of digits is JSON too, and no float.
+    return isinstance(value, float) or (is_integer(value) and abs(value) < 1 << 64)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(is_integer(item) for item in value)
+
+
+def _is_id_lists(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_ids(item) for item in value)
+
+
+def _is_session(value: Any) -> bool:
+    return isinstance(value, str) and _SESSION.fullmatch(value) is not None
+
+
+GENERATE_FIELDS: dict[str, Field] = {
+    "ids": Field(_is_ids, "a list of integers", REQUIRED),
+    "max_new_tokens": Field(is_integer, "an integer", REQUIRED),
+    "stop_ids": Field(_is_ids, "a list of integers", ()),
+    "temperature": Field(_is_number, "a number", 0.0),
+    "top_k": Field(is_integer, "an integer"),
+    "top_p": Field(_is_number, "a number"),
+    "min_p": Field(_is_number, "a number"),
+    "repetition_penalty": Field(_is_number, "a number", 1.0),
+    "presence_penalty": Field(_is_number, "a number", 0.0),
+    "frequency_penalty": Field(_is_number, "a number", 0.0),
+    "seed": Field(is_integer, "an integer", 0),
+    "logprobs": Field(is_integer, "an integer"),
+    "deadline_s": Field(_is_number, "a number of seconds"),
+    "session": Field(_is_session, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
+    "hold": Field(lambda value: isinstance(value, bool), "true or false", False),
+}
+SCORE_FIELDS: dict[str, Field] = {
+    "ids": Field(_is_ids, "a list of integers", REQUIRED),
+    "first": Field(is_integer, "an integer", REQUIRED),
+    "wanted": Field(_is_id_lists, "a list of lists of integers", REQUIRED),
+}

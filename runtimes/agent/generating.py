@@ -1,0 +1,97 @@
+"""The agent protocol's `generate`: its line, and the token and done lines that answer it (docs/agent-protocol.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from runtimes.api import Finish, MemoryUse, Usage
+from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
+
+FINISHES = ("stop", "length", "cancelled", "deadline", "error")
+T = TypeVar("T")
+_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+
+
+def generate_fields(request: TokenRequest, *, hold: bool) -> dict[str, Any]:
+    """The keys of a generate line. Those at their default are left out, so that an older agent takes the line."""
+    sampling = {
+        field.name: value
+        for field in dataclasses.fields(Sampling)
+        if (value := getattr(request.sampling, field.name)) != field.default
+    }
+    if request.sampling.temperature == 0:
+        for name in ("top_k", "top_p", "min_p", "seed"):  # a greedy choice does not read them
+            sampling.pop(name, None)
+    optional: dict[str, Any] = {
+        "stop_ids": list(request.stop_ids) or None,
+        "logprobs": request.logprobs,
+        "deadline_s": request.deadline_s,
+        "session": request.session,
+        "hold": hold or None,
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {"ids": list(request.ids), "max_new_tokens": request.max_new_tokens} | sampling | given
+
+
+def read_generate(fields: Mapping[str, Any]) -> tuple[TokenRequest, bool]:
+    """The request of a generate line, and its `hold`. `fields` has every key of GENERATE_FIELDS, its type checked."""
+    others = {name: value for name, value in fields.items() if name not in _SAMPLING and name != "hold"}
+    return TokenRequest(**others, sampling=Sampling(**{name: fields[name] for name in _SAMPLING})), fields["hold"]
+
+
+def token_fields(token: NewToken, waited_s: float) -> dict[str, Any]:
+    """The keys of a token line. `waited_s` is how long the request waited before the loop accepted it."""
+    assert token.at_s is not None  # a loop stamps every token
+    fields: dict[str, Any] = {"id": token.id, "at_s": token.at_s + waited_s}
+    if token.logprob is not None:
+        fields |= {"logprob": token.logprob, "top": [list(pair) for pair in token.top]}
+    return fields
+
+
+def read_token(message: Mapping[str, Any]) -> NewToken:
+    """The inverse. Raises KeyError, TypeError or ValueError."""
+    logprob, top = message.get("logprob"), message.get("top") or ()
+    return NewToken(
+        int(message["id"]),
+        float(message["at_s"]),
+        None if logprob is None else float(logprob),
+        tuple((int(id), float(logprob)) for id, logprob in top),
+    )
+
+
+def done_fields(done: TokensDone, waited_s: float, memory: MemoryUse | None) -> dict[str, Any]:
+    """The keys of a done line; `memory` is of the process since it began, because loading is often the peak."""
+    return {
+        "finish": done.finish,
+        "stop_id": done.stop_id,
+        "usage": dataclasses.asdict(done.usage),
+        "prefill_s": done.prefill_s,
+        "total_s": None if done.total_s is None else done.total_s + waited_s,
+        "memory": None if memory is None else dataclasses.asdict(memory),
+        "error": done.error,
+    }
+
+
+def read_done(message: Mapping[str, Any]) -> TokensDone:
+    """The inverse. Raises KeyError, TypeError or ValueError."""
+    finish: Finish = message["finish"]
+    if finish not in FINISHES:
+        raise ValueError(finish)
+    memory = message.get("memory")
+    return TokensDone(
+        finish=finish,
+        stop_id=message.get("stop_id"),
+        usage=pick(Usage, message["usage"]),
+        prefill_s=message.get("prefill_s"),
+        total_s=message.get("total_s"),
+        memory=None if memory is None else pick(MemoryUse, memory),
+        error=None if message.get("error") is None else str(message["error"]),
+    )
+
+
+def pick(kind: type[T], content: Mapping[str, Any]) -> T:
+    """A dataclass from the keys that it knows. Raises TypeError for a missing one."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in content.items() if name in names})
