@@ -5,9 +5,9 @@ A runtime that does not support a field of the request raises UnsupportedError; 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Finish = Literal["stop", "eos", "length", "cancelled", "deadline", "error"]
 Role = Literal["system", "user", "assistant"]
@@ -41,6 +41,10 @@ class GenerateRequest:
     presence_penalty: float = 0.0  # subtracted from the logits of ids in the answer, -2 to 2
     frequency_penalty: float = 0.0  # subtracted once for each time that the id is in the answer, -2 to 2
     seed: int | None = None  # 0 to 2**64 - 1; None draws one
+    # The answer matches it: at most one of the three. It ends where the document is complete. Needs llguidance.
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None  # of Rust's kind, without look-around
+    lark: str | None = None  # a Lark grammar in llguidance's dialect
     # Report each token's log-probability, and this many of the likeliest ids, 0 to 20, with theirs; None: nothing.
     logprobs: int | None = None
     stop: Sequence[str] = ()  # texts that end the answer; they are not part of it

@@ -10,6 +10,7 @@ from export.artifact import Artifact, Format, open_artifact
 from runtimes.api import Runtime
 from runtimes.engines.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
 from runtimes.errors import RequestError
+from runtimes.loop.grammar import Grammars
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import TokenSource
 
@@ -71,7 +72,7 @@ def open_tokens(
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}; allowed: 1 or more, or leave it out for all cores")
     opener = engine or (ENGINES[artifact.manifest.format] if graphics == ANY_ADAPTER else _directml(artifact, graphics))
-    return TokenLoop(opener(artifact, threads))
+    return TokenLoop(opener(artifact, threads), grammars=Grammars(artifact))
 
 
 def _directml(artifact: Artifact, graphics: Graphics) -> EngineOpener:

@@ -4,6 +4,7 @@ an emulated phone with both runners."""
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ class Refusing:
         said = [request.prompt or "", *(message.content for message in request.messages or ())]
         spelt = any("<|" in text or "<s>" in text for text in said)  # a control token, which its tokenizer would read
         penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
-        changed = penalties != (1, 0, 0) or request.logprobs is not None
+        grammars = (request.json_schema, request.regex, request.lark)
+        changed = penalties != (1, 0, 0) or request.logprobs is not None or grammars != (None, None, None)
         must = seeded or spelt or changed or request.session is not None or bool(request.stop_ids)
         try:
             return self.runtime.generate(request)
@@ -237,6 +239,60 @@ def test_log_probabilities_come_with_the_tokens(subject: Subject) -> None:
         assert all(each.logprob <= 0 for each in event.top_logprobs)
     assert all(event.logprob is not None and not event.top_logprobs for event in subject.run(**fields, logprobs=0)[0])
     assert all(event.logprob is None for event in subject.run(**fields)[0])
+
+
+LAMP = {
+    "type": "object",
+    "properties": {
+        "room": {"enum": ["kitchen", "hall"]},
+        "on": {"type": "boolean"},
+        "level": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["room", "on"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+@pytest.mark.parametrize(
+    ("kind", "grammar", "pattern"),
+    [
+        ("json_schema", LAMP, r'\{"room": "(kitchen|hall)", "on": (true|false)(, "level": [0-9]{1,2})?\}'),
+        ("regex", " (yes|no), [a-z]{3,5}!", " (yes|no), [a-z]{3,5}!"),
+        ("lark", 'start: "ab" | "cd" start "ef"', "(cd){0,9}ab(ef){0,9}"),
+    ],
+)
+def test_an_answer_matches_its_grammar(
+    subject: Subject, kind: str, grammar: object, pattern: str, temperature: float
+) -> None:
+    if refused(subject, kind, **{kind: grammar}):
+        return
+    for seed in range(1 if subject.emulated else 4):
+        fields: dict[str, Any] = {"messages": [Message("user", PROMPT)], "seed": seed, "temperature": temperature}
+        text = subject.text(**fields, max_new_tokens=100, **{kind: grammar})
+        assert re.fullmatch(pattern, text), text
+        # With log-probabilities every token has logits of its own, so none is taken without the model.
+        assert re.fullmatch(pattern, subject.text(**fields, max_new_tokens=100, logprobs=0, **{kind: grammar}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"json_schema": {"type": "robot"}}, "json_schema cannot be used: .*; correct it"),
+        ({"json_schema": {"not": {"const": 1}}}, 'json_schema cannot be used: Unimplemented keys: \\["not"\\]'),
+        ({"regex": "("}, "regex cannot be used: .*unclosed group|regex cannot be used: .*regex parse error"),
+        ({"lark": "start: foo"}, 'lark cannot be used: .*unknown name: "foo"'),
+        ({"regex": "a", "lark": "start: /a/"}, "the request has regex and lark; give one of them"),
+        ({"regex": "a", "ignore_stop_ids": True}, "regex ends an answer where its document ends"),
+    ],
+)
+def test_a_grammar_that_cannot_be_followed_is_refused(subject: Subject, fields: dict[str, Any], message: str) -> None:
+    kind = next(iter(fields))
+    good = {"json_schema": {}, "regex": "a", "lark": 'start: "a"'}
+    if refused(subject, kind, **{kind: good[kind]}):
+        return
+    with pytest.raises(RequestError, match=message):
+        next(subject.runtime.generate(GenerateRequest(prompt="a", **fields)))
 
 
 def test_prompt_and_its_ids_are_the_same_request(subject: Subject) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from runtimes.engines.fake import FakeEngine
+from runtimes.engines.fake import FakeEngine, fake_artifact
 from runtimes.errors import RequestError
+from runtimes.loop.grammar import Grammars
 from runtimes.loop.loop import TokenLoop
-from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
+from runtimes.loop.tokens import Grammar, NewToken, TokenRequest, TokensDone
 
 PROMPT = list(b"a prompt of some length")
 
@@ -146,3 +149,19 @@ def test_a_request_is_checked_before_anything_runs() -> None:
     with pytest.raises(RequestError, match="23 tokens; a context of 8 takes at most 7"):
         TokenLoop(engine).stream(request())
     assert engine.calls == []
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_what_a_grammar_forces_is_computed_at_once(continues: bool, tmp_path: Path) -> None:
+    """A key of a JSON object is no choice: its tokens go through the engine together."""
+    engine = FakeEngine(continues=continues)
+    loop = TokenLoop(engine, grammars=Grammars(fake_artifact(tmp_path / "artifact")))
+    schema = {"properties": {"temperature": {"enum": [1, 2]}}, "additionalProperties": False}
+    schema |= {"type": "object", "required": ["temperature"]}
+    grammar = Grammar("json_schema", json.dumps(schema))
+    ids, done = run(loop, request(max_new_tokens=100, grammar=grammar, stop_ids=[261]))
+    assert bytes(ids) in (b'{"temperature": 1}', b'{"temperature": 2}')
+    assert (done.finish, done.stop_id, done.usage.completion) == ("stop", 261, len(ids))
+    steps = [length for start, length in engine.calls if start > 0]
+    assert sum(steps) < len(ids)  # nothing is computed after the end
+    assert max(steps) == (len(b'{"temperature": ') if continues else 1)

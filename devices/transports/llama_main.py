@@ -102,10 +102,10 @@ class LlamaMain:
             )
         sampling = request.sampling
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-        if penalties != (1, 0, 0) or request.logprobs is not None:
+        if penalties != (1, 0, 0) or request.logprobs is not None or request.grammar is not None:
             raise UnsupportedError(
-                "llama_main has no penalties and no log-probabilities; leave repetition_penalty, presence_penalty, "
-                "frequency_penalty and logprobs out, or use the agent"
+                "llama_main has no penalties, log-probabilities or grammars; leave repetition_penalty, "
+                "presence_penalty, frequency_penalty, logprobs, json_schema, regex and lark out, or use the agent"
             )
         if request.session is not None:
             raise UnsupportedError("llama_main keeps nothing between two requests; leave session out")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from devices.transports.agent_connection import AgentConnection
 from devices.transports.host import LineProcess
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from runtimes.agent.fields import GRAMMARS
 from runtimes.agent.scoring import Prediction, ScoreRequest
 from runtimes.agent.wire import ErrorEvent, Event, Ready, Reply, Scored, encode, encode_generate, encode_score
 from runtimes.errors import (
@@ -126,6 +127,7 @@ class RemoteTokens:
             ("presence_penalty", sampling.presence_penalty != 0),
             ("frequency_penalty", sampling.frequency_penalty != 0),
             ("logprobs", request.logprobs is not None),
+            *((kind, request.grammar is not None and request.grammar.kind == kind) for kind in GRAMMARS),
             ("session", request.session is not None),
             ("deadline_s", request.deadline_s is not None),
             ("hold", self._hold),

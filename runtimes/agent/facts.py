@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.artifact import Artifact
+from runtimes.agent.fields import GRAMMARS
 from runtimes.agent.wire import CAPABILITIES, MAX_LINE_BYTES, PROTOCOL
+from runtimes.loop.grammar import can_constrain
 from runtimes.system.cores import available_cores
 
 # distribution -> the import package that shows whether it is loaded; on Windows they have other names
@@ -35,7 +37,7 @@ def describe(artifact: Artifact, threads: int | None) -> dict[str, Any]:
         "context_tokens": manifest.context_tokens,
         "vocab_size": manifest.model.vocab_size,
         "threads": available_cores() if threads is None else threads,
-        "capabilities": list(CAPABILITIES),
+        "capabilities": [*CAPABILITIES, *(GRAMMARS if can_constrain() else ())],
         "versions": versions(),
         "max_line_bytes": MAX_LINE_BYTES,
     }

@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
+from runtimes.loop.tokens import GrammarKind
+
+GRAMMARS: tuple[GrammarKind, ...] = get_args(GrammarKind)
 REQUIRED = object()  # the default of a key without one
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -45,6 +48,15 @@ def _is_session(value: Any) -> bool:
     return isinstance(value, str) and _SESSION.fullmatch(value) is not None
 
 
+def _is_grammar(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"kind", "text"}
+        and value["kind"] in GRAMMARS
+        and isinstance(value["text"], str)
+    )
+
+
 GENERATE_FIELDS: dict[str, Field] = {
     "ids": Field(_is_ids, "a list of integers", REQUIRED),
     "max_new_tokens": Field(is_integer, "an integer", REQUIRED),
@@ -57,6 +69,7 @@ GENERATE_FIELDS: dict[str, Field] = {
     "presence_penalty": Field(_is_number, "a number", 0.0),
     "frequency_penalty": Field(_is_number, "a number", 0.0),
     "seed": Field(is_integer, "an integer", 0),
+    "grammar": Field(_is_grammar, f"an object with kind ({', '.join(GRAMMARS)}) and text"),
     "logprobs": Field(is_integer, "an integer"),
     "deadline_s": Field(_is_number, "a number of seconds"),
     "session": Field(_is_session, "1 to 64 characters of A-Z a-z 0-9 . _ -"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from runtimes.api import Finish, MemoryUse, Usage
-from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
+from runtimes.loop.tokens import Grammar, NewToken, Sampling, TokenRequest, TokensDone
 
 FINISHES = ("stop", "length", "cancelled", "deadline", "error")
 T = TypeVar("T")
@@ -26,6 +26,7 @@ def generate_fields(request: TokenRequest, *, hold: bool) -> dict[str, Any]:
             sampling.pop(name, None)
     optional: dict[str, Any] = {
         "stop_ids": list(request.stop_ids) or None,
+        "grammar": None if request.grammar is None else dataclasses.asdict(request.grammar),
         "logprobs": request.logprobs,
         "deadline_s": request.deadline_s,
         "session": request.session,
@@ -37,8 +38,10 @@ def generate_fields(request: TokenRequest, *, hold: bool) -> dict[str, Any]:
 
 def read_generate(fields: Mapping[str, Any]) -> tuple[TokenRequest, bool]:
     """The request of a generate line, and its `hold`. `fields` has every key of GENERATE_FIELDS, its type checked."""
-    others = {name: value for name, value in fields.items() if name not in _SAMPLING and name != "hold"}
-    return TokenRequest(**others, sampling=Sampling(**{name: fields[name] for name in _SAMPLING})), fields["hold"]
+    others = {name: value for name, value in fields.items() if name not in (*_SAMPLING, "grammar", "hold")}
+    sampling = Sampling(**{name: fields[name] for name in _SAMPLING})
+    grammar = None if fields["grammar"] is None else Grammar(**fields["grammar"])
+    return TokenRequest(**others, sampling=sampling, grammar=grammar), fields["hold"]
 
 
 def token_fields(token: NewToken, waited_s: float) -> dict[str, Any]:

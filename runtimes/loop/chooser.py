@@ -1,7 +1,8 @@
-"""How one request chooses its tokens: penalties, then the draw; and what the model itself thought of each token."""
+"""How one request chooses its tokens: penalties, grammar, the draw; and what the model itself thought of each token."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from runtimes.loop.tokens import TokenRequest
 
 if TYPE_CHECKING:
     from runtimes.engines.engine import Logits
+    from runtimes.loop.grammar import Matcher
 
 DECIMALS = 6  # of a log-probability
 
@@ -27,7 +29,9 @@ class Choice:
 class Chooser:
     """Chooses a request's tokens one after the other. A chosen id counts as part of the answer."""
 
-    def __init__(self, request: TokenRequest) -> None:
+    def __init__(self, request: TokenRequest, matcher: Matcher | None = None) -> None:
+        """`matcher` is that of the request's grammar."""
+        self._matcher = matcher
         self._sampling = request.sampling
         self._logprobs = request.logprobs
         self._penalties = Penalties(request.sampling, request.ids)
@@ -35,10 +39,33 @@ class Chooser:
 
     def choose(self, logits: Logits) -> Choice:
         """The next id, from the engine's logits, float32 [vocab], which stay as they are. Raises EngineError."""
-        id = sample(self._penalties.apply(logits), self._sampling, self._count)
+        allowed = self._penalties.apply(logits)
+        if self._matcher is not None:
+            allowed = self._matcher.mask(allowed)
+        id = sample(allowed, self._sampling, self._count)
+        if self._matcher is not None:
+            self._matcher.take(id)
+        self._add(id)
+        return Choice(id) if self._logprobs is None else _judged(id, logits, self._logprobs)
+
+    def forced(self) -> Sequence[Choice]:
+        """What must follow whatever the model says, by the grammar. Nothing where log-probabilities are asked for,
+        because these ids get no logits."""
+        if self._matcher is None or self._logprobs is not None or self._matcher.complete:
+            return ()
+        ids = self._matcher.forced()
+        for id in ids:
+            self._add(id)
+        return [Choice(id) for id in ids]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self._matcher is not None and self._matcher.complete
+
+    def _add(self, id: int) -> None:
         self._penalties.add(id)
         self._count += 1
-        return Choice(id) if self._logprobs is None else _judged(id, logits, self._logprobs)
 
 
 def _judged(id: int, logits: Logits, count: int) -> Choice:

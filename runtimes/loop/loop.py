@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from runtimes.api import Finish, Usage
 from runtimes.engines.engine import Engine
-from runtimes.errors import EngineError, RequestError
+from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.loop.chooser import Chooser
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_ids, check_request
 from runtimes.system.memory import PeakMemory
 
 if TYPE_CHECKING:
     from runtimes.engines.engine import Logits
+    from runtimes.loop.grammar import Grammars, Matcher
 
 # A prompt is prefilled in pieces of this length, so that a cancel or a deadline need not wait for all of it.
 PREFILL_CHUNK_TOKENS = 512
@@ -31,10 +32,13 @@ class TokenLoop:
         self,
         engine: Engine,
         *,
+        grammars: Grammars | None = None,
         prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Without `grammars` a request with a grammar is refused."""
         self._engine = engine
+        self._grammars = grammars
         chunk = prefill_chunk_tokens if engine.continues else engine.context_tokens
         self._chunk_tokens = min(chunk, engine.max_forward_tokens)
         self._clock = clock
@@ -58,9 +62,10 @@ class TokenLoop:
         """See TokenSource.stream."""
         accepted = self._clock()
         check_request(request, self._engine.context_tokens, self._engine.vocab_size)
+        chooser = Chooser(request, self._matcher(request))
         if not self._running.locked():
             self._cancelled.clear()  # here and not at the first record: a cancel counts from the acceptance on
-        return self._stream(request, accepted)
+        return self._stream(request, chooser, accepted)
 
     def cancel(self) -> None:
         """See TokenSource.cancel."""
@@ -109,17 +114,24 @@ class TokenLoop:
         """Free the engine. The loop cannot be used afterwards."""
         self._engine.close()
 
-    def _stream(self, request: TokenRequest, accepted: float) -> Generator[TokenRecord, None, None]:
+    def _matcher(self, request: TokenRequest) -> Matcher | None:
+        if request.grammar is None:
+            return None
+        if self._grammars is None:
+            raise UnsupportedError(f"{request.grammar.kind} is not supported here; leave it out")
+        return self._grammars.compile(request.grammar)
+
+    def _stream(self, request: TokenRequest, chooser: Chooser, accepted: float) -> Generator[TokenRecord, None, None]:
         if not self._running.acquire(blocking=False):
             raise RequestError("another request is running; read it to its end or close it first")
         try:
-            yield from self._generate(request, accepted)
+            yield from self._generate(request, chooser, accepted)
         finally:
             self._cancelled.clear()
             self._running.release()
 
-    def _generate(self, request: TokenRequest, accepted: float) -> Generator[TokenRecord, None, None]:
-        memory, chooser = PeakMemory(), Chooser(request)
+    def _generate(self, request: TokenRequest, chooser: Chooser, accepted: float) -> Generator[TokenRecord, None, None]:
+        memory = PeakMemory()
         ids = list(request.ids)
         prompt, reused, prefilled, completion = len(ids), self._reusable(request), 0, 0
         room = min(request.max_new_tokens, self._engine.context_tokens - prompt)
@@ -145,10 +157,14 @@ class TokenLoop:
                 if chosen.id in request.stop_ids:
                     finish, stop_id = "stop", chosen.id
                     break
-                completion += 1
-                yield NewToken(chosen.id, at_s, chosen.logprob, chosen.top)
-                ids.append(chosen.id)
-                finish = self._ended(request, accepted) or ("length" if completion == room else None)
+                for choice in (chosen, *chooser.forced()):
+                    completion += 1
+                    yield NewToken(choice.id, at_s, choice.logprob, choice.top)
+                    ids.append(choice.id)
+                    if finish := self._ended(request, accepted) or ("length" if completion == room else None):
+                        break
+                if finish is None and chooser.complete:
+                    finish, stop_id = "stop", request.stop_ids[0]  # as if the model had ended its document
         except EngineError as failure:
             # What the cache contains now is unknown.
             self.forget()
@@ -188,20 +204,25 @@ class TokenLoop:
         return keep
 
     def _step(self, ids: list[int], request: TokenRequest, accepted: float) -> Logits | None:
-        """The logits after ids[-1], whose predecessors are cached. None when cancelled or past the deadline."""
+        """The logits after ids[-1]; a few ids before it may not be cached yet. None when cancelled or past the
+        deadline."""
         if self._is_long(len(ids)) != self._cached_long:
             return self._prefill(ids, 0, request, accepted)
-        return self._forward(ids[-1:], len(ids) - 1)
+        piece = self._chunk_tokens if self._engine.continues else 1
+        return self._compute(ids, len(self._cached), piece, request, accepted)
 
     def _prefill(self, ids: list[int], start: int, request: TokenRequest, accepted: float) -> Logits | None:
         """Compute ids[start:] in pieces and return the last logits. None when cancelled or past the deadline."""
         del self._cached[start:]
         self._cached_long = self._is_long(len(ids))
+        return self._compute(ids, start, self._chunk_tokens, request, accepted)
+
+    def _compute(self, ids: list[int], start: int, piece: int, request: TokenRequest, accepted: float) -> Logits | None:
         logits: Logits | None = None
         while start < len(ids):
             if logits is not None and self._ended(request, accepted):
                 return None
-            end = min(start + self._chunk_tokens, len(ids))
+            end = min(start + piece, len(ids))
             logits = self._forward(ids[start:end], start)
             start = end
         return logits

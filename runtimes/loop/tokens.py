@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import RequestError
@@ -30,6 +30,17 @@ class Sampling:
     seed: int = 0  # 0 <= seed < 2**64
 
 
+GrammarKind = Literal["json_schema", "regex", "lark"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must match: a JSON schema (as JSON), a regular expression, or a Lark grammar."""
+
+    kind: GrammarKind
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenRequest:
     """What to generate, in ids alone. `stop_ids` are all of them: the artifact's own and the request's."""
@@ -40,6 +51,7 @@ class TokenRequest:
     stop_ids: Sequence[int] = ()  # empty: generate exactly max_new_tokens
     deadline_s: float | None = None  # from the moment the source accepts this request
     session: str | None = None
+    grammar: Grammar | None = None
     logprobs: int | None = None  # report each token's log-probability, and this many of the likeliest ids with theirs
 
 
@@ -118,6 +130,10 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
     if request.deadline_s is not None:
         deadline = request.deadline_s
         _check_number("deadline_s", deadline, math.isfinite(deadline), "a number of seconds, or leave it out")
+    if request.grammar is not None and not request.stop_ids:
+        raise RequestError(
+            f"{request.grammar.kind} ends an answer where its document ends, so stop ids cannot be ignored"
+        )
 
 
 def _check_penalties(sampling: Sampling) -> None:

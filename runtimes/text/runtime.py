@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import secrets
 import time
 from collections.abc import Callable, Generator
@@ -11,7 +12,16 @@ from collections.abc import Callable, Generator
 from export.artifact import Manifest
 from runtimes.api import Alternative, DoneEvent, Event, Finish, GenerateRequest, Timings, TokenEvent
 from runtimes.errors import RequestError
-from runtimes.loop.tokens import NewToken, Sampling, TokenRecord, TokenRequest, TokensDone, TokenSource
+from runtimes.loop.tokens import (
+    Grammar,
+    GrammarKind,
+    NewToken,
+    Sampling,
+    TokenRecord,
+    TokenRequest,
+    TokensDone,
+    TokenSource,
+)
 from runtimes.text.stream import StopScanner, TextJoiner
 from runtimes.text.tokenizer import Tokenizer
 
@@ -74,13 +84,15 @@ class TextRuntime:
             stop_ids=stop_ids,
             deadline_s=None if request.deadline_s is None else request.deadline_s - spent_s,
             session=request.session,
+            grammar=_grammar(request),
             logprobs=request.logprobs,
         )
 
     def _events(
         self, request: GenerateRequest, ids: list[int], tokens: Generator[TokenRecord, None, None], spent_s: float
     ) -> Generator[Event, None, None]:
-        joiner, scanner = TextJoiner(self._tokenizer.bytes, ids), StopScanner(request.stop)
+        whole = _grammar(request) is not None  # a first space belongs to the document
+        joiner, scanner = TextJoiner(self._tokenizer.bytes, ids, whole=whole), StopScanner(request.stop)
         completion, stop_string = 0, None
         with contextlib.closing(tokens):
             for record in tokens:
@@ -128,7 +140,18 @@ def _check(request: GenerateRequest) -> None:
         raise RequestError(
             f"the request has {' and '.join(given) or 'nothing'}; give one of prompt, messages, token_ids"
         )
+    _grammar(request)
     if "" in request.stop:
         raise RequestError("a stop string is empty and would end every answer; leave it out")
     if request.ignore_stop_ids and (request.stop or request.stop_ids):
         raise RequestError("ignore_stop_ids asks for exactly max_new_tokens, so stop and stop_ids must be left out")
+
+
+def _grammar(request: GenerateRequest) -> Grammar | None:
+    """Raises RequestError where there are two."""
+    schema = None if request.json_schema is None else json.dumps(request.json_schema)
+    kinds: dict[GrammarKind, str | None] = {"json_schema": schema, "regex": request.regex, "lark": request.lark}
+    given = [Grammar(kind, text) for kind, text in kinds.items() if text is not None]
+    if len(given) > 1:
+        raise RequestError(f"the request has {' and '.join(each.kind for each in given)}; give one of them")
+    return given[0] if given else None

@@ -13,12 +13,13 @@ class TextJoiner:
     """Joins the tokens' bytes into characters. What is incomplete waits for the next token; bytes that can never
     become a character turn into U+FFFD."""
 
-    def __init__(self, table: TokenBytes, prompt: Sequence[int]) -> None:
+    def __init__(self, table: TokenBytes, prompt: Sequence[int], *, whole: bool = False) -> None:
         """`prompt` decides about a first space: llama-style tokenizers put one of their own at the start of a text,
-        and after a control token; it is not part of the answer. After plain text the space is real."""
+        and after a control token; it is not part of the answer. After plain text the space is real. With `whole` it is
+        part of the answer in any case."""
         self._table = table
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._drop_space = table.leading_space and (not prompt or table.is_control(prompt[-1]))
+        self._drop_space = not whole and table.leading_space and (not prompt or table.is_control(prompt[-1]))
 
     def add(self, id: int) -> str:
         """The characters that this token completes; often one token's text, sometimes none."""

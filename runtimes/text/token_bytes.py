@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from runtimes.errors import EngineError
 
 _BYTE_NAMES = {f"<0x{value:02X}>": bytes([value]) for value in range(256)}
+
+
+def control_names(content: Mapping[str, Any]) -> list[str]:
+    """The control tokens of a tokenizer.json: the special ones, and those marked as plain but written as markup
+    (Phi-3's `</s>`, Phi-4-mini's `<|tool_call|>`)."""
+    return [
+        token["content"]
+        for token in content.get("added_tokens", ())
+        if token["special"] or re.fullmatch(r"<\S+>|\[[A-Z_/]+\]", token["content"])
+    ]
 
 
 class TokenBytes:

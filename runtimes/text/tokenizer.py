@@ -16,7 +16,7 @@ from typing import Any
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.template import Piece, load_template
-from runtimes.text.token_bytes import TokenBytes
+from runtimes.text.token_bytes import TokenBytes, control_names
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -91,15 +91,9 @@ class Tokenizer:
 
 
 def _private_names(content: Mapping[str, Any]) -> dict[str, str]:
-    """Control tokens and their private names: the special ones, and those marked as plain but written as markup
-    (Phi-3's `</s>`, Phi-4-mini's `<|tool_call|>`)."""
-    names = [
-        token["content"]
-        for token in content.get("added_tokens", ())
-        if token["special"] or re.fullmatch(r"<\S+>|\[[A-Z_/]+\]", token["content"])
-    ]
+    """Control tokens and their private names."""
     secret = secrets.token_hex(8)
-    return {name: f"\ue000{secret}:{index}\ue001" for index, name in enumerate(names)}
+    return {name: f"\ue000{secret}:{index}\ue001" for index, name in enumerate(control_names(content))}
 
 
 def _rename(content: dict[str, Any], private: Mapping[str, str]) -> None:
