@@ -16,6 +16,8 @@ from typing import Any
 TIMEOUT_S = 600.0
 
 GENAI = """
+import os
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import json, sys, numpy, onnxruntime_genai as og
 config = og.Config(sys.argv[1])
 options = json.loads(sys.argv[2])

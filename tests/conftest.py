@@ -35,6 +35,8 @@ from fakes.windows import missing as emulated_windows_lacks
 # ExecuTorch's threads call torch's BLAS: with OpenMP threads of its own in each, a call takes a hundred times as long.
 # The engine sees to it where it is the first to import torch; in one process with transformers it is not.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Tests that import onnxruntime themselves. test_runtimes_telemetry.py takes it away again.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "export" / "tiny"

@@ -24,6 +24,8 @@ sys.path[0] = str(Path(__file__).parent.parent.parent)
 from export.artifact import MANIFEST  # noqa: E402
 
 GENAI = """
+import os
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import json, resource, sys, time, numpy, onnxruntime_genai as og
 folder, prompt, generate, threads = sys.argv[1], *map(int, sys.argv[2:])
 start = time.perf_counter()

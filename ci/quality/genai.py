@@ -12,6 +12,7 @@ import numpy as np
 
 from ci.quality.engine import Logits
 from ci.quality.packages import beside, with_packages
+from runtimes.system.telemetry import switch_telemetry_off
 
 BUILD_S = 1800.0
 ONNXSCRIPT = "onnxscript==0.7.2"  # the builder needs it, and nothing else here does
@@ -39,6 +40,7 @@ class Genai:
     """A builder's folder in onnxruntime-genai. Left alone it may use one thread, so threads are set in its config."""
 
     def __init__(self, folder: Path, threads: int) -> None:
+        switch_telemetry_off()
         import onnxruntime_genai
 
         file = folder / "genai_config.json"

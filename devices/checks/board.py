@@ -20,6 +20,7 @@ ODD = 'it\'s "$HOME" `id` \\ *\n;&|<>'  # must come back as it was sent
 # Runs on the device by itself, in any Python 3; prints one JSON object.
 _PROBE = """
 import json, os, platform, sys
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def version(name):
     try:
         return __import__(name).__version__

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact
 from runtimes.errors import EngineError
+from runtimes.system.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
     from runtimes.engines.engine import Engine, Logits
@@ -35,6 +36,7 @@ def load_genai(
 ) -> GenaiEngine:
     """Load on an execution provider with its options; None is the CPU. `accelerator` names what the provider computes
     on, for messages. Raises EngineError."""
+    switch_telemetry_off()
     try:
         import onnxruntime_genai
     except ImportError as error:

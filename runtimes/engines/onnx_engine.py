@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import Artifact
 from runtimes.errors import EngineError
 from runtimes.system.cores import available_cores
+from runtimes.system.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,6 +31,7 @@ _CPU = ("cpu", 0)
 
 def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
     """Load the artifact's one .onnx file. Raises EngineError."""
+    switch_telemetry_off()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -39,7 +41,6 @@ def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
     names = [name for name in artifact.manifest.files if name.endswith(".onnx")]
     if len(names) != 1:
         raise EngineError(f"{artifact.folder}: has {len(names)} .onnx files, expected one; export it again")
-    onnxruntime.disable_telemetry_events()
     session = _session(artifact.path(names[0]), threads)
     return OnnxEngine(session, artifact)
 

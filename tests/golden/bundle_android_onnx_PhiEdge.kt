@@ -5,6 +5,7 @@ import ai.onnxruntime.genai.Generator
 import ai.onnxruntime.genai.GeneratorParams
 import ai.onnxruntime.genai.Model
 import ai.onnxruntime.genai.Tokenizer
+import android.system.Os
 import java.io.File
 
 /**
@@ -12,6 +13,11 @@ import java.io.File
  * files of `model/`. Sampling is greedy.
  */
 class PhiEdge(folder: File) : AutoCloseable {
+    init {
+        // onnxruntime-genai's official builds report usage to their maker unless this is set before the library loads.
+        Os.setenv("ORT_DISABLE_TELEMETRY", "1", true)
+    }
+
     private val model = Model(folder.path)
     private val tokenizer = Tokenizer(model)
     @Volatile private var cancelled = false
