@@ -1,7 +1,7 @@
 """Nothing that we start reports to anybody: no file outside what was asked for, no name looked up.
 
 ONNX Runtime's official builds write a device id when they are imported and look a server up about ten seconds later.
-The control imports the library plainly: where it does neither (another build, another version), there is nothing to see.
+The control imports the library plainly. Where it does neither (another build, another version), nothing can be seen.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from devices.drivers.driver import Say
 from devices.errors import DeviceError
 from devices.transports.host import Host
 from export.artifact import MANIFEST, Artifact, File, sha256_file
+from export.size import size_text
 from runtimes.errors import ConnectionLostError, TransportError
 
 ATTEMPTS = 3  # of a push whose connection breaks; each continues where the last one ended
@@ -79,6 +80,6 @@ def _check_room(host: Host, folder: str, needed: int) -> None:
     free = host.files.free_bytes(folder)
     if free is not None and needed + SPARE_BYTES > free:
         raise DeviceError(
-            f"the device's disk has {free / 1e9:.2f} GB free at {folder}; {needed / 1e9:.2f} GB must be pushed and "
+            f"the device's disk has {size_text(free)} free at {folder}; {size_text(needed)} must be pushed and "
             f"{SPARE_BYTES / 1e9:.1f} GB stay free; remove old artifacts beside it, or set `cache` in lab.toml"
         )

@@ -9,6 +9,7 @@ import click
 
 from export.artifact import Artifact
 from export.request import ExportRequest, Option, export_options
+from export.size import size_text
 from phi_edge.files import FOLDER
 from phi_edge.verb import Choice, Parsed, Verb
 
@@ -80,9 +81,9 @@ def plan_text(request: ExportRequest) -> str:
     devices = job.target.memory_budgets
     lines = [
         f"{job.checkpoint.name} as {job.format} for {job.target.name}, {job.scheme.name}: nothing was written",
-        f"  artifact      {plan.artifact_bytes / 1e6:.1f} MB",
-        f"  peak memory   {plan.peak_bytes / 1e9:.2f} GB",
-        f"  disk          {plan.disk_bytes / 1e9:.2f} GB",
+        f"  artifact      {size_text(plan.artifact_bytes)}",
+        f"  peak memory   {size_text(plan.peak_bytes)}",
+        f"  disk          {size_text(plan.disk_bytes)}",
         f"  time          about {plan.expected_s:.0f} s on this machine",
         f"  KV cache      {plan.memory.kv_bytes_per_token / 1024:.1f} KiB a token",
         "",
@@ -91,7 +92,7 @@ def plan_text(request: ExportRequest) -> str:
     for tokens, needed in plan.memory.total_bytes_per_context.items():
         verdicts = "  ".join(f"{verdict(needed, size * 1e9):>6}" for size in devices)
         chosen = "*" if int(tokens) == job.context_tokens else " "
-        lines.append(f"  {tokens:>8}{chosen}  {needed / 1e9:>10.2f} GB  {verdicts}")
+        lines.append(f"  {tokens:>8}{chosen}  {size_text(needed):>13}  {verdicts}")
     lines.append("  * the context of this export; on the device: weights in memory, the KV cache, the engine")
     return "\n".join(lines)
 
@@ -103,11 +104,10 @@ def summary(artifact: Artifact) -> str:
     needed = manifest.memory.needed_bytes(manifest.context_tokens)
     loss = manifest.loss
     lines = [
-        f"{artifact.folder}: {manifest.format} for {manifest.target}, "
-        f"{size / 1e6:.1f} MB in {len(manifest.files)} files",
+        f"{artifact.folder}: {manifest.format} for {manifest.target}, {size_text(size)} in {len(manifest.files)} files",
         f"  source   {manifest.source.name}, {manifest.model.parameters / 1e6:.1f} M parameters",
         f"  scheme   {manifest.scheme.name}, activations {manifest.scheme.activations}",
-        f"  context  {manifest.context_tokens} tokens, {needed / 1e6:.0f} MB of memory when it is full",
+        f"  context  {manifest.context_tokens} tokens, {size_text(needed)} of memory when it is full",
         f"  stop ids {', '.join(map(str, manifest.tokens.stop))}",
         f"  loss     KL {loss.mean_kl:.4f} nats a token, top-1 agreement {loss.top1_agreement:.0%}",
         f"  digest   {manifest.digest()[:16]}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import MANIFEST, Artifact, Format, verify
+from export.size import size_text
 from runtimes.bundle.values import control_tokens, csharp_text, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
 
@@ -119,6 +120,7 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["text"] = kind.text
+    environment.filters["size"] = size_text
     folder = importlib.resources.files("runtimes.bundle") / "templates"
     values = _values(artifact)
     return {

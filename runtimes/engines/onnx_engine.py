@@ -33,7 +33,7 @@ def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
     """Load the artifact's one .onnx file. Raises EngineError."""
     switch_telemetry_off()
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401 - whether it is there
     except ModuleNotFoundError as error:
         raise EngineError(
             "this artifact needs onnxruntime, which is not installed: pip install 'phi-edge[onnx]'"

@@ -1,0 +1,11 @@
+"""Bytes as people read them. Standard library only; parse_size of export.request goes the other way."""
+
+from __future__ import annotations
+
+
+def size_text(count: float) -> str:
+    """`1.25 GB`, `12.3 MB`, `4 kB`: in the unit that shows what there is, with at most two digits behind the point."""
+    for factor, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 0)):
+        if abs(count) >= factor * 0.9995:
+            return f"{count / factor:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
