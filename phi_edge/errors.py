@@ -28,6 +28,8 @@ SYSTEM_ERRORS = {
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
+UNEXPECTED = re.compile(r"unexpected extra arguments? \((.*)\)", re.DOTALL)  # what click says
+
 
 class UserError(click.ClickException):
     """The command could not do its work."""
@@ -84,14 +86,19 @@ def always_installed() -> set[str]:
     return {re.split(r"[^\w.-]", line)[0].replace("-", "_").lower() for line in wanted}
 
 
-def usage_error(error: click.UsageError, command: str) -> UserError:
-    """click's four lines as one, with the option or the verb that was probably meant."""
+def usage_error(error: click.UsageError, command: str, hint: str | None = None) -> UserError:
+    """click's four lines as one, with the option or the verb that was probably meant. `hint` knows it better."""
     message = error.format_message().rstrip(".")
     if isinstance(error, click.BadParameter) and error.param is not None:
         name = error.param.opts[-1] if isinstance(error.param, click.Option) else error.param.human_readable_name
         message = f"{name} is missing" if isinstance(error, click.MissingParameter) else f"{name}: {error.message}"
     elif isinstance(error, click.NoSuchOption):
-        message = f"unknown option {error.option_name}{did_you_mean(error.option_name, error.possibilities or ())}"
+        near = did_you_mean(error.option_name, error.possibilities or ())
+        message = f"unknown option {error.option_name}{near if hint is None else ''}"
+    elif (words := UNEXPECTED.search(message)) is not None:
+        message = f"unexpected words: {words[1]}"
+    if hint is not None:
+        message = f"{message.rstrip('.')}; {hint}"
     return UserError(f"{message.rstrip('.')}; see `{command} --help`")
 
 

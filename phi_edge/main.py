@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from phi_edge.errors import UserError, did_you_mean, usage_error
+from phi_edge.habits import verb_habit
 
 # verb -> "module:command"
 VERBS: dict[str, str] = {
@@ -47,14 +48,17 @@ class LazyGroup(click.Group):
         except click.exceptions.NoArgsIsHelpError:
             raise  # `phi-edge` alone shows the help
         except click.UsageError as error:
-            raise usage_error(error, "phi-edge") from None
+            hint = verb_habit(error.option_name, VERBS) if isinstance(error, click.NoSuchOption) else None
+            raise usage_error(error, "phi-edge", hint) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb. Raises UserError, which names the one that was probably meant."""
         if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            raise UserError(f"unknown verb {args[0]!r}; known: {', '.join(VERBS)}{did_you_mean(args[0], VERBS)}")
+            habit = verb_habit(args[0], VERBS)
+            hint = f"; {habit}" if habit is not None else did_you_mean(args[0], VERBS)
+            raise UserError(f"unknown verb {args[0]!r}; known: {', '.join(VERBS)}{hint}")
         return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -62,7 +66,7 @@ class LazyGroup(click.Group):
         with formatter.section("Examples"):
             for example in (
                 "phi-edge export tiny my-artifact",
-                'phi-edge run my-artifact "Turn off the lamp in the kitchen." --chat',
+                'phi-edge run my-artifact "Turn off the lamp in the kitchen."',
                 "phi-edge VERB --help",
             ):
                 formatter.write(f"  {example}\n")
@@ -80,6 +84,6 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
 )
-@click.version_option(package_name="phi-edge", message="phi-edge %(version)s")
+@click.version_option(None, "--version", "-V", package_name="phi-edge", message="phi-edge %(version)s")
 def main() -> None:
     """Run Microsoft's Phi-3 models on phones, boards and PCs: export a checkpoint, run it, measure it."""

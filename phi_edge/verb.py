@@ -7,14 +7,17 @@ from typing import Any
 
 import click
 
-from phi_edge.errors import did_you_mean, one_line, usage_error
+from phi_edge.errors import UNEXPECTED, did_you_mean, one_line, usage_error
+from phi_edge.habits import option_habit
+from phi_edge.quiet import quiet_libraries
 
 
 class Verb(click.Command):
     """One verb of `phi-edge`.
 
     `examples` are the command lines that end its help; `groups` gives titles to options: title -> names of parameters
-    (what is in no group is listed under Options); `extra` is what pip must install for it.
+    (what is in no group is listed under Options); `extra` is what pip must install for it; `too_many` says what to do
+    with words that no argument takes: it gets the arguments by name, and those words.
     """
 
     def __init__(
@@ -23,22 +26,37 @@ class Verb(click.Command):
         examples: Sequence[str],
         groups: Mapping[str, Sequence[str]] | None = None,
         extra: str = "onnx",
+        too_many: Callable[[Mapping[str, Any], str], str] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
-        self.examples, self.groups, self.extra = examples, groups or {}, extra
+        self.examples, self.groups, self.extra, self.too_many = examples, groups or {}, extra, too_many
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Parse the words of the command line. Raises UserError."""
+        words = list(args)
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            raise usage_error(error, error.ctx.command_path if error.ctx else f"phi-edge {self.name}") from None
+            command = error.ctx.command_path if error.ctx else f"phi-edge {self.name}"
+            raise usage_error(error, command, self._hint(error, words)) from None
+
+    def _hint(self, error: click.UsageError, words: Sequence[str]) -> str | None:
+        """What was probably meant, where that is known."""
+        if isinstance(error, click.NoSuchOption):
+            return option_habit(str(self.name), error.option_name, words)
+        if isinstance(error, click.MissingParameter):
+            return f"an example: {self.examples[0]}"
+        extra = UNEXPECTED.search(error.message)
+        if extra and self.too_many and error.ctx is not None:
+            return self.too_many(error.ctx.params, extra[1])
+        return None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Do the work. Raises UserError or Failed."""
+        quiet_libraries()
         with one_line(str(self.name), self.extra):
             return super().invoke(ctx)
 

@@ -132,6 +132,11 @@ Event = TokenEvent | DoneEvent
 class Runtime(Protocol):
     """An opened artifact. It serves one request at a time."""
 
+    @property
+    def has_template(self) -> bool:
+        """Whether `messages` can be given: the artifact has a chat template."""
+        ...
+
     def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
         """Token events, then one DoneEvent. The request is accepted, checked and tokenised at the call.
 

@@ -2,7 +2,8 @@
 
 RuntimesError               one line for the user, exit 2
 ├── RequestError            the request is wrong: too long for the context, two prompts at once, ...
-│   └── UnsupportedError    this runtime does not support a field
+│   ├── UnsupportedError    this runtime does not support a field
+│   └── ContextFullError    the prompt leaves no room in the context
 ├── EngineError             the engine's library is missing, or cannot load the artifact
 └── TransportError          the device or the wire failed (carries command, exit code and last lines)
     ├── ConnectionLostError the wire was cut: trying again may help
@@ -26,6 +27,10 @@ class RequestError(RuntimesError):
 
 class UnsupportedError(RequestError):
     """This runtime does not support a field of the request."""
+
+
+class ContextFullError(RequestError):
+    """The prompt leaves no room for a new token in the context."""
 
 
 class EngineError(RuntimesError):

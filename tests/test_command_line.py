@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import phi_edge
 from ci.cli_page import PAGE, page
 from export.request import export_options
+from export.size import size_text
 from phi_edge.errors import missing_module
 from phi_edge.main import VERBS, main
 from phi_edge.verb import Verb
@@ -122,8 +123,8 @@ def test_every_option_has_a_help_and_says_its_default(name: str) -> None:
         (["export", "tiny", "out", "--target", "raspbery-pi"], "--target: unknown 'raspbery-pi'; known: cpu, "),
         (["export", "tiny", "out", "--target", "raspbery-pi"], "did you mean raspberry-pi?"),
         (["export", "tiny", "out", "--max-file-size", "5 feet"], "--max-file-size: '5 feet' is not a size; give "),
-        (["export", "tiny"], "OUT is missing; see `phi-edge export --help`"),
-        (["bench", "artifact"], "--out is missing"),
+        (["export", "tiny"], "OUT is missing; an example: phi-edge export tiny my-artifact; see `phi-edge export --he"),
+        (["bench", "artifact"], "--out is missing; an example: phi-edge bench my-artifact --out here.json"),
         (["bundle", "artifact", "out", "--for", "androit"], "did you mean android?"),
         (["doctor", "no-such-device"], "unknown device 'no-such-device'; known: local"),
     ],
@@ -143,6 +144,21 @@ def test_a_folder_that_the_system_does_not_allow_is_one_line(tmp_path: Path, mon
     monkeypatch.setattr(Path, "mkdir", refuse)
     result = run("demo", "--out", str(tmp_path / "demo"))
     assert (result.exit_code, result.stderr) == (2, f"Error: {tmp_path / 'demo'}: Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (4_321, "4 kB"),
+        (2_600_000, "2.6 MB"),
+        (999_600_000, "1.00 GB"),
+        (3.6e9, "3.60 GB"),
+    ],
+)
+def test_a_size_is_in_the_unit_that_shows_it(count: float, text: str) -> None:
+    assert size_text(count) == text
 
 
 def test_a_failed_step_ends_with_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from devices.transports.host import WRITE_BLOCK_BYTES, Finished, write_from
 from devices.transports.local import LocalHost
 from export import artifact as artifacts
 from export.artifact import Artifact, open_artifact, verify
+from export.size import size_text
 from fakes.measurement import fake_conditions
 from phi_edge.main import main
 from runtimes.engines.fake import fake_artifact
@@ -283,13 +284,13 @@ def test_the_need_for_memory_is_one_figure(tiny_onnx: Path, tmp_path: Path) -> N
     assert memory_plan.needed_bytes(manifest) == needed
     planned = CliRunner().invoke(main, ["export", "tiny", str(tmp_path / "out"), "--dry-run"])
     (chosen,) = (line for line in planned.output.splitlines() if f"{manifest.context_tokens}*" in line)
-    assert f"{needed / 1e9:.2f} GB" in chosen
+    assert size_text(needed) in chosen
     assert (
         CliRunner().invoke(main, ["bundle", str(tiny_onnx), str(tmp_path / "app"), "--for", "raspberry-pi"]).exit_code
         == 0
     )
     service = (tmp_path / "app" / "phi-edge@.service").read_text()
-    assert f"It needs {needed / 1e9:.2f} GB with a full context" in service
+    assert f"It needs {size_text(needed)} with a full context" in service
 
 
 def test_a_full_memory_is_a_warning(tmp_path: Path) -> None:

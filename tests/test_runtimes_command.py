@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +42,7 @@ def run(*arguments: object, stdin: str | None = None) -> Result:
 
 @pytest.mark.usefixtures("fake")
 def test_text_goes_to_stdout_and_a_summary_to_stderr(folder: Path) -> None:
-    result = run(folder, "Hello")
+    result = run(folder, "Hello", "--raw")
     assert (result.exit_code, result.stdout) == (0, "Grüße 🎉!\n")
     assert result.stderr.startswith("5 + 13 tokens, eos; first token after 0.")
     assert "decode" in result.stderr and "peak memory" in result.stderr
@@ -52,7 +50,7 @@ def test_text_goes_to_stdout_and_a_summary_to_stderr(folder: Path) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_json_lines_are_events(folder: Path) -> None:
-    result = run(folder, "Hello", "--json", "--stop", "e 🎉")
+    result = run(folder, "Hello", "--raw", "--json", "--stop", "e 🎉")
     *tokens, done = map(json.loads, result.stdout.splitlines())
     assert {frozenset(token) for token in tokens} == {frozenset({"type", "id", "text", "at_s"})}
     assert "".join(token["text"] for token in tokens) == "Grüß"
@@ -70,12 +68,13 @@ def test_chat_and_system_go_through_the_template(folder: Path) -> None:
         return count
 
     # <|system|> \n Be kind <|end|> \n <|user|> \n Hi <|end|> \n <|assistant|> \n
-    assert [prompt_tokens(), prompt_tokens("--chat"), prompt_tokens("--chat", "--system", "Be kind")] == [2, 8, 19]
+    asked = [["--raw"], [], ["--chat"], ["--system", "Be kind"], ["--chat", "--system", "Be kind"]]
+    assert [prompt_tokens(*options) for options in asked] == [2, 8, 8, 19, 19]
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_dash_reads_stdin(folder: Path) -> None:
-    *_, done = run(folder, "-", "--json", stdin="four").stdout.splitlines()
+    *_, done = run(folder, "-", "--raw", "--json", stdin="four").stdout.splitlines()
     assert json.loads(done)["usage"]["prompt"] == 4
 
 
@@ -83,12 +82,14 @@ def test_a_dash_reads_stdin(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x" * 600], "the prompt has 600 tokens; a context of 512 takes at most 511"),
+        (["x" * 600, "--raw"], "the prompt has 600 tokens; a context of 512 takes at most 511"),
         (["Hello", "--top-p", "2"], "top_p is 2.0; allowed"),
         (["Hello", "--threads", "0"], "threads is 0; allowed: 1 or more"),
-        (["Hello", "--system", "a"], "--system needs --chat"),
+        (["Hello", "--system", "a", "--raw"], "--system is for a chat, and --raw gives"),
         ([], "no prompt; give one"),
         (["--chat"], "no prompt; give one"),
+        (["--json"], "--json needs a prompt"),
+        (["Turn", "on", "it's", "lamp"], "unexpected words: on it's lamp; put the prompt in quotes: phi-edge run "),
     ],
 )
 def test_the_user_s_fault_is_one_line_and_exit_2(folder: Path, arguments: list[str], message: str) -> None:
@@ -107,9 +108,27 @@ def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
 
 def test_an_engine_that_fails_ends_with_exit_2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, lambda artifact, threads: FakeEngine(fail_at=7))
-    result = run(folder, "Hello")
+    result = run(folder, "Hello", "--raw")
     assert result.exit_code == 2
     assert "Error: the fake engine fails at position 7" in result.stderr
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"], ids=["without", "with"])
+def test_an_artifact_without_a_template_gets_the_prompt_as_it_is(
+    tmp_path: Path, fake: None, template: str | None
+) -> None:
+    folder = fake_artifact(tmp_path / "artifact", chat_template=template).folder
+    *_, done = run(folder, "four", "--json").stdout.splitlines()
+    assert json.loads(done)["usage"]["prompt"] == 4
+    result = run(folder, "four", "--system", "Be kind")
+    assert result.exit_code == 2
+    assert ("so there is no place for --system" in result.stderr) == (template is None)
+
+
+def test_a_raw_prompt_that_ends_at_once_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, fake_opener(""))
+    assert "it answers questions. Leave --raw out." in run(folder, "Hello", "--raw").stderr
+    assert "--raw" not in run(folder, "Hello").stderr
 
 
 @pytest.mark.usefixtures("fake")
@@ -117,32 +136,9 @@ def test_it_is_in_the_help() -> None:
     assert "--max-new-tokens" in run("--help").stdout
 
 
-CONVERSATION = """
-import sys, phi_edge.verbs.run
-from pathlib import Path
-from phi_edge.main import main
-from runtimes import open_runtime
-from runtimes.engines.fake import fake_opener
-phi_edge.verbs.run.open_runtime = lambda artifact, **_: open_runtime(artifact, engine=fake_opener("Well."))
-main(["run", sys.argv[1], "--chat"])
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_conversation_on_a_terminal(folder: Path) -> None:
-    terminal, other = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", CONVERSATION, str(folder)], stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    os.close(other)
-    os.write(terminal, b"Hello\nAnd what of this? <|end|>\n\n")
-    out, err = child.communicate(timeout=60)
-    os.close(terminal)
-    assert (child.returncode, out.decode()) == (0, "Well.\nWell.\n"), err.decode()
-
-
 def test_a_real_process_with_a_real_engine(tiny_onnx: Path) -> None:
-    command = [sys.executable, "-m", "phi_edge", "run", str(tiny_onnx), "Turn on", "--max-new-tokens", "4", "--json"]
+    words = ["run", str(tiny_onnx), "Turn on", "--raw", "--max-new-tokens", "4", "--json"]
+    command = [sys.executable, "-m", "phi_edge", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     *tokens, done = map(json.loads, result.stdout.splitlines())

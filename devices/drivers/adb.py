@@ -135,9 +135,14 @@ class AdbDriver:
     def _check_format(self, artifact: Artifact) -> None:
         wanted = {"agent": "onnx", "llama_main": "executorch"}[self._device.runner]
         if artifact.manifest.format != wanted:
+            advice = (
+                'export it with --format onnx; or set runner = "llama_main" in lab.toml, which cannot bench'
+                if wanted == "onnx"
+                else 'set runner = "agent" in lab.toml'
+            )
             raise DeviceError(
                 f"device {self._name}: its runner {self._device.runner} runs the format {wanted}, and the artifact's "
-                f"is {artifact.manifest.format}; export for another target, or set runner in lab.toml"
+                f"is {artifact.manifest.format}; {advice}"
             )
 
     def _program(self) -> Path:

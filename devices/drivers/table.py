@@ -70,6 +70,11 @@ class DeviceRuntime:
     runtime: Runtime
     driver: Driver
 
+    @property
+    def has_template(self) -> bool:
+        """See Runtime.has_template."""
+        return self.runtime.has_template
+
     def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
         """See Runtime.generate."""
         return self.runtime.generate(request)

@@ -75,7 +75,7 @@ def plan(out: Path) -> list[Step]:
     ]
     steps += [Step(f"Check every byte of {target}", ["check", str(out / target)]) for target in TARGETS]
     steps += [
-        Step(f"Ask it, on {engine}", ["run", str(out / target), question, "--chat", "--max-new-tokens", "48"])
+        Step(f"Ask it, on {engine}", ["run", str(out / target), question, "--max-new-tokens", "48"])
         for target, engine in ENGINES.items()
         for question in QUESTIONS
     ]

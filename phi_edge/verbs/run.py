@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from export.artifact import open_artifact
 from phi_edge.files import FOLDER
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.verb import Verb
@@ -24,11 +28,12 @@ from runtimes.text.chat import chat
     "run",
     cls=Verb,
     examples=[
-        'phi-edge run my-artifact "Why is the sky blue?" --chat',
-        "phi-edge run my-artifact --chat",
-        'echo "Once upon a time" | phi-edge run my-artifact - --temperature 0.8 --seed 7 --json',
-        'phi-edge run my-artifact "Why is the sky blue?" --chat --device pi5',
+        'phi-edge run my-artifact "Why is the sky blue?"',
+        "phi-edge run my-artifact",
+        'echo "Once upon a time" | phi-edge run my-artifact - --raw --temperature 0.8 --seed 7 --json',
+        'phi-edge run my-artifact "Why is the sky blue?" --device pi5',
     ],
+    too_many=lambda given, rest: f"put the prompt in quotes: {_quoted(given, rest)}",
     groups={
         "Prompt": ("as_chat", "system"),
         "Answer": ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "deadline", "as_json"),
@@ -37,9 +42,10 @@ from runtimes.text.chat import chat
 )
 @click.argument("artifact", type=FOLDER)
 @click.argument("prompt", required=False)
-@click.option("--chat", "as_chat", is_flag=True, help="Treat PROMPT as a chat message: use the model's chat template.")
+@click.option("--chat/--raw", "as_chat", default=None, show_default="--chat, if the artifact has a chat template",
+              help="Treat PROMPT as a chat message, by the chat template, or continue it as it is.")  # fmt: skip
 @click.option("--system", metavar="TEXT", show_default="none",
-              help="With --chat: a system message before the first one.")  # fmt: skip
+              help="In a chat: a system message before the first one.")  # fmt: skip
 @click.option("--max-new-tokens", type=int, default=256, metavar="N", help="End the answer after N tokens.")
 @click.option("--temperature", type=float, default=0.0, metavar="T",
               help="0 always takes the likeliest token; higher is more varied.")  # fmt: skip
@@ -65,7 +71,7 @@ from runtimes.text.chat import chat
 def run_command(
     artifact: Path,
     prompt: str | None,
-    as_chat: bool,
+    as_chat: bool | None,
     system: str | None,
     max_new_tokens: int,
     temperature: float,
@@ -83,15 +89,17 @@ def run_command(
 ) -> None:
     """Generate text with ARTIFACT, a folder that `phi-edge export` wrote.
 
-    PROMPT is used as it is; - reads it from stdin. With --chat and no PROMPT, a conversation starts on the terminal.
-    The answer goes to stdout, a line with times and memory to stderr.
+    PROMPT is a question to a model with a chat template, and the beginning of a text for any other; - reads it from
+    stdin. Without PROMPT, a conversation starts on the terminal. The answer goes to stdout, a line with times and
+    memory to stderr.
     """
-    if system is not None and not as_chat:
-        raise RequestError("--system needs --chat: a plain prompt has no system message")
-    if prompt is None and not (as_chat and sys.stdin.isatty()):
-        raise RequestError("no prompt; give one, or - to read it from stdin, or --chat on a terminal to converse")
+    opened = open_artifact(artifact)
+    if system is not None and as_chat is False:
+        raise RequestError("--system is for a chat, and --raw gives the prompt as it is: leave one of them out")
     if prompt is None and as_json:
         raise RequestError("--json needs a prompt: give one, or - to read it from stdin")
+    if prompt is None and (as_chat is False or not sys.stdin.isatty()):
+        raise RequestError("no prompt; give one, or - to read it from stdin; on a terminal, none starts a conversation")
     template = GenerateRequest(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -104,7 +112,7 @@ def run_command(
     opening = [] if system is None else [Message("system", system)]
     graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)
     if device is None:
-        runtime = open_runtime(artifact, threads=threads, graphics=graphics)
+        runtime = open_runtime(opened, threads=threads, graphics=graphics)
     elif graphics != ANY_ADAPTER:
         raise RequestError(
             "--adapter and --allow-cpu are for this machine; for a device set adapter and allow_cpu in its table of "
@@ -118,14 +126,24 @@ def run_command(
         )
     with contextlib.closing(runtime):
         if prompt is None:
-            chat(runtime, opening, template)
+            if not runtime.has_template:
+                raise RequestError(f"{artifact}: has no chat template, so it cannot converse; give a prompt")
+            chat(runtime, opening, template, opened.manifest.context_tokens)
             return
         text = sys.stdin.read() if prompt == "-" else prompt
-        if as_chat:
+        if runtime.has_template if as_chat is None else as_chat:
             request = dataclasses.replace(template, messages=[*opening, Message("user", text)])
+        elif opening:
+            raise RequestError(f"{artifact}: has no chat template, so there is no place for --system; leave it out")
         else:
             request = dataclasses.replace(template, prompt=text)
         (_print_json if as_json else _print_text)(runtime, request)
+
+
+def _quoted(given: Mapping[str, Any], rest: str) -> str:
+    """The command line with the words of the prompt as one."""
+    words = ["phi-edge", "run", str(given.get("artifact", "ARTIFACT")), f"{given.get('prompt') or ''} {rest}".strip()]
+    return shlex.join(words)
 
 
 def _print_text(runtime: Runtime, request: GenerateRequest) -> None:
@@ -138,6 +156,8 @@ def _print_text(runtime: Runtime, request: GenerateRequest) -> None:
         else:
             click.echo()
             click.echo(summary(event, times), err=True)
+            if request.prompt is not None and event.finish == "eos" and not times and runtime.has_template:
+                click.echo("The model ended at once: it answers questions. Leave --raw out.", err=True)
             _refuse_error(event)
 
 

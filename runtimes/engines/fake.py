@@ -110,13 +110,19 @@ def fake_opener(script: str | None = None, *, forward_s: float = 0.0) -> EngineO
     return open_fake
 
 
-def fake_artifact(folder: Path, *, context_tokens: int = 512, switch_tokens: int | None = None) -> Artifact:
+def fake_artifact(
+    folder: Path,
+    *,
+    context_tokens: int = 512,
+    switch_tokens: int | None = None,
+    chat_template: str | None = CHAT_TEMPLATE,
+) -> Artifact:
     """Write a whole, sealed artifact around the fake's tokenizer, without a model. The folder must not exist.
 
     Open it with an explicit engine: `open_runtime(fake_artifact(folder), engine=fake_opener("Hello"))`.
     """
     folder.mkdir(parents=True)
-    config = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE}
+    config = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "chat_template": chat_template}
     for name, content in (("tokenizer.json", _tokenizer()), ("tokenizer_config.json", config)):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return artifacts.seal(folder, _manifest(folder, context_tokens, switch_tokens))

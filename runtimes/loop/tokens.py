@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from runtimes.api import Finish, MemoryUse, Usage
-from runtimes.errors import RequestError
+from runtimes.errors import ContextFullError, RequestError
 
 MAX_LOGPROBS = 20  # as OpenAI's top_logprobs
 
@@ -108,7 +108,7 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
     if not request.ids:
         raise RequestError("the prompt has no tokens; give at least one")
     if len(request.ids) >= context_tokens:
-        raise RequestError(
+        raise ContextFullError(
             f"the prompt has {len(request.ids)} tokens; a context of {context_tokens} takes at most "
             f"{context_tokens - 1} and one new one; shorten the prompt, or export with a longer --context"
         )

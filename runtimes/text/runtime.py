@@ -41,6 +41,11 @@ class TextRuntime:
         self._manifest = manifest
         self._clock = clock
 
+    @property
+    def has_template(self) -> bool:
+        """See Runtime.has_template."""
+        return self._tokenizer.has_template
+
     def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
         """Token events, then one done event. Closing the iterator cancels.
 

@@ -1,0 +1,150 @@
+"""What people type who come from Ollama, llama.cpp, optimum or other verbs, and what it is called here.
+
+Spelling mistakes need no row: errors.did_you_mean finds those.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+# A word in the place of a verb -> what to type.
+VERBS: dict[str, str] = {
+    **dict.fromkeys(
+        ("pull", "download", "get", "fetch", "convert", "create", "compile", "build", "import"),
+        "`phi-edge export HUB_ID FOLDER` downloads a checkpoint and makes an artifact",
+    ),
+    **dict.fromkeys(("quantize", "quantise", "quant"), "`phi-edge export CHECKPOINT FOLDER --scheme NAME` quantises"),
+    **dict.fromkeys(
+        ("chat", "generate", "ask", "prompt", "cli", "infer", "complete"),
+        '`phi-edge run FOLDER` starts a conversation, `phi-edge run FOLDER "a question"` answers one',
+    ),
+    **dict.fromkeys(("ls", "list", "ps", "models"), "artifacts are plain folders, and nothing keeps a list: use `ls`"),
+    **dict.fromkeys(("rm", "remove", "delete", "stop"), "an artifact is a plain folder: remove it with `rm -r`"),
+    **dict.fromkeys(("cp", "push", "deploy"), "`phi-edge run FOLDER --device NAME` brings an artifact to a device"),
+    **dict.fromkeys(("show", "info", "inspect", "verify", "validate"), "`phi-edge check FOLDER` shows and verifies"),
+    **dict.fromkeys(("benchmark", "measure", "perf"), "`phi-edge bench FOLDER --out FILE` measures"),
+    **dict.fromkeys(("eval", "evaluate", "perplexity", "quality"), "`phi-edge score FOLDER` measures quality"),
+    **dict.fromkeys(("package", "app", "init"), "`phi-edge bundle FOLDER OUT --for KIND` writes what an app ships"),
+    **dict.fromkeys(("devices", "env", "status"), "`phi-edge doctor` examines this machine, and a device by its name"),
+    **dict.fromkeys(("compare", "diff"), "`phi-edge report A.json B.json` compares measurements"),
+    "help": "`phi-edge --help`, or `phi-edge VERB --help`",
+    "version": "`phi-edge --version`",
+    "-v": "`phi-edge --version`",
+}
+
+_MODEL_FIRST = "the model comes without an option: phi-edge {verb} {model}"
+_NO_DEVICE_INDEX = "leave it out: the artifact's target decides what it runs on"
+_LENGTH = "the context is fixed by `phi-edge export --context TOKENS`"
+_RUN: dict[str, str] = {
+    **dict.fromkeys(("-p", "--prompt"), 'give the prompt without an option: phi-edge run FOLDER "a question"'),
+    **dict.fromkeys(("-n", "--n-predict", "--predict", "--num-predict", "--max-tokens"), "use --max-new-tokens"),
+    **dict.fromkeys(("-c", "--ctx-size", "--num-ctx", "--context", "--max-length"), _LENGTH),
+    **dict.fromkeys(("-t", "--n-threads", "--num-threads"), "use --threads"),
+    "--temp": "use --temperature",
+    "-s": "use --seed",
+    **dict.fromkeys(("-sys", "--system-prompt"), "use --system"),
+    **dict.fromkeys(("-r", "--reverse-prompt"), "use --stop"),
+    **dict.fromkeys(("-i", "-cnv", "--interactive", "--conversation"), "leave the prompt out to converse"),
+    **dict.fromkeys(("-f", "--file"), "give - as the prompt: it reads stdin"),
+    **dict.fromkeys(("-ngl", "--n-gpu-layers", "--gpu", "--cuda"), _NO_DEVICE_INDEX),
+    **dict.fromkeys(("-v", "--verbose"), "leave it out: times and memory go to stderr always"),
+    **dict.fromkeys(
+        ("--format", "--stream"), "leave it out: text comes as it is made; --json prints an object a token"
+    ),
+}
+_EXPORT: dict[str, str] = {
+    **dict.fromkeys(("-o", "--output", "--out", "--outfile", "--output-dir"), "give the new folder as the second word"),
+    **dict.fromkeys(
+        ("-q", "--quant", "--quantize", "--outtype", "--bits", "--precision", "-p", "--dtype"), "use --scheme"
+    ),
+    **dict.fromkeys(("-c", "--max-length", "--seq-length", "--max-seq-len", "--ctx-size"), "use --context"),
+    **dict.fromkeys(("-d", "--device", "-e", "--execution-provider"), "use --target"),
+    "--revision": "write it after the id: owner/name@REVISION",
+    "--task": "leave it out: there is only text generation",
+    "--opset": "leave it out: the target decides it",
+    "-f": "use --format",
+}
+_BENCH: dict[str, str] = {
+    **dict.fromkeys(("-p", "--n-prompt", "--prompt"), "use --prompt-tokens"),
+    **dict.fromkeys(("-n", "--n-gen", "--max-new-tokens"), "use --generate-tokens"),
+    **dict.fromkeys(("-r", "--repetitions", "--runs", "--iterations"), "use --reps"),
+    **dict.fromkeys(("-o", "--output", "--json"), "use --out"),
+    **dict.fromkeys(("-t", "--n-threads"), "use --threads"),
+    **dict.fromkeys(("-d", "--target"), "use --device"),
+    **dict.fromkeys(("-ngl", "--n-gpu-layers"), _NO_DEVICE_INDEX),
+}
+# verb -> an option of another program -> what to do
+OPTIONS: dict[str, dict[str, str]] = {
+    "export": _EXPORT,
+    "check": {"--checkpoint": "use --against", "--reference": "use --against", "-o": "use --json"},
+    "run": _RUN,
+    "score": {
+        **dict.fromkeys(("-f", "--file", "--data", "--dataset"), "use --text"),
+        **dict.fromkeys(("--baseline", "--reference", "--checkpoint"), "use --against"),
+        **dict.fromkeys(("-o", "--out", "--output"), "use --json"),
+        "-t": "use --threads",
+    },
+    "bench": _BENCH,
+    "report": {
+        **dict.fromkeys(("-o", "--out", "--output"), "use --html FILE, or --json FILE"),
+        "--md": "use --markdown",
+        "--csv": "use --json",
+    },
+    "gate": {
+        **dict.fromkeys(("-b", "--budget", "--limits"), "use --budgets"),
+        **dict.fromkeys(("--xml", "-o", "--out"), "use --junit"),
+    },
+    "bundle": {
+        **dict.fromkeys(("-o", "--output", "--out"), "give the new folder as the second word"),
+        **dict.fromkeys(("-t", "--target", "--platform", "--kind"), "use --for"),
+    },
+    "doctor": {
+        **dict.fromkeys(("-d", "--device"), "give the device's name without an option: phi-edge doctor NAME"),
+        "--all": "give a device's name: it examines one at a time",
+        "--fix": "leave it out: each finding comes with the command that fixes it",
+    },
+    "demo": {**dict.fromkeys(("-o", "--output", "--folder"), "use --out"), "--target": "leave it out: it shows all"},
+}
+_MODEL = ("-m", "--model", "--model-id", "--model-path", "--model_name_or_path", "--input", "-hf", "--hf-repo")
+
+
+def verb_habit(word: str, verbs: Iterable[str]) -> str | None:
+    """What a word in the verb's place means here: another program's verb, or a model whose verb was forgotten."""
+    if word in VERBS:
+        return VERBS[word]
+    folder = Path(word)
+    if (folder / "manifest.json").is_file():
+        return f"a verb comes first: phi-edge run {shlex.quote(word)}"
+    if word == "tiny" or (folder / "config.json").is_file() or (word.count("/") == 1 and not folder.exists()):
+        return f"a verb comes first: phi-edge export {shlex.quote(word)} FOLDER"
+    if any(word in (f"phi-{verb}", f"--{verb}", f"-{verb}") for verb in verbs):
+        return f"write the verb plainly: phi-edge {word.partition('-')[2].lstrip('-')}"
+    return None
+
+
+def option_habit(verb: str, option: str, words: Sequence[str]) -> str | None:
+    """What another program's option means here. `words` are those after the verb: `-cnv` is one of them, and the parser
+    reports `-c`."""
+    known = OPTIONS.get(verb, {})
+    written = [word.partition("=")[0] for word in words if word.startswith(option)]
+    for name in (*written, option):
+        if name in known:
+            return known[name]
+        if name in _MODEL:
+            model = _value(words, name)
+            if verb in ("report", "gate", "doctor", "demo"):
+                return None
+            return _MODEL_FIRST.format(verb=verb, model=shlex.quote(model) if model else "MODEL")
+    return None
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """The word after an option, or after its equals sign."""
+    for place, word in enumerate(words):
+        if word == option and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
