@@ -67,6 +67,10 @@ class Refusing:
 
     runtime: Runtime
 
+    @property
+    def has_template(self) -> bool:
+        return self.runtime.has_template
+
     def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
         seeded = request.temperature > 0 and request.top_k != 1
         said = [request.prompt or "", *(message.content for message in request.messages or ())]
