@@ -15,17 +15,22 @@ if TYPE_CHECKING:
     from export.artifact import Artifact, open_artifact
     from export.pipeline import export_model
     from export.request import ExportRequest
-    from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
+    from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, ToolCall
     from runtimes.registry import open_runtime
+    from runtimes.text.conversation import Conversation
+    from runtimes.text.runtime import TextRuntime
 
 __all__ = [
     "Artifact",
+    "Conversation",
     "DoneEvent",
     "ExportRequest",
     "GenerateRequest",
     "Message",
     "Runtime",
+    "TextRuntime",
     "TokenEvent",
+    "ToolCall",
     "export_model",
     "open_artifact",
     "open_runtime",
@@ -41,6 +46,9 @@ _HOME = {
     "Message": "runtimes.api",
     "Runtime": "runtimes.api",
     "TokenEvent": "runtimes.api",
+    "ToolCall": "runtimes.api",
+    "Conversation": "runtimes.text.conversation",
+    "TextRuntime": "runtimes.text.runtime",
     "open_runtime": "runtimes.registry",
 }
 

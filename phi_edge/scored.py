@@ -44,7 +44,7 @@ class Here:
     kl_over: Literal["vocabulary", "top 64 and the rest"] = "vocabulary"
 
     def __init__(self, artifact: Artifact, loop: TokenLoop) -> None:
-        self.runtime = text_runtime(artifact, loop)
+        self.runtime: Runtime = text_runtime(artifact, loop)
         self._loop = loop
 
     @property
@@ -70,7 +70,7 @@ class There:
     kl_over: Literal["vocabulary", "top 64 and the rest"] = "top 64 and the rest"
 
     def __init__(self, artifact: Artifact, source: RemoteTokens, device: DeviceFacts) -> None:
-        self.runtime = text_runtime(artifact, source)
+        self.runtime: Runtime = text_runtime(artifact, source)
         self.device = device
         self._source = source
 

@@ -10,15 +10,30 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Finish = Literal["stop", "eos", "length", "cancelled", "deadline", "error"]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that the model wants to be called. `arguments` are named by the tool's JSON schema."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None  # to tell which result belongs to which call; the model does not see it
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. The content of role "tool" is what a call gave."""
 
     role: Role
-    content: str
+    content: str = ""
+    tool_calls: Sequence[ToolCall] = ()  # of the assistant
+    tool_call_id: str | None = None  # role "tool": the id of the call that this answers
+
+
+# A message may also be a mapping with the same keys, or with OpenAI's (runtimes.text.messages).
+AnyMessage = Message | Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +44,13 @@ class GenerateRequest:
     """
 
     prompt: str | None = None  # text as it is: special tokens in it stay text
-    messages: Sequence[Message] | None = None  # put through the artifact's chat template
+    messages: Sequence[AnyMessage] | None = None  # put through the artifact's chat template
+    # What the model may call, each as OpenAI's {"type": "function", "function": {"name", "description", "parameters"}};
+    # `parameters` is a JSON schema. The chat template tells the model about them.
+    tools: Sequence[Mapping[str, Any]] = ()
+    # "auto": the model decides; "required": the answer is a call; or the name of the tool that the answer calls.
+    tool_choice: str = "auto"
+    continue_last: bool = False  # the last message is the beginning of the answer, not a turn that has ended
     token_ids: Sequence[int] | None = None
     max_new_tokens: int = 256  # 1 or more; the end of the context may come first
     temperature: float = 0.0  # logits are divided by it; 0 takes the likeliest token
@@ -120,6 +141,7 @@ class DoneEvent:
     finish: Finish
     text: str = ""  # what was held back for a stop string that did not come: the last piece of the answer
     stop_string: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()  # what the answer's text asks for, where the request has tools
     usage: Usage
     timings: Timings
     memory: MemoryUse | None = None

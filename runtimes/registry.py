@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.artifact import Artifact, Format, open_artifact
-from runtimes.api import Runtime
 from runtimes.engines.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
 from runtimes.errors import RequestError
 from runtimes.loop.grammar import Grammars
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import TokenSource
+
+if TYPE_CHECKING:
+    from runtimes.text.runtime import TextRuntime
 
 
 def _onnx(artifact: Artifact, threads: int | None) -> Engine:
@@ -41,7 +44,7 @@ def open_runtime(
     threads: int | None = None,
     engine: EngineOpener | None = None,
     graphics: Graphics = ANY_ADAPTER,
-) -> Runtime:
+) -> TextRuntime:
     """Open an artifact for text in, text out, in this process.
 
     `threads` None means all cores this process may use; `engine` None the one for the artifact's format; `graphics`
@@ -53,12 +56,13 @@ def open_runtime(
     return text_runtime(artifact, open_tokens(artifact, threads=threads, engine=engine, graphics=graphics))
 
 
-def text_runtime(artifact: Artifact, source: TokenSource) -> Runtime:
+def text_runtime(artifact: Artifact, source: TokenSource) -> TextRuntime:
     """Text in, text out over any source of this artifact's tokens, here or on a device (devices.drivers.table)."""
     from runtimes.text.runtime import TextRuntime
+    from runtimes.text.suggested import suggested_sampling
     from runtimes.text.tokenizer import Tokenizer
 
-    return TextRuntime(source, Tokenizer(artifact.folder), artifact.manifest)
+    return TextRuntime(source, Tokenizer(artifact.folder), artifact.manifest, suggested_sampling(artifact))
 
 
 def open_tokens(

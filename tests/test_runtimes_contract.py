@@ -27,6 +27,7 @@ from runtimes.errors import RequestError, UnsupportedError
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import ENGINES
+from runtimes.text.messages import as_messages
 from runtimes.text.tokenizer import Tokenizer
 
 
@@ -73,7 +74,10 @@ class Refusing:
 
     def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
         seeded = request.temperature > 0 and request.top_k != 1
-        said = [request.prompt or "", *(message.content for message in request.messages or ())]
+        said = [
+            request.prompt or "",
+            *(message.content for message in as_messages(request.messages or [Message("user")])),
+        ]
         spelt = any("<|" in text or "<s>" in text for text in said)  # a control token, which its tokenizer would read
         penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
         grammars = (request.json_schema, request.regex, request.lark)
@@ -114,6 +118,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         folder: Path = request.getfixturevalue(f"tiny_{format}")
         artifact = open_artifact(folder)
         opener = open_genai if request.param == "genai" else ENGINES[artifact.manifest.format]
+    runtime: Runtime
     if request.param in ("local", "pi5", "laptop"):
         emulated = {"pi5": "emulated_pi", "laptop": "emulated_windows"}.get(request.param)
         lab = None if emulated is None else request.getfixturevalue(emulated).lab

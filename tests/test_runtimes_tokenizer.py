@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from runtimes import Message
 from runtimes.engines.fake import CHAT_TEMPLATE, CONTROL_IDS, CONTROL_TOKENS, fake_artifact
 from runtimes.errors import EngineError, RequestError, UnsupportedError
+from runtimes.text.marks import Piece
 from runtimes.text.stream import TextJoiner
-from runtimes.text.template import ChatTemplate, Piece
+from runtimes.text.template import ChatTemplate
 from runtimes.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "phi3"

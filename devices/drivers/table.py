@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from devices.drivers.adb import ADB
 from devices.drivers.driver import Driver, Loading, Say, Transport
@@ -14,8 +14,11 @@ from devices.drivers.ssh import SSH
 from devices.drivers.windows import WINDOWS_SSH
 from devices.lab import Device, Lab, read_lab
 from export.artifact import Artifact, open_artifact
-from runtimes.api import Event, GenerateRequest, Runtime
+from runtimes.loop.tokens import TokenRecord, TokenRequest, TokenSource
 from runtimes.registry import text_runtime
+
+if TYPE_CHECKING:
+    from runtimes.text.runtime import TextRuntime
 
 TRANSPORTS: dict[str, Transport[Any]] = {"local": LOCAL, "ssh": SSH, "windows": WINDOWS_SSH, "adb": ADB}
 LAB = Path("lab.toml")
@@ -39,7 +42,7 @@ def open_driver(name: str, device: Device) -> Driver:
 
 def open_device_runtime(
     folder: Path, name: str, *, lab: Path | None, threads: int | None, say: Say, deadline_s: float = 600.0
-) -> Runtime:
+) -> TextRuntime:
     """Text in, text out on a device of the lab: staged, loaded, ready. For `phi-edge run --device`."""
     artifact = open_artifact(folder)
     device = find_device(name, lab)
@@ -53,35 +56,34 @@ def open_device_runtime(
 
 def _open(
     artifact: Artifact, device: Device, driver: Driver, threads: int | None, say: Say, deadline_s: float
-) -> Runtime:
+) -> TextRuntime:
     driver.stage(artifact, say)
     say("loading")
     threads = device.threads if threads is None else threads
     opened = driver.open(artifact, Loading(threads=threads, wait_s=deadline_s))
     if artifact.manifest.engine.get("provider") == "dml" and opened.accelerator is None:
         say("warning: the CPU runs this artifact, which was exported for a graphics adapter")
-    return DeviceRuntime(text_runtime(artifact, opened.source), driver)
+    return text_runtime(artifact, DeviceTokens(opened.source, driver))
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceRuntime:
-    """A Runtime whose end also drops the connection."""
+class DeviceTokens:
+    """A TokenSource whose end also drops the connection."""
 
-    runtime: Runtime
+    source: TokenSource
     driver: Driver
 
-    @property
-    def has_template(self) -> bool:
-        """See Runtime.has_template."""
-        return self.runtime.has_template
+    def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
+        """See TokenSource.stream."""
+        return self.source.stream(request)
 
-    def generate(self, request: GenerateRequest) -> Generator[Event, None, None]:
-        """See Runtime.generate."""
-        return self.runtime.generate(request)
+    def cancel(self) -> None:
+        """See TokenSource.cancel."""
+        self.source.cancel()
 
     def close(self) -> None:
-        """See Runtime.close."""
+        """See TokenSource.close."""
         try:
-            self.runtime.close()
+            self.source.close()
         finally:
             self.driver.close()

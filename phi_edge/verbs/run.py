@@ -23,6 +23,9 @@ from runtimes.errors import EngineError, RequestError
 from runtimes.registry import open_runtime
 from runtimes.text.chat import chat
 
+# Fields of events that no option of this verb asks for.
+NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
+
 
 @click.command(
     "run",
@@ -128,7 +131,7 @@ def run_command(
         if prompt is None:
             if not runtime.has_template:
                 raise RequestError(f"{artifact}: has no chat template, so it cannot converse; give a prompt")
-            chat(runtime, opening, template, opened.manifest.context_tokens)
+            chat(runtime, opening, template)
             return
         text = sys.stdin.read() if prompt == "-" else prompt
         if runtime.has_template if as_chat is None else as_chat:
@@ -164,7 +167,8 @@ def _print_text(runtime: Runtime, request: GenerateRequest) -> None:
 def _print_json(runtime: Runtime, request: GenerateRequest) -> None:
     for event in runtime.generate(request):
         kind = "token" if isinstance(event, TokenEvent) else "done"
-        click.echo(json.dumps({"type": kind} | dataclasses.asdict(event)))
+        fields = {name: value for name, value in dataclasses.asdict(event).items() if name not in NOT_ASKED}
+        click.echo(json.dumps({"type": kind} | fields))
         if isinstance(event, DoneEvent):
             _refuse_error(event)
 

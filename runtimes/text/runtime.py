@@ -4,41 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from types import TracebackType
+from typing import Self
 
 from export.artifact import Manifest
-from runtimes.api import Alternative, DoneEvent, Event, Finish, GenerateRequest, Timings, TokenEvent
-from runtimes.errors import RequestError
-from runtimes.loop.tokens import (
-    Grammar,
-    GrammarKind,
-    NewToken,
-    Sampling,
-    TokenRecord,
-    TokenRequest,
-    TokensDone,
-    TokenSource,
+from runtimes.api import (
+    Alternative,
+    AnyMessage,
+    DoneEvent,
+    Event,
+    Finish,
+    GenerateRequest,
+    Message,
+    Timings,
+    TokenEvent,
 )
+from runtimes.errors import EngineError
+from runtimes.loop.tokens import NewToken, TokenRecord, TokensDone, TokenSource
+from runtimes.text import request as requests
+from runtimes.text.asynchronous import in_thread
 from runtimes.text.stream import StopScanner, TextJoiner
+from runtimes.text.suggested import NOTHING_SUGGESTED, Suggested
 from runtimes.text.tokenizer import Tokenizer
+from runtimes.text.tools import parse_calls
+
+Text = str | Sequence[AnyMessage]
+DEFAULTS = GenerateRequest()
 
 
 class TextRuntime:
-    """A Runtime over a TokenSource: tokenising, template, UTF-8 and stop strings happen here, once for all targets."""
+    """A Runtime over a TokenSource: tokenising, template, UTF-8 and stop strings happen here, once for all targets.
+
+    `generate` is the whole interface; `chat`, `stream` and `agenerate` are shorter ways to it. `with` closes it.
+    """
 
     def __init__(
         self,
         source: TokenSource,
         tokenizer: Tokenizer,
         manifest: Manifest,
+        suggested: Suggested = NOTHING_SUGGESTED,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`suggested` is what the model's makers suggest for sampling; nothing here uses it by itself."""
         self._source = source
         self._tokenizer = tokenizer
-        self._manifest = manifest
+        self.manifest = manifest
+        self.suggested = suggested
         self._clock = clock
 
     @property
@@ -52,60 +66,78 @@ class TextRuntime:
         The request is accepted, checked and tokenised now: RequestError comes from here, not from the first event.
         """
         accepted = self._clock()
-        _check(request)
-        ids = self._encode(request)
+        requests.check(request)
+        ids = requests.encode(request, self._tokenizer)
         # Times and deadline count from here, so the source is given what is left after tokenising.
         spent_s = self._clock() - accepted
-        tokens = self._source.stream(self._token_request(request, ids, spent_s))
+        tokens = self._source.stream(requests.token_request(request, ids, self.manifest, spent_s))
         return self._events(request, ids, tokens, spent_s)
+
+    def chat(self, messages: Text, settings: GenerateRequest = DEFAULTS) -> str:
+        """The whole answer to a conversation, or to one question. `settings` has everything but the messages.
+
+        Raises RequestError, and EngineError where the engine fails in the middle.
+        """
+        return "".join(self.stream(messages, settings))
+
+    def stream(self, messages: Text, settings: GenerateRequest = DEFAULTS) -> Generator[str, None, None]:
+        """As `chat`, in pieces as they come. Closing the iterator cancels."""
+        return _texts(self.generate(dataclasses.replace(settings, messages=_turns(messages))))
+
+    def agenerate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """As `generate`, for `async for`. The request is accepted when the first event is awaited, in a thread of its
+        own. Closing the iterator, or cancelling its task, cancels."""
+        return in_thread(lambda: self.generate(request), self.cancel)
+
+    def cancel(self) -> None:
+        """End the request that runs now, within one token or one piece of the prefill: its last event says so. From
+        any thread; without effect when none runs."""
+        self._source.cancel()
+
+    def count_tokens(self, text: Text | GenerateRequest) -> int:
+        """How many tokens a plain text, a conversation through the chat template, or a request's prompt has.
+
+        Raises RequestError as `generate` does, except that any length counts.
+        """
+        if isinstance(text, str):
+            text = GenerateRequest(prompt=text)
+        elif not isinstance(text, GenerateRequest):
+            text = GenerateRequest(messages=text)
+        requests.check(text)
+        return len(requests.encode(text, self._tokenizer))
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for; none for a control token."""
+        return self._tokenizer.bytes[id]
 
     def close(self) -> None:
         """Free the model. The runtime cannot be used afterwards."""
         self._source.close()
 
-    def _encode(self, request: GenerateRequest) -> list[int]:
-        if request.prompt is not None:
-            return self._tokenizer.encode_prompt(request.prompt)
-        if request.messages is not None:
-            return self._tokenizer.encode_chat(request.messages)
-        assert request.token_ids is not None
-        return list(request.token_ids)
+    def __enter__(self) -> Self:
+        return self
 
-    def _token_request(self, request: GenerateRequest, ids: list[int], spent_s: float) -> TokenRequest:
-        stop_ids = () if request.ignore_stop_ids else (*self._manifest.tokens.stop, *request.stop_ids)
-        return TokenRequest(
-            ids=ids,
-            max_new_tokens=request.max_new_tokens,
-            sampling=Sampling(
-                temperature=request.temperature,
-                top_k=request.top_k,
-                top_p=request.top_p,
-                min_p=request.min_p,
-                repetition_penalty=request.repetition_penalty,
-                presence_penalty=request.presence_penalty,
-                frequency_penalty=request.frequency_penalty,
-                seed=secrets.randbits(64) if request.seed is None else request.seed,
-            ),
-            stop_ids=stop_ids,
-            deadline_s=None if request.deadline_s is None else request.deadline_s - spent_s,
-            session=request.session,
-            grammar=_grammar(request),
-            logprobs=request.logprobs,
-        )
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _events(
         self, request: GenerateRequest, ids: list[int], tokens: Generator[TokenRecord, None, None], spent_s: float
     ) -> Generator[Event, None, None]:
-        whole = _grammar(request) is not None  # a first space belongs to the document
+        whole = requests.grammar_of(request) is not None  # a first space belongs to the document
         joiner, scanner = TextJoiner(self._tokenizer.bytes, ids, whole=whole), StopScanner(request.stop)
-        completion, stop_string = 0, None
+        completion, stop_string, text = 0, None, ""
         with contextlib.closing(tokens):
             for record in tokens:
                 if isinstance(record, TokensDone):
-                    yield self._done(record, completion, stop_string, scanner.rest(), spent_s)
+                    done = self._done(record, completion, stop_string, scanner.rest(), spent_s)
+                    calls = parse_calls(text + done.text, request.tools) if request.tools else ()
+                    yield dataclasses.replace(done, tool_calls=calls)
                 elif stop_string is None:  # a device may send a few more before the stop reaches it
                     completion += 1
                     scanned = scanner.add(joiner.add(record.id))
+                    text += scanned.text
                     at_s = None if record.at_s is None else record.at_s + spent_s
                     yield TokenEvent(record.id, scanned.text, at_s, record.logprob, self._alternatives(record))
                     if scanned.stop is not None:
@@ -123,7 +155,7 @@ class TextRuntime:
         if stop_string is not None:
             finish = "stop"
         elif record.stop_id is not None:
-            finish = "eos" if record.stop_id in self._manifest.tokens.stop else "stop"
+            finish = "eos" if record.stop_id in self.manifest.tokens.stop else "stop"
         return DoneEvent(
             finish=finish,
             text=rest,
@@ -138,25 +170,14 @@ class TextRuntime:
         )
 
 
-def _check(request: GenerateRequest) -> None:
-    """Refuse what contradicts itself; numbers are checked where they are used (runtimes.loop.tokens)."""
-    given = [name for name in ("prompt", "messages", "token_ids") if getattr(request, name) is not None]
-    if len(given) != 1:
-        raise RequestError(
-            f"the request has {' and '.join(given) or 'nothing'}; give one of prompt, messages, token_ids"
-        )
-    _grammar(request)
-    if "" in request.stop:
-        raise RequestError("a stop string is empty and would end every answer; leave it out")
-    if request.ignore_stop_ids and (request.stop or request.stop_ids):
-        raise RequestError("ignore_stop_ids asks for exactly max_new_tokens, so stop and stop_ids must be left out")
+def _turns(messages: Text) -> Sequence[AnyMessage]:
+    return [Message("user", messages)] if isinstance(messages, str) else messages
 
 
-def _grammar(request: GenerateRequest) -> Grammar | None:
-    """Raises RequestError where there are two."""
-    schema = None if request.json_schema is None else json.dumps(request.json_schema)
-    kinds: dict[GrammarKind, str | None] = {"json_schema": schema, "regex": request.regex, "lark": request.lark}
-    given = [Grammar(kind, text) for kind, text in kinds.items() if text is not None]
-    if len(given) > 1:
-        raise RequestError(f"the request has {' and '.join(each.kind for each in given)}; give one of them")
-    return given[0] if given else None
+def _texts(events: Generator[Event, None, None]) -> Generator[str, None, None]:
+    with contextlib.closing(events):
+        for event in events:
+            if event.text:
+                yield event.text
+            if isinstance(event, DoneEvent) and event.finish == "error":
+                raise EngineError(event.error or "the device reported an error without a message")

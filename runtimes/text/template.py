@@ -6,30 +6,19 @@ The origin keeps a message from forging a special token: only text that the temp
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
+from runtimes.text.marks import Marks, Piece
+from runtimes.text.tools import template_turn
 
 if TYPE_CHECKING:
     import jinja2
 
-ROLES = ("system", "user", "assistant")
-# Private-use characters around a message's number stand for its content while the template runs.
-_OPEN, _CLOSE = "\ue000", "\ue001"
-_PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of rendered text. `trusted` where the template wrote it, not a message."""
-
-    text: str
-    trusted: bool
+ToolsPlace = Literal["argument", "system message"]
 
 
 class ChatTemplate:
@@ -48,39 +37,81 @@ class ChatTemplate:
             raise EngineError(f"the artifact's chat template cannot be read ({error}); export it again") from error
         self._names = dict(names)
 
-    def render(self, messages: Sequence[Message], *, ready: bool = True) -> list[Piece]:
-        """The conversation as the model expects it, with `ready` for the assistant's turn.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        ready: bool = True,
+        continue_last: bool = False,
+    ) -> list[Piece]:
+        """The conversation as the model expects it, with `ready` for the assistant's turn, or with `continue_last` up
+        to the last message's last character.
 
-        Raises RequestError where the template refuses the messages, and UnsupportedError where it leaves one out.
+        Raises RequestError where the template refuses the messages, and UnsupportedError where it leaves one, or the
+        tools, out.
         """
-        _check(messages)
-        text = self._text([message.content for message in messages], messages, ready)
+        continue_last = continue_last and messages[-1].content != ""
+        ready = ready and not continue_last
+        place = self._tools_place(messages, tools, ready)
+        text = self._text(Marks(None), messages, tools, place, ready)
         # A template may trim contents, so both forms are tried; whichever gives the same text shows the origins.
-        for contents in (
-            [message.content for message in messages],
-            [message.content.strip() for message in messages],
-        ):
-            marks = [f"{_OPEN}{index}{_CLOSE}" if content else "" for index, content in enumerate(contents)]
-            marked = self._text(marks, messages, ready)
-            pieces = _pieces(marked, contents)
+        for trim in (str, str.strip):
+            marks = Marks(trim)
+            marked = self._text(marks, messages, tools, place, ready)
+            pieces = marks.pieces(marked)
             if "".join(piece.text for piece in pieces) == text:
                 _check_whole(messages, marks, marked)
-                return pieces
+                return pieces if not continue_last else marks.pieces(marks.until(marked, len(messages) - 1))
         # It rewrites contents: no part of the text is certain to be the template's own.
         raise UnsupportedError(
             "this artifact's chat template rewrites messages, so their text cannot be kept apart from its own; "
             "give `prompt` or `token_ids` instead of messages"
         )
 
-    def _text(self, contents: Sequence[str], messages: Sequence[Message], ready: bool) -> str:
+    def _tools_place(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], ready: bool
+    ) -> ToolsPlace | None:
+        """Where this template reads tools from: where they change its text."""
+        if not tools:
+            return None
+        places: tuple[ToolsPlace, ...] = ("argument", "system message")
+        for place in places:
+            if self._text(Marks(None), messages, tools, place, ready) != self._text(
+                Marks(None), messages, (), place, ready
+            ):
+                return place
+        raise UnsupportedError(
+            "this artifact's chat template has no place for tools, so the model would never see them; leave tools out, "
+            "or describe them in a message"
+        )
+
+    def _text(
+        self,
+        marks: Marks,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        place: ToolsPlace | None,
+        ready: bool,
+    ) -> str:
         import jinja2
 
+        contents = [marks.content(message.content) for message in messages]
         turns = [
-            {"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)
+            template_turn(message, content, [marks.call(call) for call in message.tool_calls])
+            for message, content in zip(messages, contents, strict=True)
         ]
+        shown = marks.value(list(tools)) if tools else None
+        if place == "system message":
+            # Phi-4-mini's: a system message has the tools as JSON.
+            if turns[0]["role"] != "system":
+                turns.insert(0, {"role": "system", "content": ""})
+            if shown is not None:
+                turns[0]["tools"] = json.dumps(shown, ensure_ascii=False)
+            shown = None
         try:
             return self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=ready, **self._names
+                messages=turns, tools=shown, documents=None, add_generation_prompt=ready, **self._names
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"the artifact's chat template refuses these messages: {error}") from error
@@ -126,28 +157,16 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise RequestError("messages is empty; give at least one message")
-    for message in messages:
-        if message.role not in ROLES:
-            raise RequestError(f"a message has the role {message.role!r}; allowed: {', '.join(ROLES)}")
-
-
-def _pieces(marked: str, contents: Sequence[str]) -> list[Piece]:
-    """Put the contents back in the places of their marks."""
-    parts = _PLACEHOLDER.split(marked)
-    return [
-        Piece(contents[int(part)], trusted=False) if place % 2 else Piece(part, trusted=True)
-        for place, part in enumerate(parts)
-        if part
-    ]
-
-
-def _check_whole(messages: Sequence[Message], marks: Sequence[str], marked: str) -> None:
-    for message, mark in zip(messages, marks, strict=True):
-        if mark not in marked:
+def _check_whole(messages: Sequence[Message], marks: Marks, marked: str) -> None:
+    """Raises UnsupportedError where the template left out a message or a call."""
+    for number, message in enumerate(messages):
+        if not marks.is_in(marked, number):
             raise UnsupportedError(
                 f"this artifact's chat template has no place for {message.role} messages and would drop one in "
                 "silence; put its text into a user message"
             )
+    if not all(marks.is_in(marked, number) for number in marks.names):
+        raise UnsupportedError(
+            "this artifact's chat template has no place for tool calls and would drop one in silence; put what was "
+            "called, and what it gave, into messages"
+        )

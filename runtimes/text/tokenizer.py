@@ -15,7 +15,8 @@ from typing import Any
 
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
-from runtimes.text.template import Piece, load_template
+from runtimes.text.marks import Piece
+from runtimes.text.template import load_template
 from runtimes.text.token_bytes import TokenBytes, control_names
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -64,8 +65,16 @@ class Tokenizer:
         """Whether the artifact has a chat template."""
         return self._template is not None
 
-    def encode_chat(self, messages: Sequence[Message], *, ready: bool = True) -> list[int]:
-        """The ids of a conversation put through the chat template, with `ready` for the assistant's turn.
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        ready: bool = True,
+        continue_last: bool = False,
+    ) -> list[int]:
+        """The ids of a conversation put through the chat template, with `ready` for the assistant's turn, or with
+        `continue_last` in the middle of the last message.
 
         Raises UnsupportedError where the artifact has no template, RequestError where it refuses the messages.
         """
@@ -73,7 +82,8 @@ class Tokenizer:
             raise UnsupportedError("this artifact has no chat template; give `prompt` or `token_ids`, not messages")
         for message in messages:
             _check_text("a message", message.content)
-        text = "".join(self._open(piece) for piece in self._template.render(messages, ready=ready))
+        pieces = self._template.render(messages, tools=tools, ready=ready, continue_last=continue_last)
+        text = "".join(self._open(piece) for piece in pieces)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
