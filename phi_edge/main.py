@@ -15,6 +15,7 @@ VERBS: dict[str, str] = {
     "export": "phi_edge.verbs.export:export_command",
     "check": "phi_edge.verbs.check:check_command",
     "run": "phi_edge.verbs.run:run_command",
+    "serve": "phi_edge.verbs.serve:serve_command",
     "score": "phi_edge.verbs.score:score_command",
     "bench": "phi_edge.verbs.bench:bench_command",
     "report": "phi_edge.verbs.report:report_command",

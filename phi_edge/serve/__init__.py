@@ -1,0 +1,1 @@
+"""`phi-edge serve`: an artifact behind OpenAI's HTTP interface. Start at app.py."""

@@ -1,0 +1,63 @@
+"""The listening socket and uvicorn on it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import socket
+
+import click
+import uvicorn
+
+from phi_edge.errors import UserError
+from phi_edge.serve.app import Settings, build_app
+from runtimes.text.runtime import TextRuntime
+
+# How long answers that are being sent may go on after Ctrl-C.
+LAST_ANSWERS_S = 3
+
+
+def serve(runtime: TextRuntime, settings: Settings, host: str, port: int) -> None:
+    """Serve until Ctrl-C or SIGTERM, then close the runtime. Raises UserError where it cannot listen."""
+    try:
+        listening = _listen(host, port)
+    except OSError as error:
+        runtime.close()
+        raise UserError(
+            f"cannot listen on {host} port {port} ({error.strerror or error}); give another --host or --port"
+        ) from error
+    port = listening.getsockname()[1]
+    if not _is_loopback(host):
+        settings = dataclasses.replace(settings, hosts=None)
+        if settings.key is None:
+            click.echo(f"warning: {host} lets other machines call without a key; --api-key-env asks for one", err=True)
+    if str(runtime.suggested):
+        click.echo(f"sampling, where a request has none: {runtime.suggested}, as the model's makers suggest", err=True)
+    if runtime.suggested.unsupported:
+        names = ", ".join(runtime.suggested.unsupported)
+        click.echo(f"warning: generation_config.json also has {names}, which is not followed", err=True)
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"serving {settings.model} on http://{shown}:{port} (Ctrl-C ends it)", err=True)
+    config = uvicorn.Config(
+        build_app(runtime, settings),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # how a server ends
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before uvicorn starts, so that a port in use is an error of ours, in one line."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
