@@ -29,7 +29,8 @@ import numpy as np
 from ci.stock_engines import genai_answers, runner_answers
 from ci.tiny.text import Message, chat_text
 from export.artifact import Artifact
-from export.checkpoint.open import TINY, open_checkpoint
+from export.checkpoint.find import TINY
+from export.checkpoint.open import open_checkpoint
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.verify.reference import Reference, open_reference

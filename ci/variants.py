@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from export.checkpoint.open import CONFIG_READERS, TINY
+from export.checkpoint.find import TINY
+from export.checkpoint.open import CONFIG_READERS
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = json.loads(Path(__file__).with_name("variants.json").read_text())
 KV_HEADS = 2

@@ -162,10 +162,11 @@ class Manifest:
     loss: Loss
     tools: Mapping[str, str]
     files: Mapping[str, File]
+    notes: Sequence[str] = ()  # what whoever uses it should know: where the checkpoint was not taken as it says
 
     def to_json(self) -> str:
         """The manifest as the text of manifest.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False, allow_nan=False) + "\n"
 
     def digest(self) -> str:
         """SHA-256 over everything but the time stamp: equal for two exports of the same thing."""

@@ -164,11 +164,17 @@ def check_disk(out: Path, folder: Path, layout: Layout) -> None:
     ends: dict[str, int] = {}
     for slot in layout.slots.values():
         ends[slot.file] = max(ends.get(slot.file, 0), slot.end)
-    written = sum((folder / name).stat().st_blocks * 512 for name in ends if (folder / name).is_file())
+    written = sum(allocated_bytes(folder / name) for name in ends if (folder / name).is_file())
     needed = max(0, sum(ends.values()) - written) + DISK_SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SpaceError(f"{out}: needs {size_text(needed)} of disk, {size_text(free)} are free; free some space")
+
+
+def allocated_bytes(file: Path) -> int:
+    """What a file takes on the disk, without its holes where the system knows them (Windows does not say)."""
+    stat = file.stat()
+    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
 
 
 def fill_weights(
@@ -225,6 +231,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         loss=loss,
         tools=tool_versions(),
         files=files,
+        notes=job.checkpoint.notes,
     )
 
 

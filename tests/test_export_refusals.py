@@ -85,7 +85,6 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "bias": ({"attention_bias": True}, ("attention_bias",)),
     "heads of another size": ({"num_attention_heads": 3}, ("hidden_size 128", "num_attention_heads 3", "divide")),
     "head size": ({"head_dim": 64}, ("head_dim is 64", "hidden_size / heads")),
-    "quantised": ({"quantization_config": {"bits": 4}}, ("'quantization_config'", "quantised by None")),
     "layer types": ({"layer_types": ["full_attention"]}, ("'layer_types'", "known keys")),
     "layers apart": ({"per_layer_config": {"0": {"sliding_window": 64}}}, ("'per_layer_config'",)),
     "experts": ({"num_local_experts": 16}, ("'num_local_experts'",)),
@@ -266,6 +265,6 @@ def test_disk_full_while_writing(good: Path, tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("export.weights.weight_file.os.pwrite", full)
+    monkeypatch.setattr("export.weights.weight_file.write_at", full)
     refused(export(good, tmp_path / "out"), "No space left on device")
     nothing_left(tmp_path / "out")

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from export.checkpoint.files import read_object
 from export.errors import CheckpointError
 
 RANKS = "cl100k_base.tiktoken"
@@ -107,7 +108,7 @@ def tokenizer_config(published: Path) -> str:
     """tokenizer_config.json beside it: the published one, chat template and all, but for the class, remote code."""
     content: dict[str, Any] = {"bos_token": ENDOFTEXT, "eos_token": ENDOFTEXT}
     if published.is_file():
-        content |= json.loads(published.read_text(encoding="utf-8"))
+        content |= read_object(published)
     content.pop("auto_map", None)
     return json.dumps(content | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2, ensure_ascii=False) + "\n"
 

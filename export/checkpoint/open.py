@@ -5,30 +5,37 @@ Everything that can be wrong with it is found here, before any work is done and 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.artifact import Source, Tokens, describe_files
 from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
+from export.checkpoint.chat import TEMPLATE, Chat, read_chat
 from export.checkpoint.contradictions import refuse_contradictions
-from export.checkpoint.quantisation import Quantisation, read_quantisation, without_quantisation
-from export.checkpoint.quantised import QuantisedPiece, QuantisedTensor, join_parts
-from export.checkpoint.shards import FLOATS, Piece, StoredTensor, read_shard_header
+from export.checkpoint.files import INDEX, as_object, read_object, read_text, refuse_outside
+from export.checkpoint.find import find_checkpoint
+from export.checkpoint.quantisation import Quantisation, packed_reason, read_quantisation, without_quantisation
+from export.checkpoint.quantised import QuantisedTensor
+from export.checkpoint.shards import StoredTensor
+from export.checkpoint.tensors import find_tensors
+from export.checkpoint.tokens import read_tokens
+from export.checkpoint.weight_files import Headers, read_headers
 from export.errors import CheckpointError
 from export.models import llama, phi3, phi3small
-from export.models.shape import Config, Sources
+from export.models.config import unused_keys
+from export.models.shape import Config
 
-TINY = Path(__file__).parent.parent / "tiny"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 # Files that travel with the artifact, in the order of the manifest; the first three are what every runtime needs.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "added_tokens.json",
     "generation_config.json",
 )
@@ -39,9 +46,6 @@ CONFIG_READERS: Mapping[str, Callable[[Mapping[str, Any]], Config]] = {
     "llama": llama.read_config,
     "mistral": llama.read_config,
 }
-# Texts that end an answer in Phi-3's chat format, whatever config.json's eos says.
-STOP_TEXTS = ("<|end|>", "<|endoftext|>", "<|assistant|>")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,11 @@ class Checkpoint:
     config: Config
     tensors: Mapping[str, StoredTensor | QuantisedTensor]
     tokens: Tokens
+    chat: Chat
     tokenizer_files: tuple[str, ...]  # those that travel as they are
     # Those that are made from the rank file of a checkpoint without a tokenizer.json: name -> content.
     made_files: Mapping[str, str]
+    notes: Sequence[str]  # what of the checkpoint was not taken as it says
 
     @property
     def artifact_files(self) -> tuple[str, ...]:
@@ -73,7 +79,19 @@ class Checkpoint:
     @property
     def tokenizer(self) -> str:
         """The content of tokenizer.json."""
-        return self.made_files.get("tokenizer.json") or _read_text(self.folder / "tokenizer.json")
+        return self.made_files.get("tokenizer.json") or read_text(self.folder / "tokenizer.json")
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer as the tokenizers library has it: 0.2 s, and 30 MB. Raises CheckpointError."""
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_str(self.tokenizer)
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(
+                f"{self.folder / 'tokenizer.json'}: cannot be loaded ({error}); save the tokenizer again in "
+                "its fast form"
+            ) from error
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -97,41 +115,56 @@ class Checkpoint:
         )
 
 
-INDEX = "model.safetensors.index.json"
-
-
 def open_checkpoint(where: str) -> Checkpoint:
     """A folder, a hub id (`owner/name`, `owner/name@revision`), or `tiny`. Raises CheckpointError."""
-    name, revision = where, None
-    if where == "tiny":
-        folder = TINY
-    elif Path(where).is_dir():
-        folder, name = Path(where), Path(where).resolve().name
-    elif HUB_ID.fullmatch(where) and not where.startswith((".", "/")):
-        folder, revision = _download(where)
-    else:
-        raise CheckpointError(f"{where}: no such folder, and not a hub id like microsoft/Phi-3-mini-4k-instruct")
-    content = _read_json(folder / "config.json")
+    place = find_checkpoint(where, ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS])
+    folder, content = place.folder, read_object(place.folder / "config.json")
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_READERS:
         raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")
-    quantisation, content = read_quantisation(content), without_quantisation(content)
+    headers = read_headers(folder, content)
+    quantisation, leftover = _read_quantisation(content, headers)
+    content = without_quantisation(content)
     refuse_contradictions(content)
-    config = CONFIG_READERS[model_type](content)
+    found = find_tensors(folder, model_type, CONFIG_READERS[model_type](content), headers, quantisation)
     made = _make_tokenizer(folder, model_type)
+    copied = tuple(file for file in TOKENIZER_FILES if file not in made and (folder / file).is_file())
+    texts = _read_copied(folder, copied) | made
+    contents = {name: as_object(text, folder / name) for name, text in texts.items() if name.endswith(".json")}
+    chat = read_chat(folder, contents.get("tokenizer_config.json", {}), made)
+    generation = contents.get("generation_config.json", {})
+    tokens, notes = read_tokens(folder, contents["tokenizer.json"], chat, content, generation, found.config.vocab_size)
+    unused = [f"config.json: {key} was not used" for key in unused_keys(content)]
     checkpoint = Checkpoint(
         folder=folder,
-        name=name,
-        revision=revision,
+        name=place.name,
+        revision=place.revision,
         config_content=content,
-        config=config,
-        tensors=_find_tensors(folder, model_type, config.sources(), quantisation),
-        tokens=Tokens(bos=None, pad=None, stop=[]),
-        tokenizer_files=tuple(file for file in TOKENIZER_FILES if file not in made and (folder / file).is_file()),
+        config=found.config,
+        tensors=found.tensors,
+        tokens=tokens,
+        chat=chat,
+        tokenizer_files=copied,
         made_files=made,
+        notes=[*headers.notes, *leftover, *found.notes, *notes, *unused],
     )
-    tokens = _read_tokens(folder, _as_json(checkpoint.tokenizer, folder / "tokenizer.json"), content, config.vocab_size)
-    return replace(checkpoint, tokens=tokens)
+    checkpoint.load_tokenizer()  # one that cannot be loaded is refused now
+    return checkpoint
+
+
+def _read_quantisation(content: Mapping[str, Any], headers: Headers) -> tuple[Quantisation | None, list[str]]:
+    """How the layers are stored, by config.json; or a note, where it speaks of an earlier state of float weights."""
+    packed = packed_reason(headers.tensors)
+    if packed is None and without_quantisation(content) != dict(content):
+        return None, ["config.json says that the weights are quantised, and all of them are floats, which were taken"]
+    return read_quantisation(content), []
+
+
+def _read_copied(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The texts of the files that travel with the artifact: file -> text."""
+    for name in names:
+        refuse_outside(folder, folder / name)
+    return {name: read_text(folder / name) for name in names}
 
 
 def _make_tokenizer(folder: Path, model_type: str) -> dict[str, str]:
@@ -147,132 +180,3 @@ def _make_tokenizer(folder: Path, model_type: str) -> dict[str, str]:
         "tokenizer.json": tokenizer_json(folder / RANKS),
         "tokenizer_config.json": tokenizer_config(folder / "tokenizer_config.json"),
     }
-
-
-def _find_tensors(
-    folder: Path, model_type: str, sources: Mapping[str, Sources], quantisation: Quantisation | None
-) -> dict[str, StoredTensor | QuantisedTensor]:
-    """The model's tensors. Each may have its rows in several of the checkpoint's: see Config.sources."""
-    expected = {name: shape for pieces in sources.values() for name, shape in pieces}
-    if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
-            raise CheckpointError(
-                f"{folder / INDEX}: its weight_map must give each tensor the name of a file beside it; "
-                "download it again"
-            )
-        files = sorted(set(weight_map.values()))
-    else:
-        files = ["model.safetensors"]
-    headers: dict[str, Piece] = {}
-    for file in files:
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{folder}: shard {file} is missing; download the checkpoint again")
-        headers |= read_shard_header(folder / file)
-    found = join_parts(headers, expected, quantisation) if quantisation else headers
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{folder}: has no tensor {name}; it has {len(found)} others in {len(files)} shards")
-        if found[name].shape != shape:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {list(found[name].shape)}; config.json says {list(shape)}"
-            )
-    if unknown := sorted(set(found) - set(expected) - {"lm_head.weight"}):
-        raise CheckpointError(
-            f"{folder}: tensor {unknown[0]} ({len(unknown)} in all) is not part of a {model_type} model"
-        )
-    return {
-        tensor: _make_tensor(folder, tensor, [found[name] for name, _ in pieces]) for tensor, pieces in sources.items()
-    }
-
-
-def _make_tensor(folder: Path, name: str, pieces: Sequence[Piece | QuantisedPiece]) -> StoredTensor | QuantisedTensor:
-    """A tensor of the model from the checkpoint's."""
-    plain = tuple(piece for piece in pieces if isinstance(piece, Piece))
-    quantised = tuple(piece for piece in pieces if isinstance(piece, QuantisedPiece))
-    names = ", ".join(piece.name for piece in pieces)
-    if plain and quantised:
-        raise CheckpointError(
-            f"{folder}: {quantised[0].name} is quantised and {plain[0].name} is not, but they are one matrix in the "
-            "artifact; quantise both or neither"
-        )
-    if len({piece.dtype for piece in pieces}) > 1:
-        raise CheckpointError(f"{folder}: {names} differ in type; save the checkpoint in one")
-    if quantised:
-        return QuantisedTensor(name, quantised, all(piece.is_symmetric() for piece in quantised))
-    if plain[0].dtype not in FLOATS.values():
-        raise CheckpointError(f"{folder}: {names} has type {plain[0].dtype}; allowed: {', '.join(FLOATS)}")
-    return StoredTensor(name, plain)
-
-
-def _read_tokens(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int) -> Tokens:
-    ids, largest_id = _token_ids(tokenizer, folder)
-    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    stop: list[int] = []
-    for eos in (config.get("eos_token_id"), generation.get("eos_token_id"), *(ids.get(text) for text in STOP_TEXTS)):
-        stop += [i for i in (eos if isinstance(eos, list) else [eos]) if i is not None and i not in stop]
-    bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
-    named: dict[str, list[Any]] = {"eos_token_id": stop, "bos_token_id": [bos], "pad_token_id": [pad]}
-    for key, values in named.items():
-        for value in values:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise CheckpointError(f"{folder}: {key} is {value!r}; it must be a token id, a whole number from 0 on")
-    if not stop:
-        raise CheckpointError(f"{folder}: no token ends an answer; give config.json an eos_token_id")
-    largest = max([largest_id, *stop, *(id for id in (bos, pad) if id is not None)])
-    if largest >= vocab_size:
-        raise CheckpointError(f"{folder}: the tokenizer has id {largest}, but config.json's vocab_size is {vocab_size}")
-    return Tokens(bos=bos, pad=pad, stop=stop)
-
-
-def _token_ids(tokenizer: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], int]:
-    """The added tokens' ids by their text, and the largest id of all."""
-    try:
-        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-        vocab = tokenizer["model"]["vocab"]
-        ids = [*added.values(), *(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))]
-        if any(isinstance(id, bool) or not isinstance(id, int) or id < 0 for id in ids):
-            raise ValueError("an id that is no whole number from 0 on")
-        return added, max(ids)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: tokenizer.json has no vocabulary of ids as the tokenizers library writes it "
-            f"({type(error).__name__}: {error}); save the tokenizer again in its fast form"
-        ) from error
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: has no {path.name}; give a checkpoint folder as the hub has it")
-    try:
-        return path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not text ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _as_json(_read_text(path), path)
-
-
-def _as_json(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: contains {type(content).__name__}, not an object")
-    return content
-
-
-def _download(where: str) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    name, _, revision = where.partition("@")
-    patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS]
-    try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{where}: cannot be downloaded ({reason}); or give a local folder") from error
-    return folder, folder.name  # the hub's cache names a snapshot's folder after its commit

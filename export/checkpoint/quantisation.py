@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from export.checkpoint.packings import Awq, Gptq, Packing, PackQuantized
+from export.checkpoint.shards import FLOATS
 from export.errors import CheckpointError
 
 KEYS = ("quantization_config", "compression_config")
 # What MatMulNBits takes.
 GROUP_SIZES = (16, 32, 64, 128, 256)
+# The end of a tensor's name -> who stores such tensors, and what to do.
+MERGE = "merge it into the 16-bit model, or save it dequantised"
+GIVE_KEY = "config.json must have the quantization_config that it was saved with, or give the float checkpoint"
+PACKED = {
+    ".absmax": ("bitsandbytes (4 bits)", MERGE),
+    ".quant_map": ("bitsandbytes (4 bits)", MERGE),
+    ".SCB": ("bitsandbytes (8 bits)", MERGE),
+    ".qweight": ("GPTQ or AWQ", GIVE_KEY),
+    ".weight_packed": ("compressed-tensors", GIVE_KEY),
+    ".weight_scale": ("8-bit floats or integers with scales", "give the float checkpoint, or save it dequantised"),
+    ".weight_scale_inv": ("8-bit floats with scales (FP8)", "give the float checkpoint, or save it dequantised"),
+}
+
+
+class Typed(Protocol):
+    """A tensor of the checkpoint, of which only the type counts here."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,19 @@ def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:
             f"allowed: {', '.join(READERS)}; or give the float checkpoint"
         )
     return READERS[method](method, settings)
+
+
+def packed_reason(tensors: Mapping[str, Typed]) -> str | None:
+    """Who has quantised a checkpoint, by the names and types of those of its tensors that were not imported, and what
+    to do; None where all are floats."""
+    for end, (method, advice) in PACKED.items():
+        if found := next((name for name in tensors if name.endswith(end)), None):
+            return f"its weights are quantised by {method}, as {found} shows: {advice}"
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS.values():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            return f"its weights are quantised or packed ({name} is {kind}): give the float checkpoint, or {MERGE}"
+    return None
 
 
 def without_quantisation(content: Mapping[str, Any]) -> dict[str, Any]:

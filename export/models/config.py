@@ -8,6 +8,8 @@ from typing import Any
 from export.errors import CheckpointError
 from export.models.rope import positive
 
+MOST_SIZE = 1 << 24  # of a matrix's side: what is larger is an error, and would be computed with for hours
+MOST_POSITIONS = 1 << 31
 # Keys that say nothing about inference, whatever the model.
 IGNORED = frozenset(
     (
@@ -15,6 +17,27 @@ IGNORED = frozenset(
         *("torch_dtype", "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"),
     )
 )
+# What trainers and other versions of transformers leave behind, and what it has to be where it could mean something.
+LEFT_BEHIND = frozenset(
+    (
+        *("_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash", "id2label", "label2id"),
+        *("model_max_length", "problem_type", "task_specific_params", "finetuning_task", "tokenizer_class"),
+        *("transformers.js_config", "transformers_weights", "unsloth_fixed", "unsloth_version", "is_llama_config"),
+        *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_length", "max_new_tokens"),
+        *("decoder_start_token_id", "sep_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+        *("gradient_checkpointing", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
+    )
+)
+INERT: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "is_encoder_decoder": False,
+    "pretraining_tp": 1,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+    "torchscript": False,
+    "use_bfloat16": False,
+}
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "max_position_embeddings"),
@@ -26,12 +49,18 @@ ROPE_KEYS = (
 
 def refuse_unknown(content: Mapping[str, Any], known: Collection[str], ignored: Collection[str]) -> None:
     """Every key must be known: another might change the computation."""
+    refuse_other({key: value for key, value in content.items() if value is not None}, INERT)
     for key in content:
-        if key not in known and key not in ignored:
+        if not any(key in keys for keys in (known, ignored, LEFT_BEHIND, INERT)):
             raise CheckpointError(
-                f"config.json: {key!r} is not known, so it might change the computation; known keys: "
-                + ", ".join(sorted(known))
+                f"config.json: {key!r:.80} is not known, so it might change the computation; remove it if your "
+                f"trainer wrote it; known keys: {', '.join(sorted(known))}"
             )
+
+
+def unused_keys(content: Mapping[str, Any]) -> list[str]:
+    """The keys that were left behind by a trainer: they are accepted, and the manifest names them."""
+    return sorted(key for key in content if (key in LEFT_BEHIND or key in INERT) and content[key] is not None)
 
 
 def refuse_other(content: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -42,11 +71,14 @@ def refuse_other(content: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
 
 
 def sizes(content: Mapping[str, Any], keys: Sequence[str]) -> dict[str, int]:
-    """Whole numbers from 1 on, all of them given."""
+    """Whole numbers from 1 on, all of them given, and none that no model has."""
     for key in keys:
         value = content.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"config.json: {key} is {value!r}; it must be a positive whole number")
+            raise CheckpointError(f"config.json: {key} is {value!r:.60}; it must be a positive whole number")
+        most = MOST_POSITIONS if key == "max_position_embeddings" else MOST_SIZE
+        if value > most:
+            raise CheckpointError(f"config.json: {key} is {value!r:.60}; it must be at most {most}")
     return {key: content[key] for key in keys}
 
 

@@ -7,12 +7,11 @@ Phi-3's page does not compute is refused by name: scaled rope, biases, heads of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from export.errors import CheckpointError
 from export.models.config import IGNORED, SIZES, flag, head_size, refuse_other, refuse_unknown, sizes, window
-from export.models.phi3 import Phi3Config
+from export.models.phi3 import SplitPhi3Config
 from export.models.rope import positive, read_rope, rope_settings
 
 FIXED: Mapping[str, Mapping[str, Any]] = {
@@ -20,7 +19,6 @@ FIXED: Mapping[str, Mapping[str, Any]] = {
         "attention_bias": False,
         "hidden_act": "silu",
         "mlp_bias": False,
-        "pretraining_tp": 1,
         "rope_interleaved": False,
         "sliding_window": None,
     },
@@ -31,27 +29,14 @@ KNOWN = {
     *("model_type", "head_dim", "hidden_act", "rms_norm_eps", "sliding_window", "tie_word_embeddings"),
     *("rope_parameters", "rope_scaling", "rope_theta"),
 }
-# What training and other programs put there.
-OTHERS = {"attention_dropout", "is_llama_config", "transformers.js_config", "unsloth_version"}
+# What training puts there.
+OTHERS = {"attention_dropout"}
 # What transformers takes where the key is missing.
 DEFAULT_WINDOW = 4096
-JOINED = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LlamaConfig(Phi3Config):
-    """Phi-3's, but for the checkpoint's names."""
-
-    @property
-    def joined(self) -> Mapping[str, tuple[str, ...]]:
-        return JOINED
-
-
-def read_config(content: Mapping[str, Any]) -> LlamaConfig:
-    """config.json's content -> LlamaConfig. Raises CheckpointError with the key, the value seen and those allowed."""
+def read_config(content: Mapping[str, Any]) -> SplitPhi3Config:
+    """config.json's content. Raises CheckpointError with the key, the value seen and those allowed."""
     kind = content["model_type"]
     refuse_unknown(content, KNOWN | set(FIXED[kind]), IGNORED | OTHERS)
     refuse_other(content, FIXED[kind])
@@ -61,7 +46,7 @@ def read_config(content: Mapping[str, Any]) -> LlamaConfig:
     elif content.get("num_key_value_heads") is None:
         content = dict(content) | {"num_key_value_heads": content.get("num_attention_heads")}
     numbers = sizes(content, SIZES)
-    return LlamaConfig(
+    return SplitPhi3Config(
         **numbers,
         sliding_window=window(content),
         tie_word_embeddings=flag(content, "tie_word_embeddings", default=False),

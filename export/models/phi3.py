@@ -37,6 +37,11 @@ FIXED: Mapping[str, Any] = {
     "model_type": "phi3",
 }
 KNOWN = {*SIZES, *ROPE_KEYS, *FIXED, "head_dim", "rms_norm_eps", "sliding_window", "tie_word_embeddings"}
+# Layers whose rows some trainers keep apart, and Llama's checkpoints do: see Config.joined.
+APART = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 DROPOUT = {"attention_dropout", "embd_pdrop", "resid_pdrop"}  # which training alone uses
 
 
@@ -48,6 +53,15 @@ class Phi3Config(Config):
 
     def module(self) -> Phi3:
         return Phi3(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPhi3Config(Phi3Config):
+    """The same model, of whose checkpoint query, key and value are three tensors, and gate and up two."""
+
+    @property
+    def joined(self) -> Mapping[str, tuple[str, ...]]:
+        return APART
 
 
 def read_config(content: Mapping[str, Any]) -> Phi3Config:

@@ -8,6 +8,7 @@ Source: transformers, modeling_rope_utils.py, _compute_longrope_parameters and l
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -152,6 +153,6 @@ def _factors(scaling: Mapping[str, Any], key: str, expected: int) -> tuple[float
 def positive(key: str, *places: Mapping[str, Any], default: float | None = None) -> float:
     """A number above 0 from the first place that has it; null takes the default. Raises CheckpointError."""
     value = next((place[key] for place in places if place.get(key) is not None), default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise CheckpointError(f"config.json: {key} is {value!r:.60}; it must be a number above 0")
     return float(value)

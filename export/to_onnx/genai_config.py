@@ -52,7 +52,7 @@ def genai_config(
             "max_length": context_tokens,
             "past_present_share_buffer": True,
             "temperature": 1.0,
-            "top_k": 1,
+            "top_k": 50,  # genai's own default; with 1 its temperature would do nothing
             "top_p": 1.0,
         },
     }

@@ -6,7 +6,7 @@ cache, so that nothing of a shorter sequence is left in a longer one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +49,8 @@ class Transformers:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # The rotary embedding is computed, not loaded: it must be made on the real device.
         model.model.rotary_emb = type(model.model.rotary_emb)(config)
-        model.load_state_dict(by_checkpoint_names(checkpoint, weights), strict=False, assign=True)
+        named = by_checkpoint_names(checkpoint, weights, known=model.state_dict())
+        model.load_state_dict(named, strict=False, assign=True)
         model.tie_weights()
         assert not any(parameter.is_meta for parameter in model.parameters())
         self.model: Any = model.eval()
@@ -95,12 +96,15 @@ class FloatModule:
         return result
 
 
-def by_checkpoint_names(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's tensors as the checkpoint has them: those that it keeps apart, apart."""
+def by_checkpoint_names(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor], known: Collection[str]
+) -> dict[str, Tensor]:
+    """The model's tensors by transformers' names, which are `known`: what it keeps apart is taken apart as the
+    checkpoint has it."""
     named: dict[str, Tensor] = {}
     for name, weight in weights.items():
         pieces: Sequence[Piece | QuantisedPiece] = checkpoint.tensors[name].pieces if name in checkpoint.tensors else ()
-        if len(pieces) > 1:
+        if len(pieces) > 1 and name not in known:
             parts = torch.split(weight, [piece.shape[0] for piece in pieces])
             named |= {piece.name: part for piece, part in zip(pieces, parts, strict=True)}
         else:

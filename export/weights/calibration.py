@@ -5,25 +5,20 @@ Dialogues go through the checkpoint's own chat template (see export.texts.docume
 
 from __future__ import annotations
 
-import functools
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from export.checkpoint.chat import TemplateRefusal
 from export.checkpoint.open import Checkpoint
 from export.errors import OptionError
 from export.scheme import Method
 from export.texts import CALIBRATION, HELD_OUT
 from export.texts.documents import Document, Turn, read_documents
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 BLOCK_TOKENS = 512
 # Documents are shuffled, so that a few blocks are of many kinds; in the same way each time, so that exports are
@@ -109,26 +104,11 @@ def text_blocks(checkpoint: Checkpoint, file: Path, count: int, tokens: int) -> 
     return blocks
 
 
-def read_settings(folder: Path) -> str:
-    """The text of tokenizer_config.json, which a checkpoint may lack."""
-    file = folder / "tokenizer_config.json"
-    return file.read_text(encoding="utf-8") if file.is_file() else "{}"
-
-
-def token_text(value: object) -> str | None:
-    """A token of tokenizer_config.json, which may be its text or an object with it."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
-
-
 class Encoder:
     """A checkpoint's tokenizer and chat template: documents into ids."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from tokenizers import Tokenizer
-
-        self.checkpoint = checkpoint
-        self.tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
+        self.tokenizer, self.chat = checkpoint.load_tokenizer(), checkpoint.chat
 
     def encode(self, documents: Iterable[Document]) -> Iterator[list[int]]:
         """Each document's ids. A dialogue is left out where the checkpoint has no chat template, or it refuses it."""
@@ -140,29 +120,9 @@ class Encoder:
 
     def rendered(self, turns: Sequence[Turn]) -> str | None:
         """A dialogue as the chat template writes it."""
-        from jinja2 import TemplateError
-
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            text = self.chat.apply_chat_template(messages, tokenize=False) if self.chat.chat_template else None
-        except TemplateError:  # a template without a system role, say
+        if self.chat.source is None:
             return None
-        return text if isinstance(text, str) else None
-
-    @functools.cached_property
-    def chat(self) -> PreTrainedTokenizerFast:
-        """The same tokenizer by transformers, which renders templates. Its import takes a second."""
-        from transformers import PreTrainedTokenizerFast
-
-        folder, made = self.checkpoint.folder, self.checkpoint.made_files
-        settings = json.loads(made.get("tokenizer_config.json") or read_settings(folder))
-        file = folder / "chat_template.jinja"
-        template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-        if isinstance(template, list):  # several by name, as {"name": ..., "template": ...}
-            template = next((each["template"] for each in template if each.get("name") == "default"), None)
-        special = {key: token_text(settings.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        return PreTrainedTokenizerFast(
-            tokenizer_object=self.tokenizer,
-            chat_template=template,
-            **{key: text for key, text in special.items() if text is not None},
-        )
+        try:
+            return self.chat.render([{"role": turn.role, "content": turn.content} for turn in turns])
+        except TemplateRefusal:  # a template without a system role, say
+            return None

@@ -6,14 +6,13 @@ hidden state that the next stage starts from (in a file beside it). A line is be
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -51,13 +50,9 @@ class Journal:
     def __enter__(self) -> Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as busy:
+        if not lock(self.lock):
             self.lock.close()
-            raise SpaceError(
-                f"{self.folder}: another export is writing here; wait for it, or give another OUT"
-            ) from busy
+            raise SpaceError(f"{self.folder}: another export is writing here; wait for it, or give another OUT")
         return self
 
     def __exit__(
@@ -128,6 +123,19 @@ class Journal:
         part = self.path.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         part.replace(self.path)
+
+
+def lock(file: TextIO) -> bool:
+    """Lock an open file until it is closed; False where another process has. Windows has no fcntl: no lock there."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def discard(folder: Path) -> None:

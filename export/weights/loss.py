@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from export.artifact import Loss
+from export.errors import CheckpointError
 from export.weights.methods.quantize import QuantisedRows
+
+MOST_NATS = 700.0  # e to the power of more is no float
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,28 @@ class LossMeter:
         self.squared_weight += chunk.squared_weight
 
     def result(self, figures: Tensor) -> Loss:
-        """`figures`: what logit_figures gave."""
+        """`figures`: what logit_figures gave. Raises CheckpointError where the model itself gives no numbers."""
+        if not bool(torch.isfinite(figures).all()):
+            raise CheckpointError("the model's logits on a plain text are not finite; is the checkpoint whole?")
         differences, kl, same, exact_nll, nll = figures
         return Loss(
             text_tokens=figures.shape[1],
             worst_group_error=self.worst,
             worst_group_tensor=self.worst_tensor,
-            mean_squared_error=self.squared_error / self.squared_weight,
+            mean_squared_error=self.squared_error / self.squared_weight if self.squared_weight else 0.0,
             max_logit_difference=float(differences.max()),
             mean_kl=float(kl.mean()),
             kl_interval=interval(kl),
             top1_agreement=float(same.mean()),
-            float_perplexity=math.exp(float(exact_nll.mean())),
-            perplexity=math.exp(float(nll.mean())),
+            float_perplexity=perplexity(exact_nll),
+            perplexity=perplexity(nll),
         )
+
+
+def perplexity(losses: Tensor) -> float | None:
+    """Of the negative log-likelihoods of a text's tokens; None beyond every float."""
+    mean = float(losses.mean())
+    return math.exp(mean) if mean < MOST_NATS else None
 
 
 # Logits that are compared at a time, so that a large vocabulary takes no more memory than a small one.

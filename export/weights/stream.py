@@ -30,6 +30,7 @@ from export.weights.weight_file import WeightFile
 # Weights per chunk. With a quarter of this an export took half as long again: the workers waited for the interpreter's
 # lock. More costs memory and gains nothing.
 CHUNK_WEIGHTS = 1 << 20
+NOT_FINITE = "{}: holds weights that are not finite; download the checkpoint again"
 
 # What a worker does with some rows of a matrix: (first row, weights, dequantised weights), both float32.
 Use = Callable[[int, Tensor, Tensor], None]
@@ -136,18 +137,19 @@ class Stream:
                 rows = quantiser.rows(weight)
             loss = chunk_loss(weight, rows)
             if not math.isfinite(loss.squared_weight):
-                raise CheckpointError(f"{name}: holds weights that are not finite; download the checkpoint again")
+                raise CheckpointError(NOT_FINITE.format(name))
             if use:
                 use(start, weight, rows.dequantised)
             packed = rows.pack(codes) if codes else weight.new_empty(0)
             zeros = rows.pack_zero_points() if points else None
-            return Chunk(len(weight), packed, rows.scales.to(self.dtype(ids["scales"])), zeros, loss)
+            scales = finite(name, rows.scales, self.dtype(ids["scales"]))
+            return Chunk(len(weight), packed, scales, zeros, loss)
 
         def copy(start: int, stop: int) -> Chunk:
             weight = self.weight(tensor, start, stop)
             if use:
                 use(start, weight, weight)
-            return Chunk(len(weight), weight.to(self.dtype(SlotId(slot or name)), copy=True))
+            return Chunk(len(weight), finite(name, weight, self.dtype(SlotId(slot or name)), copy=True))
 
         for chunk in self.chunks(tensor, quantise if quantiser else copy):
             if codes and chunk.scales is not None and chunk.loss:
@@ -167,9 +169,20 @@ class Stream:
     def vector(self, name: str) -> Tensor:
         """Write a norm's weights, in the slot's type, and return them in float32."""
         weight = self.checkpoint.tensors[name].read()
-        self.sink.append(SlotId(name), as_bytes(weight.to(self.dtype(SlotId(name)))))
+        self.sink.append(SlotId(name), as_bytes(finite(name, weight, self.dtype(SlotId(name)))))
         self.progress(name, self.checkpoint.tensors[name].length)
         return weight
+
+
+def finite(name: str, values: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
+    """The values in the type that they are stored in. Raises CheckpointError where one is not finite, or not in it."""
+    stored = values.to(dtype, copy=copy)
+    if not bool(torch.isfinite(stored).all()):
+        if bool(torch.isfinite(values).all()):
+            kind = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{name}: has values beyond {kind}, as which this target stores it; use --target cpu")
+        raise CheckpointError(NOT_FINITE.format(name))
+    return stored
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

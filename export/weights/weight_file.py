@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from export.errors import SpaceError
 from export.weights.slots import Interleaved, Slot, SlotId, Slots
@@ -64,7 +64,7 @@ class WeightFile:
         self.hashes[slot.id].update(data)
         try:
             while data:
-                written = os.pwrite(self.files[slot.file].fileno(), data, at)
+                written = write_at(self.files[slot.file], data, at)
                 data, at = data[written:], at + written
         except OSError as error:
             raise SpaceError(
@@ -82,8 +82,10 @@ class WeightFile:
 
     def stored_sha256(self, id: SlotId) -> str:
         """SHA-256 of what a slot holds on disk now."""
-        slot, hashed, at = self.slots[id], hashlib.sha256(), self.slots[id].offset
-        while at < slot.end and (data := os.pread(self.files[slot.file].fileno(), min(READ_BYTES, slot.end - at), at)):
+        slot, hashed = self.slots[id], hashlib.sha256()
+        file, at = self.files[slot.file], slot.offset
+        file.seek(at)
+        while at < slot.end and (data := file.read(min(READ_BYTES, slot.end - at))):
             hashed.update(data)
             at += len(data)
         return hashed.hexdigest()
@@ -92,3 +94,9 @@ class WeightFile:
         """SHA-256 of every slot's bytes. Every slot must be full by now."""
         assert not self.hashes, f"not full: {', '.join(map(str, self.hashes))}"
         return self.done
+
+
+def write_at(file: BinaryIO, data: memoryview, at: int) -> int:
+    """Write as much as the system takes at once; -> how many bytes. Windows has no os.pwrite."""
+    file.seek(at)
+    return file.write(data)

@@ -111,5 +111,6 @@ def summary(artifact: Artifact) -> str:
         f"  stop ids {', '.join(map(str, manifest.tokens.stop))}",
         f"  loss     KL {loss.mean_kl:.4f} nats a token, top-1 agreement {loss.top1_agreement:.0%}",
         f"  digest   {manifest.digest()[:16]}",
+        *(f"  note     {note}" for note in manifest.notes),
     ]
     return "\n".join(lines)
