@@ -4,6 +4,7 @@ ExportError             one line for the user, exit code 2
 ├── CheckpointError     the checkpoint is missing, truncated, or has something that we do not support
 ├── OptionError         an unknown scheme, target or format, or options that exclude each other
 ├── SpaceError          the output folder is not empty, or disk or memory is too small
+├── ProofError          the engine does not run what was exported: it was not sealed
 ├── DelegationError     the accelerator does not run every node, and that was required: exit code 1
 └── ArtifactError       a folder is not a whole artifact (raised by export.artifact)
 """
@@ -25,6 +26,10 @@ class OptionError(ExportError):
 
 class SpaceError(ExportError):
     """There is no room for the artifact: folder, disk or memory."""
+
+
+class ProofError(ExportError):
+    """The engine does not run what was exported."""
 
 
 class DelegationError(ExportError):

@@ -25,11 +25,12 @@ from export.artifact import (
     sha256_file,
 )
 from export.checkpoint.open import Checkpoint
-from export.errors import DelegationError, SpaceError
+from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
+from export.proof import Prover
 from export.request import ExportRequest
 from export.size import size_text
 from export.system import memory_room
@@ -57,8 +58,9 @@ class Progress:
         """Another `count` bytes of tensor `name` have been read."""
 
 
-def export_model(request: ExportRequest, progress: Progress | None = None) -> Artifact:
-    """Run one export. Raises ExportError for the user's fault, before anything is written where that is possible.
+def export_model(request: ExportRequest, progress: Progress | None = None, prover: Prover | None = None) -> Artifact:
+    """Run one export. Without a prover the result is sealed as it is. Raises ExportError for the user's fault, before
+    anything is written where that is possible.
 
     The work is done in OUT.part, beside a journal; an export that was interrupted goes on there. Then the finished
     folder is renamed to OUT, and its manifest written last.
@@ -69,9 +71,9 @@ def export_model(request: ExportRequest, progress: Progress | None = None) -> Ar
     work = request.out.with_name(request.out.name + ".part")
     with Journal(work, describe_job(job)) as journal:
         try:
-            artifact = export_beside(journal, job, request, progress)
+            artifact = export_beside(journal, job, request, progress, prover)
         except BaseException as error:
-            if journal.is_empty():
+            if journal.is_empty() or isinstance(error, ProofError):
                 discard(work)
             elif isinstance(error, SpaceError):
                 raise SpaceError(
@@ -82,7 +84,9 @@ def export_model(request: ExportRequest, progress: Progress | None = None) -> Ar
     return artifact
 
 
-def export_beside(journal: Journal, job: Job, request: ExportRequest, progress: Progress) -> Artifact:
+def export_beside(
+    journal: Journal, job: Job, request: ExportRequest, progress: Progress, prover: Prover | None
+) -> Artifact:
     """The export itself, in the journal's folder, up to the sealed OUT."""
     out, folder = request.out, journal.folder / "artifact"
     recover(out, journal)
@@ -103,15 +107,18 @@ def export_beside(journal: Journal, job: Job, request: ExportRequest, progress: 
         )
     folder.mkdir(exist_ok=True)
     check_disk(out, folder, layout)
+    copy_tokenizer(job.checkpoint, folder)
+    if prover:
+        prover.read_texts(folder, job.format)
     source, loss, digests = fill_weights(job, layout, folder, journal, progress)
     progress.step("writing the rest")
     layout.finish(folder, digests)
     write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
-    for name in job.checkpoint.tokenizer_files:
-        shutil.copyfile(job.checkpoint.folder / name, folder / name)
-    for name, content in job.checkpoint.made_files.items():
-        (folder / name).write_text(content, encoding="utf-8")
     manifest = describe(job, layout, folder, source, loss)
+    if prover:
+        progress.step("running it")
+        for remark in prover.run(Artifact(folder, manifest)):
+            progress.step(remark)
     if out.exists():
         out.rmdir()  # empty: check_out has seen to that
     folder.rename(out)
@@ -123,6 +130,14 @@ def recover(out: Path, journal: Journal) -> None:
     folder = journal.folder / "artifact"
     if not journal.is_empty() and out.is_dir() and not folder.exists() and not (out / MANIFEST).exists():
         out.rename(folder)
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """The tokenizer's files, as they are or as they were made."""
+    for name in checkpoint.tokenizer_files:
+        shutil.copyfile(checkpoint.folder / name, folder / name)
+    for name, content in checkpoint.made_files.items():
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def describe_job(job: Job) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.artifact import Artifact, open_artifact
-    from export.pipeline import export_model
     from export.request import ExportRequest
+    from phi_edge.proof import export_model
     from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, ToolCall
     from runtimes.registry import open_runtime
     from runtimes.text.conversation import Conversation
@@ -40,7 +40,7 @@ _HOME = {
     "Artifact": "export.artifact",
     "open_artifact": "export.artifact",
     "ExportRequest": "export.request",
-    "export_model": "export.pipeline",
+    "export_model": "phi_edge.proof",
     "DoneEvent": "runtimes.api",
     "GenerateRequest": "runtimes.api",
     "Message": "runtimes.api",

@@ -54,7 +54,7 @@ class TransportError(RuntimesError):
         exit_code: int | None = None,
         last_lines: Sequence[str] = (),
     ) -> None:
-        full = message + _ended(exit_code)
+        full = message + ended(exit_code)
         # A line of a device's log may contain anything; a terminal must not obey it.
         printable = ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in last_lines]
         super().__init__("\n  ".join([full, *printable]))
@@ -76,7 +76,8 @@ class DeviceBusyError(TransportError):
     """Another process uses the device."""
 
 
-def _ended(exit_code: int | None) -> str:
+def ended(exit_code: int | None) -> str:
+    """How a process ended, for a message: ` (exit code 1)`, ` (killed by SIGKILL (out of memory?))`."""
     if exit_code is None:
         return ""
     if exit_code < 0:

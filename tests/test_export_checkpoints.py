@@ -320,7 +320,7 @@ def test_other_names_are_refused(copied: Path, rename: Callable[[str], str], par
 def test_query_key_and_value_apart_in_a_phi3(copied: Path, plain: Path, tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, tensor in weights(copied).items():
-        rows = {"qkv_proj": (128, 64, 64), "gate_up_proj": (320, 320)}
+        rows = {"qkv_proj": [128, 64, 64], "gate_up_proj": [320, 320]}
         kind = next((kind for kind in rows if kind in name), None)
         names = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
         if kind is None:

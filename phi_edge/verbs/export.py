@@ -58,8 +58,8 @@ def export_command(checkpoint: str, out: Path, dry_run: bool, quiet: bool, **opt
     fixed revision), or `tiny`, a small Phi-3 that ships with this package. OUT must be new or empty. If an export is
     interrupted, the same command continues it.
     """
-    from export.pipeline import export_model
     from phi_edge.progress import export_progress
+    from phi_edge.proof import export_model
 
     request = ExportRequest(checkpoint=checkpoint, out=out, **options)
     if dry_run:

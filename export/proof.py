@@ -1,0 +1,23 @@
+"""What an export asks for before it seals: somebody who can run the artifact. `export/` loads no engine itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from export.artifact import Artifact, Format
+
+
+class Prover(Protocol):
+    """Runs the result of an export: phi_edge.proof has one. What it refuses is not sealed."""
+
+    def read_texts(self, folder: Path, format: Format) -> None:
+        """Before the work: read the tokenizer and the chat template in `folder` as the runtimes do, and see whether the
+        format's engine is installed. Raises ExportError."""
+        ...
+
+    def run(self, artifact: Artifact) -> list[str]:
+        """Open the artifact, whose manifest is not written yet, and generate. -> what whoever exports should know.
+
+        Raises ProofError for what the engine does not run, SpaceError where it was killed."""
+        ...

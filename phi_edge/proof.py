@@ -1,0 +1,107 @@
+"""The proof of an export: the artifact is opened in its engine and generates, in a process of its own, before it is
+sealed. `export_model` here is the public one; that of export.pipeline seals without a proof."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.artifact import Artifact, Format, Manifest
+from export.errors import CheckpointError, OptionError, ProofError, SpaceError
+from export.strict import parse_json
+from runtimes.api import Message
+from runtimes.errors import EngineError, RequestError, UnsupportedError, ended
+
+if TYPE_CHECKING:
+    from export.pipeline import Progress
+    from export.request import ExportRequest
+
+LIMIT_S = 900.0  # an engine that hangs; a full-size artifact takes ten seconds
+PROVED_TOKENS = 256  # more than the proof generates
+LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "executorch": "executorch"}
+LAST_BYTES = 2000
+
+
+def export_model(request: ExportRequest, progress: Progress | None = None) -> Artifact:
+    """Run one export, prove the artifact and seal it. Raises ExportError, before anything is written where that is
+    possible."""
+    from export import pipeline
+
+    progress = progress or pipeline.Progress()
+    return pipeline.export_model(request, progress, ChildProver())
+
+
+class ChildProver:
+    """See Prover. Its memory is that of another process, which ends with the proof."""
+
+    def read_texts(self, folder: Path, format: Format) -> None:
+        """See Prover."""
+        if importlib.util.find_spec(LIBRARIES[format]) is None:
+            raise OptionError(
+                f"an export is run before it is sealed, and {LIBRARIES[format]} is not installed: pip install "
+                f"'phi-edge[{format}]'"
+            )
+        from runtimes.text.tokenizer import Tokenizer
+
+        try:
+            tokenizer = Tokenizer(folder)
+            if tokenizer.has_template:
+                tokenizer.encode_chat([Message("user", "Is the lamp on?")])
+        except UnsupportedError:
+            pass  # the template can be read, and does what our runtimes do not allow: `run` remarks on it
+        except (EngineError, RequestError) as error:
+            raise CheckpointError(f"the checkpoint's tokenizer or chat template cannot be used: {error}") from error
+
+    def run(self, artifact: Artifact) -> list[str]:
+        """See Prover."""
+        if (reason := too_little_memory(artifact.manifest)) is not None:
+            return [reason]
+        command = [sys.executable, "-P", "-m", "runtimes.proof", str(artifact.folder.resolve())]
+        try:
+            done = subprocess.run(
+                command, input=artifact.manifest.to_json().encode(), capture_output=True, timeout=LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise SpaceError(f"the engine was still busy with the first tokens after {LIMIT_S:.0f} s") from None
+        answer = read_answer(done.stdout)
+        if "remarks" in answer:
+            return [str(remark) for remark in answer["remarks"]]
+        reason = str(answer.get("error", f"it ended{ended(done.returncode)}{last_line(done.stderr)}"))
+        message = f"the engine does not run this export, so that it was not sealed: {reason}"
+        raise SpaceError(message) if done.returncode == -9 else ProofError(message)
+
+
+def too_little_memory(manifest: Manifest) -> str | None:
+    """Why the artifact cannot be run beside this process; None where it can."""
+    from export.size import size_text
+    from export.system import memory_room, numbers
+
+    # ExecuTorch's cache is a part of the program: a whole context's, at once.
+    tokens = manifest.context_tokens if manifest.format == "executorch" else PROVED_TOKENS
+    needed, room = manifest.memory.needed_bytes(tokens), memory_room()
+    free = room.bytes - numbers(Path("/proc/self/status")).get("VmRSS", 0) if room else needed
+    if room is None or needed <= free:
+        return None
+    return (
+        f"not run before it was sealed: that needs {size_text(needed)} of memory, and {size_text(free)} are "
+        f"{room.source}; try `phi-edge run` where there is more"
+    )
+
+
+def read_answer(stdout: bytes) -> dict[str, Any]:
+    """The last line of the child's stdout; empty where there is none."""
+    try:
+        answer = parse_json(stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def last_line(stderr: bytes) -> str:
+    """What an engine wrote last, for a message."""
+    lines = stderr[-LAST_BYTES:].decode("utf-8", "replace").split("\n")
+    text = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"; its last line: {''.join(char if char.isprintable() else '?' for char in text)}" if text else ""

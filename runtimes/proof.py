@@ -1,0 +1,74 @@
+"""`python -m runtimes.proof FOLDER`: does the engine run a folder that an export has just filled, and not yet sealed?
+
+The manifest comes on stdin, because it is not in the folder before this has succeeded. One line of JSON on stdout is
+the answer: {"remarks": [...]} with exit code 0, {"error": "..."} with exit code 2. It is a process of its own so that
+the engine's memory is not the exporter's, and its crash neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from export.artifact import Artifact, Manifest
+from export.errors import ArtifactError
+from export.strict import build, parse_json
+from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
+from runtimes.errors import EngineError, RequestError, RuntimesError
+from runtimes.registry import open_tokens, text_runtime
+from runtimes.text.tokenizer import Tokenizer
+
+QUESTION = "Is the lamp on?"
+TOKENS = 4  # the first is a prefill's, the others come one by one
+
+
+def prove(artifact: Artifact) -> list[str]:
+    """Generate some tokens from a plain text, and from a question in the chat template. -> remarks.
+
+    Raises RuntimesError.
+    """
+    tokenizer = Tokenizer(artifact.folder)
+    runtime = text_runtime(artifact, open_tokens(artifact))
+    remarks: list[str] = []
+    with contextlib.closing(runtime):
+        most = artifact.manifest.context_tokens - TOKENS
+        _generate(runtime, (tokenizer.encode_prompt(QUESTION) or [0])[: max(1, most)])
+        if tokenizer.has_template:
+            try:
+                ids = tokenizer.encode_chat([Message("user", QUESTION)])
+            except RequestError as error:  # it can be used without a template
+                remarks.append(f"chat is not possible: {error}")
+            else:
+                if len(ids) <= most:
+                    _generate(runtime, ids)
+    if artifact.manifest.engine.get("provider") == "dml" and sys.platform != "win32":
+        remarks.append("run here on ONNX Runtime's CPU, not on DirectML")
+    return remarks
+
+
+def _generate(runtime: Runtime, ids: Sequence[int]) -> None:
+    request = GenerateRequest(token_ids=ids, max_new_tokens=TOKENS, ignore_stop_ids=True)
+    for event in runtime.generate(request):
+        if isinstance(event, DoneEvent) and event.finish == "error":
+            raise EngineError(event.error or "the engine failed without a reason")
+
+
+def main() -> int:
+    """See the module; -> the exit code."""
+    manifest = build(Manifest, parse_json(sys.stdin.buffer.read()), "the manifest on stdin", ArtifactError)
+    answer: Mapping[str, object]
+    try:
+        # What an engine's library prints is no answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = {"remarks": prove(Artifact(Path(sys.argv[1]), manifest))}
+    except RuntimesError as error:
+        answer = {"error": " ".join(str(error).split())}
+    print(json.dumps(answer), flush=True)
+    return 2 if "error" in answer else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
