@@ -57,7 +57,7 @@ class GenerateRequest:
     top_k: int | None = None  # draw from so many of the likeliest tokens; None: from all
     top_p: float | None = None  # draw from the likeliest that together have this probability, above 0 to 1; None: all
     min_p: float | None = None  # drop tokens less likely than this share of the likeliest one, 0 to 1; None: none
-    # Divides the positive logits, and multiplies the negative ones, of ids in the prompt or the answer. 1: no change.
+    # Divides the positive logits, and multiplies the negative ones, of ids in the prompt or the answer. 0.01 to 100.
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0  # subtracted from the logits of ids in the answer, -2 to 2
     frequency_penalty: float = 0.0  # subtracted once for each time that the id is in the answer, -2 to 2

@@ -476,7 +476,7 @@ def test_a_prompt_may_be_prefilled_in_pieces(subject: Subject) -> None:
         ({"prompt": "a", "top_p": 1.5}, "top_p is 1.5; allowed: above 0"),
         ({"prompt": "a", "seed": -1}, "seed is -1; allowed: 0 to"),
         ({"prompt": "a", "min_p": 1.5}, "min_p is 1.5; allowed: 0 to 1"),
-        ({"prompt": "a", "repetition_penalty": 0.0}, "repetition_penalty is 0.0; allowed: above 0"),
+        ({"prompt": "a", "repetition_penalty": 0.0}, "repetition_penalty is 0.0; allowed: 0.01 to 100"),
         ({"prompt": "a", "presence_penalty": 2.5}, "presence_penalty is 2.5; allowed: -2 to 2"),
         ({"prompt": "a", "frequency_penalty": float("nan")}, "frequency_penalty is nan; allowed: -2 to 2"),
         ({"prompt": "a", "logprobs": 21}, "logprobs is 21; allowed: 0 to 20"),

@@ -267,6 +267,17 @@ def test_the_command(tiny_onnx_short: Path, tmp_path: Path) -> None:
         assert process.stderr.read() == ""
 
 
+def test_schemathesis_finds_nothing(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Bodies that the OpenAPI page allows or forbids, at every edge of it. A schema cannot express all that makes a
+    request wrong (two fields that exclude each other), so a valid body may be refused; an invalid one may not pass."""
+    server = serve(template=TOOLS_TEMPLATE)
+    options = ["--seed", "1", "--max-examples", "5", "--phases", "coverage,fuzzing", "--no-color"]
+    options += ["--exclude-checks", "positive_data_acceptance", "--generation-database", "none"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 @pytest.mark.chromium
 def test_the_page_in_a_browser(serve: Callable[..., Served], tmp_path: Path) -> None:
     server = serve("A streamed <b>answer</b>.", forward_s=0.02)

@@ -5,13 +5,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from runtimes.loop.tokens import MAX_LOGPROBS
 
 Stop = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+def _of_type(kind: type[bool] | type[int]) -> BeforeValidator:
+    """For Python, and so for Literal, 0 is False and True is 1."""
+
+    def check(value: Any) -> Any:
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"must be {'true or false' if kind is bool else 'a whole number'}")
+        return value
+
+    return BeforeValidator(check)
+
+
+# The only values that we serve of some fields.
+Never = Annotated[Literal[False], _of_type(bool)]
+Always = Annotated[Literal[True], _of_type(bool)]
+One = Annotated[Literal[1], _of_type(int)]
 
 
 class Body(BaseModel):
@@ -120,7 +137,7 @@ class StreamOptions(Body):
     """What a stream has besides its tokens."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Never | None = None
 
 
 class SamplingBody(Body):
@@ -133,14 +150,14 @@ class SamplingBody(Body):
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: Stop | None = None
-    n: Literal[1] | None = None
+    n: One | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None  # who asks; the answer does not depend on it
     # Not OpenAI's.
     top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     regex: str | None = None
     lark: str | None = None
 
@@ -156,16 +173,16 @@ class ChatBody(SamplingBody):
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: Literal[True] | None = None
-    store: Literal[False] | None = None
+    parallel_tool_calls: Always | None = None
+    store: Never | None = None
 
 
 class CompletionBody(SamplingBody):
     """/v1/completions"""
 
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     max_tokens: Count | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    best_of: One | None = None
+    echo: Never | None = None
     suffix: None = None

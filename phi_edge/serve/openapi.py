@@ -62,7 +62,7 @@ def openapi(model: str, *, keyed: bool) -> dict[str, Any]:
 
 def _post(path: str, body: str, keyed: bool) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body}"}}}
-    answers = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    answers = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "object"}}}
     return {
         "operationId": path.removeprefix("/v1/").replace("/", "_"),
         "requestBody": {"required": True, "content": content},

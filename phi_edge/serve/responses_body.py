@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from phi_edge.serve.bodies import Body, Count, PlainFormat
+from phi_edge.serve.bodies import Always, Body, Count, Never, PlainFormat
 from phi_edge.serve.errors import ApiError
 from phi_edge.serve.requests import SESSION, schema_of, tool_fields
 from runtimes.api import GenerateRequest
@@ -116,9 +116,9 @@ class ResponsesBody(Body):
     text: TextSettings | None = None
     tools: list[FlatTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: Always | None = None
     stream: bool | None = None
-    store: Literal[False] | None = None  # nothing is ever stored
+    store: Never | None = None  # nothing is ever stored
     metadata: dict[str, str] | None = None  # comes back
     user: str | None = None  # who asks; the answer does not depend on it
 

@@ -140,7 +140,7 @@ def _check_penalties(sampling: Sampling) -> None:
     if sampling.min_p is not None:
         _check_number("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "0 to 1, or leave it out")
     penalty = sampling.repetition_penalty
-    _check_number("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0; 1 changes nothing")
+    _check_number("repetition_penalty", penalty, 0.01 <= penalty <= 100, "0.01 to 100; 1 changes nothing")
     for name, value in (
         ("presence_penalty", sampling.presence_penalty),
         ("frequency_penalty", sampling.frequency_penalty),
