@@ -29,6 +29,7 @@ from fakes.llama_main import write_program
 from fakes.phone import FakePhone
 from fakes.pi import EmulatedPi, build_pi
 from fakes.pi import missing as emulated_pi_lacks
+from fakes.templates import TOOLS_TEMPLATE
 from fakes.windows import EmulatedWindows
 from fakes.windows import missing as emulated_windows_lacks
 
@@ -110,6 +111,19 @@ def tiny_onnx_short(made_once: Callable[..., Path]) -> Path:
         export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu", context_tokens=256))
 
     return made_once("tiny-onnx-short", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_tools(made_once: Callable[..., Path]) -> Path:
+    """The tiny model with a chat template that has a place for tools."""
+
+    def make(out: Path) -> None:
+        checkpoint = out.with_name("tiny-tools-checkpoint")
+        shutil.copytree(TINY, checkpoint)
+        (checkpoint / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+        export_model(ExportRequest(checkpoint=str(checkpoint), out=out, target="cpu"))
+
+    return made_once("tiny-tools", make)
 
 
 @pytest.fixture(scope="session")

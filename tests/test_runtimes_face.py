@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,18 @@ def test_what_the_makers_suggest_is_reported(tmp_path: Path) -> None:
         assert runtime.suggested.request == GenerateRequest(temperature=0.6, top_p=0.9)
         assert runtime.suggested.unsupported == ("typical_p",)
         assert runtime.chat("Hi", runtime.suggested.request) == "!"
+
+
+def test_the_page_of_features_runs(
+    tiny_tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every block of docs/generate.md, in its order."""
+    (tmp_path / "phi3").symlink_to(tiny_tools)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "generate.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 10
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, "docs/generate.md", "exec"), names)
+    assert '{"room": "kitchen", "on": ' in capsys.readouterr().out.replace("hall", "kitchen")

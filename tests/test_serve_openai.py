@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
-from conftest import TINY
 from pydantic import BaseModel
 
-from export.pipeline import export_model
-from export.request import ExportRequest
 from fakes.served import served
-from fakes.templates import TOOLS_TEMPLATE
 from phi_edge.serve.app import Settings
 from runtimes.registry import open_runtime
 
@@ -40,19 +35,6 @@ class Lamp(BaseModel):
 
     room: Literal["kitchen", "hall"]
     on: bool
-
-
-@pytest.fixture(scope="module")
-def tiny_tools(made_once: Callable[..., Path]) -> Path:
-    """The tiny model with a chat template that has a place for tools."""
-
-    def make(out: Path) -> None:
-        checkpoint = out.with_name("tiny-tools-checkpoint")
-        shutil.copytree(TINY, checkpoint)
-        (checkpoint / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
-        export_model(ExportRequest(checkpoint=str(checkpoint), out=out, target="cpu"))
-
-    return made_once("tiny-tools", make)
 
 
 @pytest.fixture(scope="module")
