@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import get_args
 
 from export.artifact import Format, Model
-from export.checkpoint.open import Checkpoint, open_checkpoint
-from export.errors import OptionError
+from export.checkpoint.hub import hub_id, outline
+from export.checkpoint.open import CHECKPOINT_FILES, Checkpoint, open_checkpoint
+from export.errors import CheckpointError, OptionError
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
@@ -97,6 +98,21 @@ def resolve(request: ExportRequest) -> Job:
         activations=activations,
         model=describe_model(checkpoint),
     )
+
+
+def sketch(request: ExportRequest) -> Job | None:
+    """The job of a hub id, from an outline of its checkpoint: to judge every option, and to plan, before the weights
+    are downloaded. None where there is nothing to download. Raises as `resolve` does."""
+    if hub_id(request.checkpoint) is None:
+        return None
+    with outline(request.checkpoint, CHECKPOINT_FILES) as folder:
+        if folder is None:
+            return None
+        try:
+            job = resolve(replace(request, checkpoint=str(folder)))
+        except (CheckpointError, OptionError) as error:
+            raise type(error)(str(error).replace(str(folder), request.checkpoint)) from error
+    return replace(job, request=request, checkpoint=replace(job.checkpoint, name=request.checkpoint))
 
 
 def describe_model(checkpoint: Checkpoint) -> Model:

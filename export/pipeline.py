@@ -27,7 +27,7 @@ from export.artifact import (
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
-from export.job import Job, resolve
+from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.proof import Prover
@@ -67,6 +67,7 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     """
     progress = progress or Progress()
     progress.step("reading the checkpoint")
+    judge_before_download(request)
     job = resolve(request)
     work = request.out.with_name(request.out.name + ".part")
     with Journal(work, describe_job(job)) as journal:
@@ -82,6 +83,17 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
             raise
     discard(work)
     return artifact
+
+
+def judge_before_download(request: ExportRequest) -> Job | None:
+    """Refuse what can be refused before gigabytes are fetched: OUT, every option, too little memory. The job as far as
+    it is known then, where there is something to download. Raises ExportError."""
+    if not request.out.with_name(request.out.name + ".part").exists():  # else an interrupted export goes on
+        check_out(request.out)
+    job = sketch(request)
+    if job is not None:
+        check_memory(job)
+    return job
 
 
 def export_beside(

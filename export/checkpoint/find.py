@@ -82,10 +82,10 @@ def _download(where: str, name: str, revision: str | None, patterns: Sequence[st
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
-        raise CheckpointError(f"{where}: no such folder, and not a hub id ({_first_line(error)})") from error
+        raise CheckpointError(f"{where}: no such folder, and not a hub id ({first_line(error)})") from error
     except Exception as error:  # the hub's, the system's, or of the network library, which is another in each version
         raise CheckpointError(
-            f"{where}: no such folder, and it cannot be downloaded ({_first_line(error)}); or give a local folder"
+            f"{where}: no such folder, and it cannot be downloaded ({first_line(error)}); or give a local folder"
         ) from error
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{where}: has {weights_reason(_hub_files(name, revision))}")
@@ -102,6 +102,6 @@ def _hub_files(name: str, revision: str | None) -> list[str]:
         return []
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that says something; its type where none does."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -115,9 +115,13 @@ class Checkpoint:
         )
 
 
+# What an export reads: patterns of names.
+CHECKPOINT_FILES = ("*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS)
+
+
 def open_checkpoint(where: str) -> Checkpoint:
     """A folder, a hub id (`owner/name`, `owner/name@revision`), or `tiny`. Raises CheckpointError."""
-    place = find_checkpoint(where, ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS])
+    place = find_checkpoint(where, CHECKPOINT_FILES)
     folder, content = place.folder, read_object(place.folder / "config.json")
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_READERS:

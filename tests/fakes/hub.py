@@ -1,0 +1,115 @@
+"""A model hub on 127.0.0.1: the three requests that huggingface_hub makes for a download, and a count of what was sent.
+
+with FakeHub({"microsoft/Phi-3-mini-4k-instruct": folder}) as hub:  HF_ENDPOINT=hub.endpoint ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FakeHub:
+    """`repositories`: owner/name -> folder. `sent` is file name -> bytes sent of it."""
+
+    def __init__(self, repositories: Mapping[str, Path], *, gated: bool = False) -> None:
+        self.repositories, self.gated = dict(repositories), gated
+        self.sent: dict[str, int] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """For a process that takes this hub for the real one, with an empty cache in `home`."""
+        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+    def __enter__(self) -> FakeHub:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, hub: FakeHub, *arguments: object) -> None:
+        self.hub = hub
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if parts[0] == "api":
+            self._describe("/".join(parts[2:4]), *(parts[4:6] or ("revision", "main")))
+        else:
+            self._send_file("/".join(parts[:2]), "/".join(parts[4:]), body)
+
+    def _describe(self, name: str, what: str, revision: str) -> None:
+        folder = self.hub.repositories.get(name)
+        if folder is None:
+            self._refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
+        elif self.hub.gated:
+            self._refuse(HTTPStatus.FORBIDDEN, "GatedRepo")
+        elif revision not in ("main", COMMIT):
+            self._refuse(HTTPStatus.NOT_FOUND, "RevisionNotFound")
+        else:
+            sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+            files = [{"rfilename": file, "size": size} for file, size in sizes.items()]
+            tree = [{"type": "file", "path": file, "size": size, "oid": COMMIT} for file, size in sizes.items()]
+            about = {"id": name, "sha": COMMIT, "private": False, "tags": [], "siblings": files}
+            content = tree if what == "tree" else about
+            self._send(HTTPStatus.OK, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _send_file(self, name: str, file: str, body: bool) -> None:
+        path = self.hub.repositories.get(name, Path("/nowhere")) / file
+        if not path.is_file():
+            self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
+            return
+        content = path.read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        if not body:
+            self._send(HTTPStatus.OK, b"", headers, length=len(content))
+            return
+        first, _, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+        asked = content[int(first) : int(last) + 1 if last else len(content)]
+        status = HTTPStatus.PARTIAL_CONTENT if "Range" in self.headers else HTTPStatus.OK
+        self.hub.sent[file] = self.hub.sent.get(file, 0) + len(asked)
+        self._send(status, asked, headers)
+
+    def _refuse(self, status: HTTPStatus, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status: HTTPStatus, content: bytes, headers: Mapping[str, str], length: int | None = None) -> None:
+        self._head(status, headers, len(content) if length is None else length)
+        self.wfile.write(content)
+
+    def _head(self, status: HTTPStatus, headers: Mapping[str, str], length: int) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
