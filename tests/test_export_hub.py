@@ -79,7 +79,7 @@ def test_an_option_is_refused_before_the_download(hub: FakeHub, tmp_path: Path, 
 def test_a_refusal_of_the_checkpoint_names_the_id(hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
-    for file in TINY.glob("*.json"):
+    for file in (WEIGHTS, *TINY.glob("*.json")):
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text('{"model_type": "bert"}')
     hub.repositories["someone/odd"] = folder
