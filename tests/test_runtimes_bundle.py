@@ -123,8 +123,8 @@ def test_an_artifact_without_a_template_takes_one_message(tmp_path: Path) -> Non
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze (apt-get install systemd)")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     for path, text in render_sources(of_format(tmp_path / "a", "onnx"), "raspberry-pi").items():
-        (tmp_path / path).write_text(text.replace("/opt/phi-edge/venv/bin/python", "/bin/sh"))
-    units = [str(tmp_path / name) for name in ("phi-edge.socket", "phi-edge@.service")]
+        (tmp_path / path).write_text(re.sub("/opt/phi-edge/venv/bin/[a-z-]+", "/bin/sh", text))
+    units = [str(tmp_path / name) for name in ("phi-edge.socket", "phi-edge@.service", "phi-edge-http.service")]
     done = subprocess.run(
         ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False, timeout=60
     )

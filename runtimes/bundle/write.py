@@ -35,7 +35,7 @@ class Kind:
     sources: Mapping[Format, Mapping[str, str]]
 
 
-_PI = {"phi-edge.socket.j2": "phi-edge.socket", "phi-edge@.service.j2": "phi-edge@.service"}
+_PI = {f"{unit}.j2": unit for unit in ("phi-edge.socket", "phi-edge@.service", "phi-edge-http.service")}
 KINDS: dict[str, Kind] = {
     "android": Kind(
         kotlin_text,
@@ -116,17 +116,18 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
             f"an app for {name} ships the format {', '.join(kind.sources)}, and this artifact's is {form}; export it "
             "for that target"
         )
+    folder = importlib.resources.files("runtimes.bundle") / "templates"
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["text"] = kind.text
     environment.filters["size"] = size_text
-    folder = importlib.resources.files("runtimes.bundle") / "templates"
     values = _values(artifact)
-    return {
-        path: environment.from_string((folder / template).read_text(encoding="utf-8")).render(values)
-        for template, path in kind.sources[form].items()
-    }
+    return {path: environment.get_template(template).render(values) for template, path in kind.sources[form].items()}
 
 
 def _values(artifact: Artifact) -> dict[str, Any]:
