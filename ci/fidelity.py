@@ -26,7 +26,8 @@ from export.artifact import Format
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.target import TARGETS
-from export.verify.conformance import Report, examine
+from export.verify.conformance import examine
+from export.verify.conformance_report import Report
 from runtimes.subject import open_subject
 
 PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"

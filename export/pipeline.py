@@ -30,10 +30,10 @@ from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
-from export.proof import Prover
 from export.request import ExportRequest
 from export.size import size_text
 from export.system import memory_room
+from export.verify.proof import Prover
 from export.weights.calibration import make_batch
 from export.weights.forward import stream_weights
 from export.weights.journal import Journal, discard

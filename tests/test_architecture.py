@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +31,18 @@ def test_every_file_that_the_page_names_exists() -> None:
 
 def test_every_test_that_the_page_names_exists() -> None:
     assert [name for name in re.findall(r"`(test_[a-z_]+)`", PAGE) if name not in globals()] == []
+
+
+def test_no_room_is_crowded_and_no_file_long() -> None:
+    """What a reader can take in at once: 15 Python files a folder, 300 lines a file."""
+    files = [
+        path
+        for room in ("export", "runtimes", "devices", "phi_edge", "ci")
+        for path in (REPOSITORY / room).rglob("*.py")
+    ]
+    crowded = {str(folder): number for folder, number in Counter(path.parent for path in files).items() if number > 15}
+    long = {str(path): lines for path in files if (lines := path.read_text("utf-8").count("\n")) > 300}
+    assert (crowded, long) == ({}, {})
 
 
 def program(change: str, *command_lines: list[str]) -> str:
@@ -125,12 +138,14 @@ def test_a_metric_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert judged.exit_code == 1 and "slowest_token_s" in judged.stdout
 
 
-def test_a_raw_figure_is_in_three_files() -> None:
+def test_a_raw_figure_is_in_four_files() -> None:
     rooms = [
         path for room in ("export", "runtimes", "devices", "phi_edge") for path in (REPOSITORY / room).rglob("*.py")
     ]
     naming = {str(path.relative_to(REPOSITORY)) for path in rooms if "gpu_shared_bytes" in path.read_text()}
     assert naming == {"runtimes/api.py", "runtimes/system/memory.py", "devices/measure/metrics.py"}
+    native = (REPOSITORY / "runtimes" / "native").glob("*.[ch]")
+    assert [path.name for path in native if "anonymous_bytes" in path.read_text()] == ["memory.c"]
 
 
 def test_a_verb_is_one_file_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

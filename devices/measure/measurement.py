@@ -42,6 +42,7 @@ class ArtifactFacts:
     artifact_bytes: int  # all files of the folder
     weights_bytes: int
     kv_bytes_per_token: int
+    provider: str = "cpu"  # the execution provider that it was exported for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ def describe_artifact(artifact: Artifact) -> ArtifactFacts:
         artifact_bytes=sum(file.bytes for file in manifest.files.values()),
         weights_bytes=manifest.memory.weights_bytes,
         kv_bytes_per_token=manifest.memory.kv_bytes_per_token,
+        provider=str(manifest.engine.get("provider") or "cpu"),
     )
 
 

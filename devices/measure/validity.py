@@ -36,7 +36,7 @@ def doubts(measurement: Measurement) -> list[str]:
         found.append(
             f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close other programs"
         )
-    if measurement.artifact.target == "windows-directml" and measurement.accelerator is None:
+    if measurement.artifact.provider == "dml" and measurement.accelerator is None:
         found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not DirectML's times")
     if before.throttled is not None and after.throttled is not None:
         found += [f"the board's firmware slowed it down: {why}" for why in during(before.throttled, after.throttled)]

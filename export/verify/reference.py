@@ -1,12 +1,14 @@
 """What an artifact is held against: the checkpoint's model in float32, by an implementation that is not the artifact's.
 
 transformers where it has the model_type; for phi3small, which it does not have, our own float module. Neither keeps a
-cache, so that nothing of a shorter sequence is left in a longer one.
+cache, so that nothing of a shorter sequence is left in a longer one. Memory holds one matrix at a time (load_as_used).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,8 @@ from export.checkpoint.shards import Piece
 from export.models.attention import Cached, attend
 from export.models.rope import rope_settings
 from export.models.shape import EMBEDDING, on_meta
+from export.verify.load_as_used import load_as_used
+from export.weights.on_demand import WeightsOnDemand
 
 Rows = npt.NDArray[np.float32]
 
@@ -49,10 +53,7 @@ class Transformers:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # The rotary embedding is computed, not loaded: it must be made on the real device.
         model.model.rotary_emb = type(model.model.rotary_emb)(config)
-        named = by_checkpoint_names(checkpoint, weights, known=model.state_dict())
-        model.load_state_dict(named, strict=False, assign=True)
-        model.tie_weights()
-        assert not any(parameter.is_meta for parameter in model.parameters())
+        load_as_used(model, by_checkpoint_names(checkpoint, weights, model.state_dict()))
         self.model: Any = model.eval()
 
     def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
@@ -70,11 +71,8 @@ class FloatModule:
 
     def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
         self.config = checkpoint.config
-        model = on_meta(self.config)
-        # A format that cannot share the tied table has a second one, quantised by itself.
-        head = weights.get("lm_head.weight", weights[EMBEDDING])
-        model.load_state_dict(dict(weights) | {"lm_head.weight": head}, assign=True)
-        self.model = model
+        self.model = on_meta(self.config)
+        load_as_used(self.model, by_checkpoint_names(checkpoint, weights, self.model.state_dict()))
 
     def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
         """See Reference."""
@@ -98,18 +96,26 @@ class FloatModule:
 
 def by_checkpoint_names(
     checkpoint: Checkpoint, weights: Mapping[str, Tensor], known: Collection[str]
-) -> dict[str, Tensor]:
-    """The model's tensors by transformers' names, which are `known`: what it keeps apart is taken apart as the
-    checkpoint has it."""
-    named: dict[str, Tensor] = {}
-    for name, weight in weights.items():
+) -> WeightsOnDemand:
+    """The model's tensors by its own names, which are `known`: what it keeps apart is taken apart as the checkpoint has
+    it.
+
+    A tied head is the embedding, or a table of its own in a format that cannot share one.
+    """
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for name in weights:
+        readers[name] = functools.partial(weights.__getitem__, name)
         pieces: Sequence[Piece | QuantisedPiece] = checkpoint.tensors[name].pieces if name in checkpoint.tensors else ()
         if len(pieces) > 1 and name not in known:
-            parts = torch.split(weight, [piece.shape[0] for piece in pieces])
-            named |= {piece.name: part for piece, part in zip(pieces, parts, strict=True)}
-        else:
-            named[name] = weight
-    return named
+            ends = list(itertools.accumulate(piece.shape[0] for piece in pieces))
+            for piece, end in zip(pieces, ends, strict=True):
+                readers[piece.name] = functools.partial(_rows, weights, name, end - piece.shape[0], end)
+    readers.setdefault("lm_head.weight", functools.partial(weights.__getitem__, EMBEDDING))
+    return WeightsOnDemand(readers)
+
+
+def _rows(weights: Mapping[str, Tensor], name: str, start: int, end: int) -> Tensor:
+    return weights[name][start:end]
 
 
 def todays_spelling(content: Mapping[str, Any]) -> dict[str, Any]:

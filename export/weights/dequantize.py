@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -10,15 +11,17 @@ from torch import Tensor
 
 from export.artifact import Artifact
 from export.weights.layout_file import TensorLayout, read_layout
+from export.weights.on_demand import WeightsOnDemand
 from export.weights.slots import DTYPES, Kind, Slot, SlotId
 
 MIDDLE = {4: 8, 8: 128}  # the code that stands for 0
 
 
-def read_weights(artifact: Artifact) -> dict[str, Tensor]:
+def read_weights(artifact: Artifact) -> WeightsOnDemand:
     """Every tensor of the model by its name, float32, as the artifact's engine multiplies with it. A tied lm_head that
     the format quantised anew is among them. Raises ArtifactError where the artifact does not say where they are."""
-    return {tensor.name: read_tensor(artifact.folder, tensor) for tensor in read_layout(artifact)}
+    tensors = read_layout(artifact)
+    return WeightsOnDemand({tensor.name: partial(read_tensor, artifact.folder, tensor) for tensor in tensors})
 
 
 def read_tensor(folder: Path, tensor: TensorLayout) -> Tensor:

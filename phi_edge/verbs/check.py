@@ -15,7 +15,7 @@ from phi_edge.verb import Verb
 from phi_edge.verbs.export import summary
 
 if TYPE_CHECKING:
-    from export.verify.conformance import Report
+    from export.verify.conformance_report import Report
 
 
 @click.command(

@@ -160,19 +160,6 @@ void add_token(struct lines *lines, int64_t number, int32_t id, double at_s) {
     end(event, lines);
 }
 
-static void add_memory(struct event event) {
-    struct memory_use memory = memory_peak();
-    if (!memory.known) {
-        yyjson_mut_obj_add_null(event.doc, event.root, "memory");
-        return;
-    }
-    yyjson_mut_val *object = yyjson_mut_obj_add_obj(event.doc, event.root, "memory");
-    yyjson_mut_obj_add_uint(event.doc, object, "peak_bytes", memory.peak_bytes);
-    yyjson_mut_obj_add_uint(event.doc, object, "anonymous_bytes", memory.anonymous_bytes);
-    yyjson_mut_obj_add_uint(event.doc, object, "file_bytes", memory.file_bytes);
-    yyjson_mut_obj_add_uint(event.doc, object, "swap_bytes", memory.swap_bytes);
-}
-
 void add_done(struct lines *lines, int64_t number, size_t prompt, const struct answer *answer) {
     struct event event = begin("done", number);
     yyjson_mut_obj_add_str(event.doc, event.root, "finish", answer->finish);
@@ -187,7 +174,7 @@ void add_done(struct lines *lines, int64_t number, size_t prompt, const struct a
     yyjson_mut_obj_add_uint(event.doc, usage, "completion", answer->completion);
     add_seconds(event, "prefill_s", answer->prefill_s);
     add_seconds(event, "total_s", answer->total_s);
-    add_memory(event);
+    memory_add(event.doc, event.root);
     add_text(event, "error", answer->error);
     end(event, lines);
 }

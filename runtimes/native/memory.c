@@ -1,6 +1,8 @@
 #include "memory.h"
 
 #include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -47,13 +49,21 @@ static void take_sample(void) {
     pthread_mutex_unlock(&lock);
 }
 
-struct memory_use memory_peak(void) {
+void memory_add(yyjson_mut_doc *doc, yyjson_mut_val *object) {
     take_sample();
     pthread_mutex_lock(&lock);
-    struct memory_use peak = {most.known, high_water > held(&most) ? high_water : held(&most), most.anonymous_bytes,
-                              most.file_bytes, most.swap_bytes};
+    struct sample peak = most;
+    uint64_t peak_bytes = high_water > held(&most) ? high_water : held(&most);
     pthread_mutex_unlock(&lock);
-    return peak;
+    if (!peak.known) {
+        yyjson_mut_obj_add_null(doc, object, "memory");
+        return;
+    }
+    yyjson_mut_val *memory = yyjson_mut_obj_add_obj(doc, object, "memory");
+    yyjson_mut_obj_add_uint(doc, memory, "peak_bytes", peak_bytes);
+    yyjson_mut_obj_add_uint(doc, memory, "anonymous_bytes", peak.anonymous_bytes);
+    yyjson_mut_obj_add_uint(doc, memory, "file_bytes", peak.file_bytes);
+    yyjson_mut_obj_add_uint(doc, memory, "swap_bytes", peak.swap_bytes);
 }
 
 static void *run(void *unused) {

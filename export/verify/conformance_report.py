@@ -1,0 +1,112 @@
+"""What a conformance run found: its cases, its greedy decodes, the bounds that they are held to, and the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Way = Literal["whole", "pieces", "one by one"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a case may differ by. `max_difference` is in standard deviations of the reference's logits."""
+
+    max_difference: float
+    mean_kl: float  # nats, over all cases
+    reason: str
+
+
+FLOAT_BOUNDS = Bounds(
+    max_difference=1e-3, mean_kl=1e-6, reason="the same arithmetic in float32, in another order of summation"
+)
+INT8_BOUNDS = Bounds(
+    max_difference=0.5,
+    mean_kl=0.02,
+    reason="activations rounded to 8 bits, by row or block: each product is off by up to 1/254 of its largest input",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One length, reached in one way."""
+
+    length: int
+    way: Way
+    max_difference: float  # |logit - reference's|, in logits
+    relative: float  # the same in standard deviations of the reference's logits
+    kl: float
+    same_top1: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """A greedy decode across a boundary, held against the reference token by token."""
+
+    boundary: int
+    start: int
+    tokens: int
+    first_difference: int | None  # index of the first token that the reference would not have chosen
+    gap: float | None  # how much lower the reference's logit of that token was than its best one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The verdict and all that it rests on."""
+
+    artifact: str
+    digest: str
+    checkpoint: str
+    reference: str
+    scheme: str
+    context_tokens: int
+    bounds: Bounds
+    cases: Sequence[Case]
+    decodes: Sequence[Decode]
+
+    @property
+    def max_difference(self) -> float:
+        return max(case.max_difference for case in self.cases)
+
+    @property
+    def relative(self) -> float:
+        return max(case.relative for case in self.cases)
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(case.kl for case in self.cases) / len(self.cases)
+
+    @property
+    def top1_agreement(self) -> float:
+        return sum(case.same_top1 for case in self.cases) / len(self.cases)
+
+    @property
+    def failures(self) -> list[str]:
+        """Each missed bound in one line."""
+        bounds, missed = self.bounds, []
+        for case in self.cases:
+            if not case.relative <= bounds.max_difference:
+                missed.append(f"length {case.length}, {case.way}: logits differ by {case.relative:.2g} deviations")
+        if not self.mean_kl <= bounds.mean_kl:
+            missed.append(f"KL is {self.mean_kl:.2g} nats, at most {bounds.mean_kl:g} is allowed")
+        deviation = (
+            max(case.max_difference / case.relative for case in self.cases if case.relative) if self.cases else 1
+        )
+        for decode in self.decodes:
+            if decode.gap is not None and not decode.gap <= 2 * bounds.max_difference * deviation:
+                missed.append(f"greedy decode across {decode.boundary}: token {decode.first_difference} differs")
+        return missed
+
+    def to_json(self) -> str:
+        """The report as a file."""
+        summary = {
+            "passed": not self.failures,
+            "failures": self.failures,
+            "max_difference": self.max_difference,
+            "mean_kl": self.mean_kl,
+            "top1_agreement": self.top1_agreement,
+        }
+        return json.dumps(summary | dataclasses.asdict(self), indent=2) + "\n"
