@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from devices.drivers.table import open_device_runtime
     from export.artifact import Artifact, open_artifact
     from export.request import ExportRequest
     from phi_edge.proof import export_model
@@ -33,6 +34,7 @@ __all__ = [
     "ToolCall",
     "export_model",
     "open_artifact",
+    "open_device_runtime",
     "open_runtime",
 ]
 
@@ -50,6 +52,7 @@ _HOME = {
     "Conversation": "runtimes.text.conversation",
     "TextRuntime": "runtimes.text.runtime",
     "open_runtime": "runtimes.registry",
+    "open_device_runtime": "devices.drivers.table",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import phi_edge.verbs.run
+from export.artifact import describe_files, seal
 from phi_edge.main import main
 from runtimes import Runtime, open_runtime
 from runtimes.engines.engine import ANY_ADAPTER, EngineOpener, Graphics
@@ -129,6 +131,16 @@ def test_a_raw_prompt_that_ends_at_once_says_why(folder: Path, monkeypatch: pyte
     use(monkeypatch, fake_opener(""))
     assert "it answers questions. Leave --raw out." in run(folder, "Hello", "--raw").stderr
     assert "--raw" not in run(folder, "Hello").stderr
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_the_makers_suggest_is_noted(tmp_path: Path) -> None:
+    made = fake_artifact(tmp_path / "artifact")
+    (made.folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_p": 0.9}')
+    files = describe_files(made.folder, [*made.manifest.files, "generation_config.json"])
+    seal(made.folder, dataclasses.replace(made.manifest, files=files))
+    assert "makers suggest temperature 0.6, top_p 0.9" in run(made.folder, "Hello").stderr
+    assert "makers" not in run(made.folder, "Hello", "--temperature", "1").stderr
 
 
 @pytest.mark.usefixtures("fake")

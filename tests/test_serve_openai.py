@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import openai
 import pytest
+from conftest import TINY
 from pydantic import BaseModel
 
 from fakes.served import served
 from phi_edge.serve.app import Settings
 from runtimes.registry import open_runtime
+from runtimes.text.tokenizer import Tokenizer
 
 LAMP = "Turn off the lamp in the kitchen."
 MESSAGES = [{"role": "user", "content": LAMP}]
@@ -28,6 +30,9 @@ TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "lamp", "description": "Switch a lamp", "parameters": PARAMETERS},
 }
+
+
+TINY_IDS = Tokenizer(TINY).encode_prompt("The light")
 
 
 class Lamp(BaseModel):
@@ -164,6 +169,9 @@ def test_the_older_completions(client: Any, stream: bool) -> None:
         assert [len(top) for top in choice.logprobs.top_logprobs] == [2] * 6
         assert choice.logprobs.text_offset == [sum(map(len, tokens[:n])) for n in range(6)]
     assert text == "".join(tokens) and len(tokens) == 6
+    for prompt in (["The light"], TINY_IDS):
+        again = client.completions.create(**(fields | {"prompt": prompt}))
+        assert again.choices[0].text == text
 
 
 def test_responses(client: Any) -> None:

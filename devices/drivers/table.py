@@ -41,10 +41,20 @@ def open_driver(name: str, device: Device) -> Driver:
 
 
 def open_device_runtime(
-    folder: Path, name: str, *, lab: Path | None, threads: int | None, say: Say, deadline_s: float = 600.0
+    folder: Path | str,
+    name: str,
+    *,
+    lab: Path | None = None,
+    threads: int | None = None,
+    say: Say = lambda _: None,
+    deadline_s: float = 600.0,
 ) -> TextRuntime:
-    """Text in, text out on a device of the lab: staged, loaded, ready. For `phi-edge run --device`."""
-    artifact = open_artifact(folder)
+    """Text in, text out on a device of the lab: staged, loaded, ready.
+
+    `lab` None is lab.toml of the current folder; `threads` None what it says; `say` gets each step, for people. Raises
+    DeviceError, RuntimesError and, for a folder that is not an artifact, export's ArtifactError.
+    """
+    artifact = open_artifact(Path(folder))
     device = find_device(name, lab)
     driver = open_driver(name, device)
     try:

@@ -9,7 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from runtimes.loop.tokens import MAX_LOGPROBS
 
-Stop = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+Text = Annotated[str, Field(min_length=1)]
+Id = Annotated[int, Field(ge=0)]
+Stop = Text | Annotated[list[Text], Field(max_length=16)]
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -180,7 +182,8 @@ class ChatBody(SamplingBody):
 class CompletionBody(SamplingBody):
     """/v1/completions"""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    # A text, a list of one text, or ids.
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)] | Annotated[list[Id], Field(min_length=1)]
     max_tokens: Count | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: One | None = None

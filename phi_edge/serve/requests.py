@@ -47,12 +47,15 @@ def chat_request(body: ChatBody, runtime: TextRuntime) -> GenerateRequest:
 
 def completion_request(body: CompletionBody, runtime: TextRuntime) -> GenerateRequest:
     """The older interface: a text, or ids, that the model continues."""
-    prompt = {"prompt": body.prompt} if isinstance(body.prompt, str) else {"token_ids": body.prompt}
+    prompt = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    texts = [each for each in prompt if isinstance(each, str)]
+    ids = [each for each in prompt if isinstance(each, int)]
     return dataclasses.replace(
         sampling(body, runtime),
+        prompt=texts[0] if texts else None,
+        token_ids=None if texts else ids,
         max_new_tokens=body.max_tokens or COMPLETION_TOKENS,
         logprobs=body.logprobs,
-        **prompt,
     )
 
 

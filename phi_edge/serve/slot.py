@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 
 from runtimes.api import Event, GenerateRequest
-from runtimes.errors import TransportError
+from runtimes.errors import RuntimesError, TransportError
 from runtimes.text.runtime import TextRuntime
 
 # How long a request takes, before the first has ended: for Retry-After.
@@ -59,7 +59,8 @@ class Job:
             self._cancelled = True
             running = self._running
             if running:
-                self._slot.runtime.cancel()
+                with contextlib.suppress(RuntimesError):  # the device is lost, which the thread reports
+                    self._slot.runtime.cancel()
         if not running:
             self._slot.remove(self)
 

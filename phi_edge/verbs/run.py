@@ -128,6 +128,10 @@ def run_command(
             artifact, device, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True)
         )
     with contextlib.closing(runtime):
+        if (hint := str(runtime.suggested)) and (temperature, top_k, top_p) == (0, None, None):
+            click.echo(
+                f"note: the model's makers suggest {hint}; without options the likeliest token is taken", err=True
+            )
         if prompt is None:
             if not runtime.has_template:
                 raise RequestError(f"{artifact}: has no chat template, so it cannot converse; give a prompt")
