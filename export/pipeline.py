@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -43,6 +44,8 @@ from export.weights.slots import SlotId, weight_files
 from export.weights.weight_file import WeightFile
 
 TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
+
+FLOAT16_MAX = 65504.0
 
 
 class Progress:
@@ -214,7 +217,8 @@ def fill_weights(
     with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.interleaved) as sink:
         source = hasher.submit(job.checkpoint.describe)
         layout.fill(sink)
-        loss = stream_weights(job.checkpoint, job.scheme, sink, batch, progress.read, journal)
+        limit = FLOAT16_MAX if job.activations == "float16" else math.inf
+        loss = stream_weights(job.checkpoint, job.scheme, sink, batch, progress.read, journal, activation_limit=limit)
         progress.step("hashing the source")
         return source.result(), loss, sink.digests()
 

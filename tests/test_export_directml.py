@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from export.artifact import describe_files, open_artifact
-from export.errors import OptionError
+from export.errors import CheckpointError, OptionError
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.to_onnx import operators as onnx_operators
@@ -128,3 +129,20 @@ def test_the_default_context_stays_within_the_window(tmp_path: Path) -> None:
     assert (manifest.context_tokens, manifest.window_tokens) == (2047, 2047)
     assert manifest.scheme.activations == "float16"
     assert manifest.memory.kv_bytes_per_token == 2 * 4 * 2 * 32 * 2
+
+
+def test_activations_beyond_float16_are_refused(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = random_checkpoint()
+    file = checkpoint / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1e5
+    save_file(weights, file, metadata={"format": "pt"})
+
+    def export(out: str, **options: Any) -> None:
+        request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / out, target="windows-directml", **options)
+        export_model(request)
+
+    with pytest.raises(CheckpointError, match=r"an activation reaches .* float16 ends at 65504.*--activations float32"):
+        export("half")
+    assert not (tmp_path / "half").exists()
+    export("float", activations="float32")

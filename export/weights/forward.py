@@ -9,6 +9,7 @@ each layer is quantised for what the quantised layers before it give.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,6 +70,8 @@ class StreamedLinear(nn.Module):
             exact[:, :, rows], rounded[:, :, rows] = x_exact @ weight.T, x_rounded @ dequantised.T
 
         stream.matrix(self.tensor, self.slot, quantiser, use)
+        stream.check_range(self.tensor, batch.split(x)[0])
+        stream.check_range(self.tensor, exact)
         return out if self.bias is None else out + stream.vector(self.bias)
 
 
@@ -104,6 +107,7 @@ class StreamedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.stream.vector(self.name)
+        self.stream.check_range(self.name, x)
         return nn.functional.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
@@ -116,6 +120,7 @@ class StreamedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (self.stream.vector(f"{self.path}.{part}") for part in ("weight", "bias"))
+        self.stream.check_range(self.path, x)
         return nn.functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
 
 
@@ -153,13 +158,21 @@ def streamed_layer(stream: Stream, path: str, layer: nn.Module) -> nn.Module | N
 
 @torch.inference_mode()
 def stream_weights(
-    checkpoint: Checkpoint, scheme: Scheme, sink: WeightFile, batch: Batch, progress: Progress, journal: Journal
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    sink: WeightFile,
+    batch: Batch,
+    progress: Progress,
+    journal: Journal,
+    *,
+    activation_limit: float = math.inf,
 ) -> Loss:
     """Fill every slot that the checkpoint fills, stage by stage, and say what the scheme costs on the text.
 
-    Stages that the journal says are finished are not done again.
+    Stages that the journal says are finished are not done again. Raises CheckpointError where a weight is not finite,
+    or an activation is beyond `activation_limit`.
     """
-    with Stream(checkpoint, scheme, batch, sink, progress, workers()) as stream:
+    with Stream(checkpoint, scheme, batch, sink, progress, workers(), activation_limit) as stream:
         stages = forward_stages(stream) if scheme.linear else copy_stages(stream)
         values = batch.first_values()
         before = set(sink.done)

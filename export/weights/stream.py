@@ -58,6 +58,7 @@ class Stream:
     sink: WeightFile
     progress: Progress
     threads: int
+    activation_limit: float = math.inf  # the largest number of the type in which the artifact computes
     meter: LossMeter = field(default_factory=LossMeter)
     scratch: Scratch = field(default_factory=Scratch)
 
@@ -160,6 +161,14 @@ class Stream:
                 self.meter.add(name, chunk.loss)
             elif slot:
                 self.sink.append(SlotId(slot), as_bytes(chunk.stored))
+
+    def check_range(self, name: str, values: Tensor) -> None:
+        """Refuse activations that the artifact's type cannot hold. Raises CheckpointError."""
+        if self.activation_limit < math.inf and (largest := float(values.abs().amax())) > self.activation_limit:
+            raise CheckpointError(
+                f"{name}: an activation reaches {largest:.3g} on the measured text, and float16 ends at 65504: the "
+                "artifact would compute infinities; export with --activations float32"
+            )
 
     def dtype(self, id: SlotId) -> torch.dtype:
         """The type that a float tensor is stored in."""

@@ -62,11 +62,13 @@ def fit_budget(job: Job, journal: Journal, progress: Callable[[str, int], None])
     """
     scheme, shapes = job.scheme, job.checkpoint.config.tensor_shapes()
     assert scheme.linear is not None
-    measured = kept_or_measured(job, journal, progress)
-    tensors = {name: choices(job, name, shapes[name], kl) for name, kl in measured.items()}
-    plain = sum(stored_bytes(job, name, shapes[name], scheme.linear) for name in tensors)
+    matrices = [name for name, shape in shapes.items() if name.startswith("model.layers.") and len(shape) == 2]
+    plain = sum(stored_bytes(job, name, shapes[name], scheme.linear) for name in matrices)
     # What is left for the layers' matrices; the rest is as it is.
-    chosen = choose(tensors, plain + budget_bytes(job) - weight_bytes(job))
+    left = plain + budget_bytes(job) - weight_bytes(job)
+    choose({name: choices(job, name, shapes[name], 0.0) for name in matrices}, left)  # refused before the long part
+    measured = kept_or_measured(job, journal, progress)
+    chosen = choose({name: choices(job, name, shapes[name], measured[name]) for name in matrices}, left)
     overrides = {name: choice.precision for name, choice in chosen.items() if choice.precision != scheme.linear}
     return replace(scheme, overrides=overrides)
 
