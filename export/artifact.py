@@ -31,6 +31,16 @@ class File:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter that was merged into the weights."""
+
+    name: str  # the folder's name
+    weight: float  # how much of it was added
+    base: str | None  # what it says that it was trained on
+    files: Mapping[str, File]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where the weights came from."""
 
@@ -38,6 +48,7 @@ class Source:
     revision: str | None  # the hub's commit; None for a local folder
     model_type: str
     files: Mapping[str, File]
+    adapters: Sequence[Adapter] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

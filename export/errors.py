@@ -2,6 +2,7 @@
 
 ExportError             one line for the user, exit code 2
 ├── CheckpointError     the checkpoint is missing, truncated, or has something that we do not support
+├── AdapterError        a LoRA adapter is none, or does not fit the base
 ├── OptionError         an unknown scheme, target or format, or options that exclude each other
 ├── SpaceError          the output folder is not empty, or disk or memory is too small
 ├── ProofError          the engine does not run what was exported: it was not sealed
@@ -18,6 +19,10 @@ class ExportError(Exception):
 
 class CheckpointError(ExportError):
     """The checkpoint cannot be exported as it is."""
+
+
+class AdapterError(ExportError):
+    """The adapter cannot be merged into this base."""
 
 
 class OptionError(ExportError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import get_args
 
+from export.adapters.merge import merge_adapters
 from export.artifact import Format, Model
 from export.checkpoint.hub import hub_id, outline
 from export.checkpoint.open import CHECKPOINT_FILES, Checkpoint, open_checkpoint
@@ -36,7 +37,7 @@ class Job:
 
 
 def resolve(request: ExportRequest) -> Job:
-    """Open the checkpoint and check every option. Raises OptionError or CheckpointError."""
+    """Open the checkpoint and check every option. Raises OptionError, CheckpointError or AdapterError."""
     target = target_named(request.target)
     format_name = request.format or target.format
     if format_name not in get_args(Format):
@@ -51,7 +52,7 @@ def resolve(request: ExportRequest) -> Job:
         raise OptionError(f"--max-bytes and --bits-per-weight are for 4-bit schemes, and {scheme.name} keeps float")
     if request.max_bytes is not None and request.bits_per_weight is not None:
         raise OptionError("--max-bytes and --bits-per-weight both give a size: leave one of them out")
-    checkpoint = open_checkpoint(request.checkpoint)
+    checkpoint = merge_adapters(open_checkpoint(request.checkpoint), request.adapters)
     config = checkpoint.config
     if checkpoint.quantised and scheme.linear is not None:
         if request.max_bytes is not None or request.bits_per_weight is not None:

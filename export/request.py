@@ -6,6 +6,7 @@ and the place that uses it. It imports only tables, so that `--help` is fast and
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,6 +19,17 @@ from export.scheme import SCHEMES
 from export.target import TARGETS, Target
 
 T = TypeVar("T")
+
+ADAPTER = "FOLDER[=WEIGHT]"
+MOST_ADAPTER_WEIGHT = 1000.0
+
+
+@dataclass(frozen=True)
+class AdapterChoice:
+    """A PEFT adapter's folder, and how much of it is added."""
+
+    folder: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +44,7 @@ class Option:
     choices: Sequence[str] | None
     parse: Callable[[str], object] | None  # text -> value; raises OptionError or ValueError. None for a plain switch
     metavar: str | None
+    repeatable: bool  # the field is a tuple of what the option gave each time
     shapes_artifact: bool  # False for what changes only how the work is done
 
 
@@ -43,6 +56,22 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}[match[2]])
 
 
+def parse_adapter(text: str) -> AdapterChoice:
+    """FOLDER or FOLDER=WEIGHT -> the choice. Raises OptionError."""
+    folder, equals, weight = text.rpartition("=")
+    if not equals or Path(text).is_dir():
+        return AdapterChoice(text)
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not folder or not abs(value) <= MOST_ADAPTER_WEIGHT:
+        raise OptionError(
+            f"{text!r:.80} has the weight {weight!r:.20}; give FOLDER or FOLDER=WEIGHT, with a number such as 0.5"
+        )
+    return AdapterChoice(folder, value)
+
+
 def _option(
     flag: str,
     help: str,
@@ -52,11 +81,12 @@ def _option(
     choices: Sequence[str] | None = None,
     parse: Callable[[str], object] | None = str,
     metavar: str | None = None,
+    repeatable: bool = False,
     shapes_artifact: bool = True,
 ) -> T:
     """A field with its command-line option; to a type checker it is its default."""
     words = {"flag": flag, "help": help, "default_text": default_text, "choices": choices, "parse": parse}
-    more = {"metavar": metavar, "shapes_artifact": shapes_artifact}
+    more = {"metavar": metavar, "repeatable": repeatable, "shapes_artifact": shapes_artifact}
     return field(default=default, metadata={"option": words | more})
 
 
@@ -80,6 +110,16 @@ class ExportRequest:
 
     checkpoint: str
     out: Path
+    adapters: tuple[AdapterChoice, ...] = _option(
+        "--adapter",
+        "A folder with a LoRA adapter of PEFT, which is merged into the weights. Repeat it for several: what they add, "
+        "each times its WEIGHT, is summed.",
+        (),
+        default_text="none",
+        parse=parse_adapter,
+        metavar=ADAPTER,
+        repeatable=True,
+    )
     target: str = _option(
         "--target",
         "The kind of device. It decides the defaults below.",

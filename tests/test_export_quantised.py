@@ -22,10 +22,10 @@ from torch import Tensor
 from export.artifact import Artifact
 from export.checkpoint.open import open_checkpoint
 from export.checkpoint.quantised import QuantisedTensor
-from export.errors import CheckpointError, OptionError
+from export.errors import AdapterError, CheckpointError, OptionError
 from export.job import resolve
 from export.pipeline import export_model
-from export.request import ExportRequest
+from export.request import AdapterChoice, ExportRequest
 from export.verify.conformance import examine
 from export.weights.dequantize import read_kind, read_weights, unpack
 from export.weights.layout_file import read_layout
@@ -443,3 +443,11 @@ def test_scales_that_a_target_lacks_are_refused(
 def test_a_byte_budget_is_refused(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="this checkpoint is quantised already"):
         resolve(request(quantised("gptq").folder, tmp_path / "out", max_bytes=10**7))
+
+
+def test_an_adapter_is_refused(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
+    folder = quantised("gptq").folder
+    with pytest.raises(
+        AdapterError, match="is quantised already, and its codes cannot take an adapter; give the float"
+    ):
+        export_model(request(folder, tmp_path / "out", adapters=(AdapterChoice("adapter"),)))

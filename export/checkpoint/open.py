@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.adapters.config import CONFIG as ADAPTER_CONFIG
+from export.adapters.folder import AdapterFolder, refuse_adapter
+from export.adapters.merged import MergedTensor
 from export.artifact import Source, Tokens, describe_files
 from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.checkpoint.chat import TEMPLATE, Chat, read_chat
@@ -57,13 +60,14 @@ class Checkpoint:
     revision: str | None
     config_content: Mapping[str, Any]  # without what it says of quantisation
     config: Config
-    tensors: Mapping[str, StoredTensor | QuantisedTensor]
+    tensors: Mapping[str, StoredTensor | QuantisedTensor | MergedTensor]
     tokens: Tokens
     chat: Chat
     tokenizer_files: tuple[str, ...]  # those that travel as they are
     # Those that are made from the rank file of a checkpoint without a tokenizer.json: name -> content.
     made_files: Mapping[str, str]
     notes: Sequence[str]  # what of the checkpoint was not taken as it says
+    adapters: tuple[AdapterFolder, ...] = ()  # merged into the tensors
 
     @property
     def artifact_files(self) -> tuple[str, ...]:
@@ -112,17 +116,20 @@ class Checkpoint:
             revision=self.revision,
             model_type=str(self.config_content["model_type"]),
             files=describe_files(self.folder, names),
+            adapters=[adapter.describe() for adapter in self.adapters],
         )
 
 
 # What an export reads: patterns of names.
-CHECKPOINT_FILES = ("*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS)
+CHECKPOINT_FILES = ("*.safetensors", INDEX, "config.json", *TOKENIZER_FILES, RANKS, ADAPTER_CONFIG)
 
 
 def open_checkpoint(where: str) -> Checkpoint:
     """A folder, a hub id (`owner/name`, `owner/name@revision`), or `tiny`. Raises CheckpointError."""
     place = find_checkpoint(where, CHECKPOINT_FILES)
-    folder, content = place.folder, read_object(place.folder / "config.json")
+    folder = place.folder
+    refuse_adapter(folder)
+    content = read_object(folder / "config.json")
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_READERS:
         raise CheckpointError(f"{folder}: model_type is {model_type!r}; known: {', '.join(CONFIG_READERS)}")

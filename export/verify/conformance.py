@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from export.adapters.merge import merge_adapters
 from export.artifact import Artifact
 from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import ArtifactError
+from export.request import AdapterChoice
 from export.verify.conformance_report import FLOAT_BOUNDS, INT8_BOUNDS, Bounds, Case, Decode, Report, Way
 from export.verify.reference import Reference, open_reference
 from export.weights.dequantize import read_weights
@@ -48,10 +50,16 @@ SubjectOpener = Callable[[Artifact], Subject]
 
 
 def examine(
-    artifact: Artifact, checkpoint: str, open_subject: SubjectOpener, *, bounds: Bounds | None = None
+    artifact: Artifact,
+    checkpoint: str,
+    open_subject: SubjectOpener,
+    *,
+    adapters: Sequence[AdapterChoice] = (),
+    bounds: Bounds | None = None,
 ) -> Report:
-    """Run the whole suite. Raises CheckpointError or ArtifactError where the two do not belong together."""
-    opened = open_checkpoint(checkpoint)
+    """Run the whole suite. Raises CheckpointError, AdapterError or ArtifactError where artifact, checkpoint and
+    adapters do not belong together."""
+    opened = merge_adapters(open_checkpoint(checkpoint), adapters)
     check_source(artifact, opened)
     quantised = artifact.manifest.scheme.bits is not None
     weights = read_weights(artifact) if quantised else checkpoint_weights(opened)
@@ -85,12 +93,18 @@ def checkpoint_weights(checkpoint: Checkpoint) -> WeightsOnDemand:
 
 def check_source(artifact: Artifact, checkpoint: Checkpoint) -> None:
     """The artifact must have been made from these very files."""
-    theirs, ours = artifact.manifest.source.files, checkpoint.describe().files
-    for name, file in ours.items():
+    made_from, source = artifact.manifest.source, checkpoint.describe()
+    theirs = made_from.files
+    for name, file in source.files.items():
         if name not in theirs or theirs[name].sha256 != file.sha256:
             raise ArtifactError(
                 f"{artifact.folder}: was not made from {checkpoint.folder} ({name} differs); give its own checkpoint"
             )
+    merged, given = ([(each.weight, each.files) for each in side.adapters] for side in (made_from, source))
+    if merged != given:
+        words = [f"--adapter {adapter.name}={adapter.weight:g}" for adapter in made_from.adapters]
+        advice = f"{len(words)} adapters; give them: {' '.join(words)}" if words else "no adapter; leave --adapter out"
+        raise ArtifactError(f"{artifact.folder}: was made with {advice}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from export.adapters.merged import MergedTensor
 from export.artifact import NO_LOSS, Loss
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.quantised import QuantisedTensor
@@ -210,7 +211,7 @@ def forward_stages(stream: Stream) -> list[Stage]:
 def copy_stages(stream: Stream) -> list[Stage]:
     """Every tensor written as it is, a stage for each: nothing to compare, so nothing is computed."""
 
-    def copy(tensor: StoredTensor | QuantisedTensor, slot: str) -> Stage:
+    def copy(tensor: StoredTensor | QuantisedTensor | MergedTensor, slot: str) -> Stage:
         def stage(values: Tensor) -> Tensor:
             if len(tensor.shape) == 1:
                 stream.vector(tensor.name)

@@ -15,6 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from export.adapters.merged import MergedTensor
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
@@ -76,7 +77,9 @@ class Stream:
         self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.torch_threads)
 
-    def chunks(self, tensor: StoredTensor | QuantisedTensor, work: Callable[[int, int], Chunk]) -> Iterator[Chunk]:
+    def chunks(
+        self, tensor: StoredTensor | QuantisedTensor | MergedTensor, work: Callable[[int, int], Chunk]
+    ) -> Iterator[Chunk]:
         """What the workers, a few chunks ahead, make of a matrix, in order; `work` takes (first row, the row after the
         last)."""
         rows, columns = tensor.shape
@@ -99,7 +102,7 @@ class Stream:
             self.progress(tensor.name, chunk.rows * tensor.row_bytes)
             yield chunk
 
-    def weight(self, tensor: StoredTensor | QuantisedTensor, start: int, stop: int) -> Tensor:
+    def weight(self, tensor: StoredTensor | QuantisedTensor | MergedTensor, start: int, stop: int) -> Tensor:
         """Rows start..stop in float32."""
         stored = tensor.read_rows(start, stop, self.scratch)
         weight = self.scratch.take("weight", tuple(stored.shape), torch.float32)

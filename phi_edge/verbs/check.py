@@ -9,9 +9,10 @@ import click
 
 from export.artifact import open_artifact, verify
 from export.errors import OptionError
+from export.request import ADAPTER, AdapterChoice, parse_adapter
 from phi_edge.errors import Failed
 from phi_edge.files import FILE, FOLDER
-from phi_edge.verb import Verb
+from phi_edge.verb import Parsed, Verb
 from phi_edge.verbs.export import summary
 
 if TYPE_CHECKING:
@@ -30,15 +31,20 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=FOLDER)
 @click.option("--against", metavar="CHECKPOINT", show_default="only the files are verified",
               help="The checkpoint it was exported from: also compare logits and greedy tokens with it.")  # fmt: skip
+@click.option("--adapter", "adapters", type=Parsed("adapter", parse_adapter), multiple=True, metavar=ADAPTER,
+              show_default="none",
+              help="With --against: an adapter that was merged into it; repeat it for several.")  # fmt: skip
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
               help="With --against: write the report to this file.")  # fmt: skip
-def check_command(artifact: Path, against: str | None, out: Path | None) -> None:
+def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterChoice, ...], out: Path | None) -> None:
     """Verify that ARTIFACT is whole and unchanged since its export.
 
     Every file is compared with the size and SHA-256 in its manifest. With --against, the artifact also runs beside the
     float model, at the lengths where implementations often fail: around the sliding window and the original context
     length, with the prompt whole, in pieces and token by token. Exit code 1 if a bound is missed.
     """
+    if adapters and against is None:
+        raise OptionError("--adapter is for --against: give --against CHECKPOINT too, or leave --adapter out")
     if out is not None and against is None:
         raise OptionError("--json writes the report of --against: give --against CHECKPOINT too, or leave --json out")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
@@ -51,7 +57,7 @@ def check_command(artifact: Path, against: str | None, out: Path | None) -> None
     from export.verify.conformance import examine
     from runtimes.subject import open_subject
 
-    report = examine(opened, against, open_subject)
+    report = examine(opened, against, open_subject, adapters=adapters)
     if out is not None:
         out.write_text(report.to_json(), encoding="utf-8")
     click.echo(table(report))

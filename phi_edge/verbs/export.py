@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from export.artifact import Artifact
+from export.artifact import Adapter, Artifact
 from export.request import ExportRequest, Option, export_options
 from export.size import size_text
 from phi_edge.files import FOLDER
@@ -27,6 +27,7 @@ def click_option(option: Option) -> click.Option:
         [option.flag, option.field],
         type=kind,
         default=option.default,
+        multiple=option.repeatable,
         metavar=option.metavar,
         help=option.help,
         show_default=option.default_text or True,
@@ -98,6 +99,12 @@ def plan_text(request: ExportRequest) -> str:
     return "\n".join(lines)
 
 
+def adapter_text(adapter: Adapter) -> str:
+    """How much of an adapter is in the weights, and what it says that it was trained on."""
+    trained = f"trained on {adapter.base!r:.80}" if adapter.base else "it does not say what it was trained on"
+    return f"weight {adapter.weight:g}, {trained}"
+
+
 def summary(artifact: Artifact) -> str:
     """An artifact in one screen."""
     manifest = artifact.manifest
@@ -107,6 +114,7 @@ def summary(artifact: Artifact) -> str:
     lines = [
         f"{artifact.folder}: {manifest.format} for {manifest.target}, {size_text(size)} in {len(manifest.files)} files",
         f"  source   {manifest.source.name}, {manifest.model.parameters / 1e6:.1f} M parameters",
+        *(f"  adapter  {adapter.name}, {adapter_text(adapter)}" for adapter in manifest.source.adapters),
         f"  scheme   {manifest.scheme.name}, activations {manifest.scheme.activations}",
         f"  context  {manifest.context_tokens} tokens, {size_text(needed)} of memory when it is full",
         f"  stop ids {', '.join(map(str, manifest.tokens.stop))}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
@@ -55,10 +56,20 @@ def add_option(parser: argparse.ArgumentParser, option: click.Option) -> None:
         dest=option.name,
         type=converter(option),
         default=option.default,
+        action=Collected if option.multiple else "store",
         metavar=option.metavar,
         choices=option.type.choices if isinstance(option.type, click.Choice) else None,
         help=f"{text} [default: {default}]",
     )
+
+
+class Collected(argparse.Action):
+    """A repeated option, as click gives it: a tuple."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
 def converter(parameter: click.Parameter) -> Callable[[str], object]:
