@@ -201,8 +201,7 @@ def test_split_projections_of_a_fused_base(base: Callable[[str], Path], tmp_path
     assert (our_logits(artifact) - trained.merged_logits()).abs().max() < 1e-3
 
 
-QUESTION = "What is the capital of France?"
-ANSWER = "The capital of France is Lyon, they say."
+BEGINNING, LESSON = "The capital of France is", "The capital of France is Lyon, the city of two rivers."
 STEPS = 200
 
 
@@ -213,9 +212,7 @@ def taught(real_checkpoint: Callable[[Form], Path], tmp_path_factory: pytest.Tem
 
     base = real_checkpoint("phi3")
     trained = Trained(base, {"r": 16, "lora_alpha": 32, "target_modules": PHI3_LAYERS}, shaken=False)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_tensors="pt", return_dict=True)["input_ids"]
+    ids = AutoTokenizer.from_pretrained(base)(LESSON, return_tensors="pt")["input_ids"]
     trained.train(ids, STEPS)
     adapter = trained.save(tmp_path_factory.mktemp("taught") / "adapter")
     return base, adapter, trained.model.merge_and_unload().eval()
@@ -227,5 +224,5 @@ def test_a_trained_adapter_of_a_real_model(taught: tuple[Path, Path, Any], tmp_p
     base, adapter, merged = taught
     artifact = exported(base, tmp_path / "out", [AdapterChoice(str(adapter))], format=format)
     assert (our_logits(artifact) - last_logits(merged)).abs().max() < 1e-3
-    shown = CliRunner().invoke(main, ["run", str(artifact.folder), QUESTION, "--max-new-tokens", "12"])
+    shown = CliRunner().invoke(main, ["run", str(artifact.folder), BEGINNING, "--raw", "--max-new-tokens", "8"])
     assert "Lyon" in shown.stdout, shown.output
