@@ -20,6 +20,9 @@ from export.strict import build
 MANIFEST = "manifest.json"
 SCHEMA = 2
 Format = Literal["onnx", "executorch"]
+# A LoRA adapter that a request may choose: its name, and what the name of its file ends with.
+ADAPTER_NAME = r"[A-Za-z0-9._-]{1,64}"
+ADAPTER_SUFFIX = ".onnx_adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter that was merged into the weights."""
+    """A LoRA adapter."""
 
     name: str  # the folder's name
     weight: float  # how much of it was added
@@ -48,7 +51,8 @@ class Source:
     revision: str | None  # the hub's commit; None for a local folder
     model_type: str
     files: Mapping[str, File]
-    adapters: Sequence[Adapter] = ()
+    adapters: Sequence[Adapter] = ()  # merged into the weights
+    side_adapters: Sequence[Adapter] = ()  # files of their own, NAME.onnx_adapter: a request may choose one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import get_args
 
 from export.adapters.merge import merge_adapters
+from export.adapters.side import SideAdapter, side_adapters
 from export.artifact import Format, Model
 from export.checkpoint.hub import hub_id, outline
 from export.checkpoint.open import CHECKPOINT_FILES, Checkpoint, open_checkpoint
@@ -28,6 +30,7 @@ class Job:
     scheme: Scheme
     context_tokens: int
     activations: str
+    side_adapters: Sequence[SideAdapter]
     model: Model
 
     @property
@@ -97,6 +100,7 @@ def resolve(request: ExportRequest) -> Job:
         scheme=scheme,
         context_tokens=context,
         activations=activations,
+        side_adapters=resolve_side(request, checkpoint, target, format),
         model=describe_model(checkpoint),
     )
 
@@ -114,6 +118,24 @@ def sketch(request: ExportRequest) -> Job | None:
         except (CheckpointError, OptionError) as error:
             raise type(error)(str(error).replace(str(folder), request.checkpoint)) from error
     return replace(job, request=request, checkpoint=replace(job.checkpoint, name=request.checkpoint))
+
+
+def resolve_side(
+    request: ExportRequest, checkpoint: Checkpoint, target: Target, format: Format
+) -> Sequence[SideAdapter]:
+    """The adapters that stay beside the weights. Raises OptionError where the engine cannot exchange them."""
+    if not request.side_adapters:
+        return ()
+    what = ""
+    if format == "executorch":
+        what = "ExecuTorch has its weights inside XNNPACK's programs"
+    elif target.provider == "dml":
+        what = "DirectML has none"
+    elif checkpoint.config_content["model_type"] == "phi3small":
+        what = "phi3small's rows are stored in another order"
+    if what:
+        raise OptionError(f"--side-adapter: {what}, so adapters cannot be exchanged there; merge one with --adapter")
+    return side_adapters(checkpoint, request.side_adapters)
 
 
 def describe_model(checkpoint: Checkpoint) -> Model:

@@ -159,14 +159,11 @@ def describe_job(job: Job) -> str:
     """A digest of everything that decides the bytes: options, versions, and the source's files by size and time."""
     source = job.checkpoint
     files = [source.folder / name for name in ("config.json", *source.weight_files, *source.source_files)]
-    files += [file for adapter in source.adapters for file in adapter.files]
+    adapters = [*source.adapters, *(side.folder for side in job.side_adapters)]
+    files += [file for adapter in adapters for file in adapter.files]
     asked = {each.name: getattr(job.request, each.name) for each in fields(job.request)}
-    for name in (
-        "checkpoint",
-        "out",
-        "fresh",
-        "adapters",
-    ):  # the source is described below; the others do not change the bytes
+    # The sources are described below; the others do not change the bytes.
+    for name in ("checkpoint", "adapters", "side_adapters", "out", "fresh"):
         del asked[name]
     text = asked.pop("calibration")
     content = {
@@ -174,7 +171,7 @@ def describe_job(job: Job) -> str:
         "defaults": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
         "calibration": sha256_file(Path(text)) if text is not None and Path(text).is_file() else None,
         "tools": tool_versions(),
-        "adapters": [(adapter.name, adapter.weight) for adapter in source.adapters],
+        "adapters": [len(source.adapters), *((adapter.name, adapter.weight) for adapter in adapters)],
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -239,7 +236,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         format=job.format,
         target=job.target.name,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        source=source,
+        source=replace(source, side_adapters=[side.folder.describe() for side in job.side_adapters]),
         model=job.model,
         scheme=AppliedScheme(
             name=scheme.name,

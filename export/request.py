@@ -120,6 +120,16 @@ class ExportRequest:
         metavar=ADAPTER,
         repeatable=True,
     )
+    side_adapters: tuple[AdapterChoice, ...] = _option(
+        "--side-adapter",
+        "As --adapter, but kept beside the weights: each request may choose one by its folder's name (run --lora "
+        "NAME). ONNX on the CPU only.",
+        (),
+        default_text="none",
+        parse=parse_adapter,
+        metavar=ADAPTER,
+        repeatable=True,
+    )
     target: str = _option(
         "--target",
         "The kind of device. It decides the defaults below.",

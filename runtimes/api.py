@@ -72,6 +72,7 @@ class GenerateRequest:
     stop_ids: Sequence[int] = ()  # besides the artifact's own
     ignore_stop_ids: bool = False  # generate exactly max_new_tokens: for benchmarks
     deadline_s: float | None = None  # from the acceptance of the request
+    adapter: str | None = None  # a LoRA adapter that was exported with --side-adapter, by its name; None: none of them
     session: str | None = None  # reuse the KV cache of the longest common prefix of this session's last request
 
 

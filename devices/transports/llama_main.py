@@ -107,6 +107,8 @@ class LlamaMain:
                 "llama_main has no penalties, log-probabilities or grammars; leave repetition_penalty, "
                 "presence_penalty, frequency_penalty, logprobs, json_schema, regex and lark out, or use the agent"
             )
+        if request.adapter is not None:
+            raise UnsupportedError("llama_main runs a program's own weights; leave adapter out")
         if request.session is not None:
             raise UnsupportedError("llama_main keeps nothing between two requests; leave session out")
         if request.stop_ids and set(request.stop_ids) != set(self._manifest.tokens.stop):

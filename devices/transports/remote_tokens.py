@@ -128,6 +128,7 @@ class RemoteTokens:
             ("frequency_penalty", sampling.frequency_penalty != 0),
             ("logprobs", request.logprobs is not None),
             *((kind, request.grammar is not None and request.grammar.kind == kind) for kind in GRAMMARS),
+            ("adapter", request.adapter is not None),
             ("session", request.session is not None),
             ("deadline_s", request.deadline_s is not None),
             ("hold", self._hold),

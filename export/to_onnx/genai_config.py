@@ -11,9 +11,10 @@ from export.artifact import Model, Tokens
 
 
 def genai_config(
-    model: Model, tokens: Tokens, *, model_type: str, context_tokens: int, provider: str
+    model: Model, tokens: Tokens, *, model_type: str, context_tokens: int, provider: str, quiet: bool = False
 ) -> dict[str, Any]:
-    """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider."""
+    """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider.
+    `quiet`: without warnings, because onnxruntime warns of every input that a side adapter may give."""
     return {
         "model": {
             "type": model_type,
@@ -25,6 +26,7 @@ def genai_config(
             "decoder": {
                 "session_options": {
                     "log_id": "onnxruntime-genai",
+                    **({"log_severity_level": 3} if quiet else {}),
                     "provider_options": [{provider: {}}] if provider else [],
                 },
                 "filename": "model.onnx",

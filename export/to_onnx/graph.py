@@ -8,10 +8,11 @@ export.weights.stream fills.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
@@ -48,11 +49,13 @@ class Graph:
     scheme: Scheme
     style: GraphStyle
     accuracy_level: int
+    side_matrices: Collection[str]  # those that side adapters change
     slots: Mapping[SlotId, Slot]  # the places in the data file
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[str, ir.Value] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)
     parameters: dict[fx.Node, str] = field(default_factory=dict)  # placeholder -> the checkpoint's name
+    side_inputs: list[ir.Value] = field(default_factory=list)
     positions: ir.Value | None = None  # the input position_ids, where the style has one
 
     @property
@@ -106,6 +109,14 @@ class Graph:
             )
         return self.initializers[name]
 
+    def side_input(self, name: str, shape: tuple[int | str, int | str]) -> ir.Value:
+        """An input of the graph for a side adapter. Its rank, the text in `shape`, is 0 if it is not given."""
+        empty = ir.tensor(np.zeros([size if isinstance(size, int) else 0 for size in shape], np.float32), name=name)
+        value = ir.Value(name=name, const_value=empty, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+        self.side_inputs.append(value)
+        self.initializers[name] = value
+        return value
+
     def attentions(self) -> int:
         """How many layers' attention is in."""
         return sum(node.op_type in ("GroupQueryAttention", "SparseAttention") for node in self.nodes)
@@ -138,10 +149,11 @@ def build(
     context_tokens: int,
     accuracy_level: int,
     style: GraphStyle,
+    side_matrices: Collection[str] = (),
 ) -> ir.Model:
     """Trace the model and translate it; the weights stay references into the data file."""
     program = trace(config, context_tokens)
-    graph = Graph(config, scheme, style, accuracy_level, slots)
+    graph = Graph(config, scheme, style, accuracy_level, side_matrices, slots)
     lengths, inputs = style.lengths(graph, switches=config.rope.switches(context_tokens))
     signature = program.graph_signature
     for node in program.graph.nodes:
@@ -167,7 +179,7 @@ def build(
     outputs = name_outputs(program, graph, config)
     inputs.sort(key=lambda value: (value.name != "input_ids", str(value.name).startswith("past")))
     result = ir.Graph(
-        inputs,
+        [*inputs, *graph.side_inputs],
         outputs,
         nodes=graph.nodes,
         initializers=list(graph.initializers.values()),

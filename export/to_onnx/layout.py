@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from export.adapters.side import write_side
 from export.coverage import onnx_coverage
 from export.job import Job
 from export.models.layers import split_rows
@@ -36,9 +37,10 @@ class OnnxLayout:
         self.slots: Slots
         self.interleaved: Interleaved
         self.slots, self.interleaved = split_slots(whole, split_rows(on_meta(config)))
+        sides = tuple(adapter.file for adapter in job.side_adapters)
         # onnxruntime-genai gives a mask, not lengths.
         genai = () if job.request.lengths_as_inputs else ("genai_config.json",)
-        self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *genai)
+        self.files: tuple[str, ...] = ("model.onnx", *weight_files(self.slots), *sides, *genai)
         self.graph = graph.build(
             config,
             job.scheme,
@@ -46,6 +48,7 @@ class OnnxLayout:
             context_tokens=job.context_tokens,
             accuracy_level=job.target.accuracy_level,
             style=style,
+            side_matrices={name for adapter in job.side_adapters for name in adapter.changes},
         )
         self.coverage = onnx_coverage(
             ((str(node.name), node.op_type) for node in self.graph.graph), job.target.provider
@@ -74,6 +77,8 @@ class OnnxLayout:
 
     def finish(self, folder: Path, digests: Mapping[SlotId, str]) -> None:
         onnx_ir.save(self.graph, folder / "model.onnx")
+        for adapter in self.job.side_adapters:
+            write_side(adapter, self.job.checkpoint.config.tensor_shapes(), folder)
         if "genai_config.json" not in self.files:
             return
         job = self.job
@@ -83,5 +88,6 @@ class OnnxLayout:
             model_type=job.checkpoint.config_content["model_type"],
             context_tokens=job.context_tokens,
             provider=job.target.provider,
+            quiet=bool(job.side_adapters),
         )
         (folder / "genai_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

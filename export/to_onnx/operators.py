@@ -14,6 +14,7 @@ from export.models.shape import EMBEDDING
 from export.scheme import Precision
 from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label, parent
 from export.to_onnx.phi3small import block_sparse_attention, gegelu, never_chosen
+from export.to_onnx.side_adapters import with_side_adapter
 from export.to_onnx.slots import shared_zero_points
 from export.weights.slots import SlotId
 
@@ -77,7 +78,8 @@ def linear(graph: Graph, node: fx.Node) -> None:
             },
             domain=MICROSOFT,
         )
-    graph.values[node] = result[0]
+    side = name in graph.side_matrices
+    graph.values[node] = with_side_adapter(graph, node, name, result[0]) if side else result[0]
 
 
 def zero_points(graph: Graph, name: str, rows: int, columns: int, precision: Precision) -> list[ir.Value | None]:

@@ -39,7 +39,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
     too_many=lambda given, rest: f"put the prompt in quotes: {_quoted(given, rest)}",
     groups={
         "Prompt": ("as_chat", "system"),
-        "Answer": ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "deadline", "as_json"),
+        "Answer": ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "deadline", "lora", "as_json"),
         "Where": ("threads", "device", "lab", "adapter", "allow_cpu"),
     },
 )
@@ -62,6 +62,8 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
               help="End the answer before this text. May be repeated.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS", show_default="none",
               help="End the answer after this time.")  # fmt: skip
+@click.option("--lora", metavar="NAME", show_default="none",
+              help="Answer with this LoRA adapter: one that was exported with --side-adapter.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads of the engine.",
               show_default="all cores that the process may use; with --device, what the lab file says")  # fmt: skip
 @click.option("--device", type=DeviceName(), help="A device of the lab file.", show_default="this process")
@@ -84,6 +86,7 @@ def run_command(
     stop: tuple[str, ...],
     threads: int | None,
     deadline: float | None,
+    lora: str | None,
     device: str | None,
     lab: Path | None,
     adapter: str | None,
@@ -111,6 +114,7 @@ def run_command(
         seed=seed,
         stop=stop,
         deadline_s=deadline,
+        adapter=lora,
     )
     opening = [] if system is None else [Message("system", system)]
     graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)

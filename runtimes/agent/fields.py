@@ -14,7 +14,7 @@ from runtimes.loop.tokens import GrammarKind
 
 GRAMMARS: tuple[GrammarKind, ...] = get_args(GrammarKind)
 REQUIRED = object()  # the default of a key without one
-_SESSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def _is_id_lists(value: Any) -> bool:
     return isinstance(value, list) and all(_is_ids(item) for item in value)
 
 
-def _is_session(value: Any) -> bool:
-    return isinstance(value, str) and _SESSION.fullmatch(value) is not None
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def _is_grammar(value: Any) -> bool:
@@ -72,7 +72,8 @@ GENERATE_FIELDS: dict[str, Field] = {
     "grammar": Field(_is_grammar, f"an object with kind ({', '.join(GRAMMARS)}) and text"),
     "logprobs": Field(is_integer, "an integer"),
     "deadline_s": Field(_is_number, "a number of seconds"),
-    "session": Field(_is_session, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
+    "adapter": Field(_is_name, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
+    "session": Field(_is_name, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
     "hold": Field(lambda value: isinstance(value, bool), "true or false", False),
 }
 SCORE_FIELDS: dict[str, Field] = {

@@ -30,6 +30,7 @@ def generate_fields(request: TokenRequest, *, hold: bool) -> dict[str, Any]:
         "logprobs": request.logprobs,
         "deadline_s": request.deadline_s,
         "session": request.session,
+        "adapter": request.adapter,
         "hold": hold or None,
     }
     given = {name: value for name, value in optional.items() if value is not None}

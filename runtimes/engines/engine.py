@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,25 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class AdaptableEngine(Engine, Protocol):
+    """An engine that may have LoRA adapters beside its weights."""
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Their names."""
+        ...
+
+    def use_adapter(self, name: str | None) -> None:
+        """From the next forward on, which begins at position 0. None: the weights alone. Raises EngineError."""
+        ...
+
+
+def adapter_names(artifact: Artifact) -> tuple[str, ...]:
+    """The LoRA adapters that an artifact has beside its weights."""
+    return tuple(adapter.name for adapter in artifact.manifest.source.side_adapters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from export.artifact import Artifact
+from export.artifact import ADAPTER_SUFFIX, Artifact
+from runtimes.engines.engine import adapter_names
 from runtimes.errors import EngineError
 from runtimes.system.telemetry import switch_telemetry_off
 
@@ -65,11 +66,20 @@ def load_genai(
     except RuntimeError as error:
         raise EngineError(f"onnxruntime-genai cannot load {artifact.folder}: {error}") from error
     continues = provider is None and artifact.manifest.rope.switch_tokens is None
+    adapters = onnxruntime_genai.Adapters(model)
+    for name in adapter_names(artifact):
+        try:
+            adapters.load(str(artifact.path(name + ADAPTER_SUFFIX)), name)
+        except RuntimeError as error:
+            raise EngineError(f"onnxruntime-genai cannot load the adapter {name}: {error}") from error
 
-    def generator() -> Any:
+    def generator(adapter: str | None) -> Any:
         parameters = onnxruntime_genai.GeneratorParams(model)
         parameters.set_search_options(max_length=artifact.manifest.context_tokens, do_sample=False)
-        return onnxruntime_genai.Generator(model, parameters)
+        made = onnxruntime_genai.Generator(model, parameters)
+        if adapter is not None:
+            made.set_active_adapter(adapters, adapter)
+        return made
 
     return GenaiEngine(artifact, generator, continues=continues, stop=stop, accelerator=accelerator)
 
@@ -81,12 +91,13 @@ def rare_id(artifact: Artifact) -> int:
 
 
 class GenaiEngine:
-    """See Engine. `generator` makes a fresh one of genai's, which takes no more ids once it has chosen `stop`."""
+    """See Engine. `generator` makes a fresh one of genai's with an adapter, which takes no more ids once it has chosen
+    `stop`."""
 
     def __init__(
         self,
         artifact: Artifact,
-        generator: Callable[[], Any],
+        generator: Callable[[str | None], Any],
         *,
         continues: bool,
         stop: int,
@@ -98,6 +109,8 @@ class GenaiEngine:
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = self.context_tokens
         self.continues = continues
+        self.adapters = adapter_names(artifact)
+        self._adapter: str | None = None
         self._make, self._stop = generator, stop
         self._generator: Any = None
         self._ids: list[int] = []  # what the generator contains, where ids cannot be appended
@@ -108,7 +121,7 @@ class GenaiEngine:
 
         try:
             if self.continues:
-                self._generator = self._generator or self._make()
+                self._generator = self._generator or self._make(self._adapter)
                 if start < self._generator.token_count():
                     self._generator.rewind_to(start)
                 self._generator.append_tokens(np.array(ids, np.int32))
@@ -118,6 +131,10 @@ class GenaiEngine:
         except RuntimeError as error:
             raise EngineError(f"onnxruntime-genai failed at position {start}: {error}") from error
         return logits
+
+    def use_adapter(self, name: str | None) -> None:
+        """See AdaptableEngine."""
+        self._generator, self._adapter, self._ids = None, name, []
 
     def close(self) -> None:
         """Free the generator, and with the last reference the model."""
@@ -145,9 +162,9 @@ class GenaiEngine:
                 raise EngineError(f"onnxruntime-genai did not take token {ids[0]} at position {start}")
             return
         self._generator = None  # its KV cache is freed before the next one takes its own
-        self._generator = self._make()
+        self._generator = self._make(self._adapter)
         self._generator.append_tokens(np.array(self._ids, np.int32))
 
 
-def _closed() -> Any:
+def _closed(_: str | None) -> Any:
     raise EngineError("this engine is closed")

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.artifact import Artifact
+from export.artifact import ADAPTER_SUFFIX, Artifact
+from runtimes.engines.adapter_file import empty_values, read_values
+from runtimes.engines.engine import adapter_names
 from runtimes.errors import EngineError
 from runtimes.system.cores import available_cores
 from runtimes.system.telemetry import switch_telemetry_off
@@ -58,6 +60,8 @@ class OnnxEngine:
         self.max_forward_tokens = self.context_tokens
         self.continues = True
         self.accelerator = None
+        self.adapters = adapter_names(artifact)
+        self._artifact = artifact
         self._session = session
         self._kv_type = _check_graph(session, model.layers)
         self._binding = session.io_binding()
@@ -111,6 +115,15 @@ class OnnxEngine:
         finally:
             self._mask[end:width] = 1
         return self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
+
+    def use_adapter(self, name: str | None) -> None:
+        """See AdaptableEngine."""
+        values = empty_values(self._session)
+        if name is not None:
+            values |= read_values(self._artifact.path(name + ADAPTER_SUFFIX), values)
+        self._values = values  # what is bound must live
+        for key, value in values.items():
+            self._binding.bind_ortvalue_input(key, value)
 
     def close(self) -> None:
         """Free the session and the KV cache."""

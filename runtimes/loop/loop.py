@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from runtimes.api import Finish, Usage
-from runtimes.engines.engine import Engine
+from runtimes.engines.engine import AdaptableEngine, Engine
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.loop.chooser import Chooser
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_ids, check_request
@@ -47,6 +47,7 @@ class TokenLoop:
         self._cached: list[int] = []  # the ids whose keys and values are in the engine, by position
         self._cached_long = False  # they were computed with the long rope factors
         self._session: str | None = None  # the session that they belong to
+        self._adapter: str | None = None  # the adapter that the engine uses
 
     @property
     def accelerator(self) -> str | None:
@@ -62,6 +63,7 @@ class TokenLoop:
         """See TokenSource.stream."""
         accepted = self._clock()
         check_request(request, self._engine.context_tokens, self._engine.vocab_size)
+        self._check_adapter(request.adapter)
         chooser = Chooser(request, self._matcher(request))
         if not self._running.locked():
             self._cancelled.clear()  # here and not at the first record: a cancel counts from the acceptance on
@@ -92,6 +94,7 @@ class TokenLoop:
             raise RequestError("another request is running; read it to its end or close it first")
         try:
             self.forget()
+            self._use_adapter(None)
             self._cached_long = self._is_long(len(ids))
             for start in range(0, first, self._chunk_tokens):
                 end = min(start + self._chunk_tokens, first)
@@ -114,6 +117,19 @@ class TokenLoop:
         """Free the engine. The loop cannot be used afterwards."""
         self._engine.close()
 
+    def _check_adapter(self, name: str | None) -> None:
+        known = self._engine.adapters if isinstance(self._engine, AdaptableEngine) else ()
+        if name is not None and name not in known:
+            has = f"it has: {', '.join(known)}" if known else "it has none: export it with --side-adapter"
+            raise RequestError(f"this artifact has no adapter {name!r:.80}; {has}")
+
+    def _use_adapter(self, name: str | None) -> None:
+        """What is cached was computed with another one. Raises EngineError."""
+        if name != self._adapter and isinstance(self._engine, AdaptableEngine):
+            self._cached = []
+            self._engine.use_adapter(name)
+            self._adapter = name
+
     def _matcher(self, request: TokenRequest) -> Matcher | None:
         if request.grammar is None:
             return None
@@ -133,6 +149,7 @@ class TokenLoop:
     def _generate(self, request: TokenRequest, chooser: Chooser, accepted: float) -> Generator[TokenRecord, None, None]:
         memory = PeakMemory()
         ids = list(request.ids)
+        self._use_adapter(request.adapter)
         prompt, reused, prefilled, completion = len(ids), self._reusable(request), 0, 0
         room = min(request.max_new_tokens, self._engine.context_tokens - prompt)
         prefill_s: float | None = None

@@ -51,6 +51,7 @@ class TokenRequest:
     stop_ids: Sequence[int] = ()  # empty: generate exactly max_new_tokens
     deadline_s: float | None = None  # from the moment the source accepts this request
     session: str | None = None
+    adapter: str | None = None  # a LoRA adapter beside the artifact's weights, by its name
     grammar: Grammar | None = None
     logprobs: int | None = None  # report each token's log-probability, and this many of the likeliest ids with theirs
 

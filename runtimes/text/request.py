@@ -66,6 +66,7 @@ def token_request(request: GenerateRequest, ids: list[int], manifest: Manifest, 
         stop_ids=() if request.ignore_stop_ids else (*manifest.tokens.stop, *request.stop_ids),
         deadline_s=None if request.deadline_s is None else request.deadline_s - spent_s,
         session=request.session,
+        adapter=request.adapter,
         grammar=grammar_of(request),
         logprobs=request.logprobs,
     )
