@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from export.errors import AdapterError
+from export.strict import read_json
 
 T = TypeVar("T", int, float)
 
@@ -44,7 +45,6 @@ INERT = frozenset(
 OFF: tuple[object, ...] = (None, False, [], {})
 # init_lora_weights: these begin from the base's own weights, or leave them as they are; others change the base first.
 INITIAL = ("gaussian", "eva", "orthogonal", "mica")
-MOST_BYTES = 1 << 24
 MOST_RANK = 1 << 13
 MOST_SCALE = 1e6
 MOST_PATTERNS = 10_000
@@ -73,7 +73,7 @@ class LoraConfig:
 def read_config(folder: Path) -> LoraConfig:
     """An adapter folder's config. Raises AdapterError with the key, the value seen and those allowed."""
     path = folder / CONFIG
-    content = read_content(path)
+    content = read_json(path, AdapterError, "download the adapter again")
     if not isinstance(content, dict) or "peft_type" not in content:
         raise AdapterError(f"{path}: is not PEFT's (it has no peft_type); save the adapter with PEFT's save_pretrained")
     where = str(path)
@@ -97,15 +97,6 @@ def read_config(folder: Path) -> LoraConfig:
         tied=_flag(where, content, "ensure_weight_tying"),
         token_ids=_token_ids(where, content.get("trainable_token_indices")),
     )
-
-
-def read_content(path: Path) -> Any:
-    """The file's JSON. Raises AdapterError."""
-    try:
-        with path.open("rb") as file:
-            return json.loads(file.read(MOST_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: cannot be read as JSON ({error}); download the adapter again") from error
 
 
 def refuse_unknown(where: str, content: Mapping[str, Any]) -> None:

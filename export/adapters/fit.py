@@ -13,7 +13,7 @@ from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import Piece, StoredTensor
 from export.errors import AdapterError
 from export.models.layers import split_rows
-from export.models.llama import JOINED
+from export.models.phi3 import APART
 from export.models.shape import Config, on_meta
 from export.scheme import EMBEDDING, HEAD
 
@@ -40,9 +40,9 @@ def places(config: Config) -> dict[tuple[str, str], Place]:
     for name, shape in config.tensor_shapes().items():
         module, _, kind = name.rpartition(".")
         found[module, kind] = Place(name, 0, shape)
-        end = next((end for end in JOINED if module.endswith(end)), None)
+        end = next((end for end in APART if module.endswith(end)), None)
         first = 0
-        for other, (_, count) in zip(JOINED[end], rows[name], strict=True) if end else ():
+        for other, (_, count) in zip(APART[end], rows[name], strict=True) if end else ():
             found[module.removesuffix(end or "") + other, kind] = Place(name, first, (count, *shape[1:]))
             first += count
     return found

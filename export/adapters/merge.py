@@ -78,8 +78,11 @@ def untied(checkpoint: Checkpoint, adapters: Sequence[AdapterFolder]) -> Checkpo
     return replace(
         checkpoint,
         config=config,
-        config_content=dict(checkpoint.config_content) | {"tie_word_embeddings": False},
         tensors={name: tensors[name] for name in config.tensor_shapes()},
+        notes=[
+            *checkpoint.notes,
+            f"{parts[0].name} changes one of the two tied tables, so the head has one of its own",
+        ],
     )
 
 
