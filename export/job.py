@@ -12,7 +12,7 @@ from export.adapters.side import SideAdapter, side_adapters
 from export.artifact import Format, Model
 from export.checkpoint.hub import hub_id, outline
 from export.checkpoint.open import CHECKPOINT_FILES, Checkpoint, open_checkpoint
-from export.errors import CheckpointError, OptionError
+from export.errors import AdapterError, CheckpointError, OptionError
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
@@ -115,7 +115,7 @@ def sketch(request: ExportRequest) -> Job | None:
             return None
         try:
             job = resolve(replace(request, checkpoint=str(folder)))
-        except (CheckpointError, OptionError) as error:
+        except (AdapterError, CheckpointError, OptionError) as error:
             raise type(error)(str(error).replace(str(folder), request.checkpoint)) from error
     return replace(job, request=request, checkpoint=replace(job.checkpoint, name=request.checkpoint))
 
