@@ -12,13 +12,12 @@ of its own and knows what to do with them.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from devices.errors import LabError
-from export.strict import build, refuse_unknown
+from export.strict import build, read_toml, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,7 @@ def read_lab(path: Path | None, rows: Mapping[str, type[Device]]) -> Lab:
     local = {"local": rows["local"](transport="local", description="this machine")}
     if path is None:
         return Lab(local)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LabError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise LabError(f"{path}: is not TOML ({error})") from error
+    content = read_toml(path, LabError)
     refuse_unknown(content, ["device"], str(path), LabError)
     devices = content.get("device", {})
     if not isinstance(devices, dict):

@@ -15,11 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from export.errors import ArtifactError
-from export.strict import build
+from export.limits import check_limits
+from export.strict import build, read_json
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
 Format = Literal["onnx", "executorch"]
+TOKENIZER = "tokenizer.json"
+MODEL_SUFFIX: Mapping[Format, str] = {"onnx": ".onnx", "executorch": ".pte"}
 # A LoRA adapter that a request may choose: its name, and what the name of its file ends with.
 ADAPTER_NAME = r"[A-Za-z0-9._-]{1,64}"
 ADAPTER_SUFFIX = ".onnx_adapter"
@@ -197,10 +200,21 @@ class Artifact:
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """The path of one of the artifact's files."""
-        if name not in self.manifest.files:
+        """The path of one of the artifact's files. Raises ArtifactError for one that the manifest does not list."""
+        if (found := self.find(name)) is None:
             raise ArtifactError(f"{self.folder}: has no file {name}; it has {', '.join(self.manifest.files)}")
-        return self.folder / name
+        return found
+
+    def find(self, name: str) -> Path | None:
+        """The path of one of the artifact's files; None for one that the manifest does not list, even if it is in the
+        folder: whoever put it there did not export it."""
+        return self.folder / name if name in self.manifest.files else None
+
+    def strangers(self) -> list[str]:
+        """What is in the folder and not in the manifest. Nothing of it is read, pushed or bundled."""
+        known = {MANIFEST, *self.manifest.files}
+        paths = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir())
+        return sorted(name for name in paths if name not in known)
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -213,19 +227,17 @@ def open_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{folder}: no such folder; give the folder that `phi-edge export` wrote")
     if not path.is_file():
         raise ArtifactError(f"{folder}: has no {MANIFEST}, so the export did not finish; export it again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read as JSON ({error}); export it again") from error
+    content = read_json(path, ArtifactError, "export it again")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise ArtifactError(f"{path}: schema {seen!r}; this version reads schema {SCHEMA}; export it again")
+        raise ArtifactError(f"{path}: schema {seen!r:.60}; this version reads schema {SCHEMA}; export it again")
     manifest = build(Manifest, content, str(path), ArtifactError)
+    check_limits(path, manifest)
     for name, file in manifest.files.items():
         _check_inside(path, name)
         target = folder / name
-        if not target.is_file():
-            raise ArtifactError(f"{folder}: {name} is missing; export it again")
+        if not _is_file(target):
+            raise ArtifactError(f"{folder}: {name:.200} is missing; export it again")
         if target.stat().st_size != file.bytes:
             raise ArtifactError(
                 f"{target}: has {target.stat().st_size} bytes, the manifest says {file.bytes}; export it again"
@@ -236,7 +248,12 @@ def open_artifact(folder: Path) -> Artifact:
 
 
 def verify(artifact: Artifact) -> None:
-    """Compare the SHA-256 of every file with the manifest. Raises ArtifactError at the first that differs."""
+    """Compare the SHA-256 of every file with the manifest. Raises ArtifactError at the first that differs, and for a
+    manifest without a model or a tokenizer."""
+    files, suffix = artifact.manifest.files, MODEL_SUFFIX[artifact.manifest.format]
+    if TOKENIZER not in files or not any(name.endswith(suffix) for name in files):
+        lacking = TOKENIZER if TOKENIZER not in files else f"*{suffix}"
+        raise ArtifactError(f"{artifact.folder / MANIFEST}: lists no {lacking}; export it again")
     for name, file in artifact.manifest.files.items():
         seen = sha256_file(artifact.folder / name)
         if seen != file.sha256:
@@ -266,6 +283,13 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or contains a NUL
+        return False
 
 
 def _check_inside(manifest: Path, name: str) -> None:

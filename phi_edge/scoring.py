@@ -54,7 +54,7 @@ class Reference:
 
 def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, tokens: int) -> Inputs:
     """The files, checked and tokenised before anything heavy is opened. Raises ExportError and RequestError."""
-    tokenizer = Tokenizer(artifact.folder)
+    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
     text_file, questions_file = text or HELD_OUT, questions or QUESTIONS
     blocks: list[Block] = []
     if tokens:

@@ -62,7 +62,8 @@ def text_runtime(artifact: Artifact, source: TokenSource) -> TextRuntime:
     from runtimes.text.suggested import suggested_sampling
     from runtimes.text.tokenizer import Tokenizer
 
-    return TextRuntime(source, Tokenizer(artifact.folder), artifact.manifest, suggested_sampling(artifact))
+    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
+    return TextRuntime(source, tokenizer, artifact.manifest, suggested_sampling(artifact))
 
 
 def open_tokens(

@@ -87,7 +87,7 @@ def test_link_that_leads_out(copy: Path, tmp_path: Path) -> None:
         ('"window_tokens"', '"windowtokens"', "unknown key 'windowtokens' (did you mean 'window_tokens'?)"),
         ('"format": "onnx"', '"format": "gguf"', "'gguf'"),
         ('"vocab_size": ', '"vocab_size": "many", "x": ', "unknown key 'x'"),
-        ("{", "", "cannot be read as JSON"),
+        ("{", "", "is not JSON"),
     ],
 )
 def test_manifest_is_read_strictly(copy: Path, old: str, new: str, part: str) -> None:

@@ -195,7 +195,7 @@ def test_without_a_template_messages_are_refused(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     folder = fake_artifact(tmp_path / "a").folder
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(EngineError, match=r"tokenizer\.json: cannot be read"):
+    with pytest.raises(EngineError, match=r"tokenizer\.json: is not JSON"):
         Tokenizer(folder)
 
 

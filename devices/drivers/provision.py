@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import tempfile
 import tomllib
 import zipfile
@@ -21,12 +20,13 @@ from packaging.requirements import Requirement
 from devices.drivers.driver import Say
 from devices.drivers.staging import describe, push_file
 from devices.errors import DeviceError
-from devices.transports.host import Host, last_lines
+from devices.transports.host import SILENT_SHELL, Host, last_lines
+from export.strict import parse_json
 from runtimes.errors import TransportError
 
 SOURCE = Path(__file__).parents[2]
 # What an agent imports: of the exporter what an artifact is, and of the runtimes all but the app bundles.
-CODE = ("export/__init__.py", "export/artifact.py", "export/errors.py", "export/strict.py", "runtimes")
+CODE = (*(f"export/{name}.py" for name in ("__init__", "artifact", "errors", "limits", "strict")), "runtimes")
 NOT_CODE = "runtimes/bundle"
 AGENT_NEEDS = ("numpy", "psutil")  # of our own requirements; the others are the command line's
 OLDEST = (3, 11)
@@ -166,15 +166,25 @@ def look_at_python(host: Host, python: str, system: System = POSIX) -> Python:
             f"({system.python_fix}), or set `python` in lab.toml"
         )
     try:
-        version, markers = json.loads(done.stdout)
-    except ValueError:
-        raise DeviceError(f"{python} on the device answered {done.stdout[:60]!r}; name a Python in lab.toml") from None
+        version, markers = parse_json(done.stdout)
+        _check_look(version, markers)
+    except (TypeError, ValueError):
+        raise DeviceError(
+            f"{python} on the device answered {done.stdout[:60]!r}; {SILENT_SHELL}; or name a Python in lab.toml"
+        ) from None
     if tuple(version) < OLDEST:
         raise DeviceError(
             f"{python} on the device is {'.'.join(map(str, version))}; needed is {'.'.join(map(str, OLDEST))} or "
             f"newer: {system.newer_fix}, or set `python` in lab.toml"
         )
     return Python(command=python, version=tuple(version), markers=markers)
+
+
+def _check_look(version: object, markers: object) -> None:
+    numbers = isinstance(version, list) and len(version) == 3 and all(type(each) is int for each in version)
+    texts = isinstance(markers, dict) and all(isinstance(each, str) for each in markers.values())
+    if not numbers or not texts:
+        raise ValueError("neither a version nor markers")
 
 
 def requirements(extra: str, markers: Mapping[str, str]) -> list[str]:

@@ -12,8 +12,7 @@ max_kl = 0.2                  # of the artifact's score: also max_perplexity, mi
 
 from __future__ import annotations
 
-import math
-import tomllib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Literal
 from devices.errors import BudgetError
 from devices.measure.metrics import METRICS
 from devices.measure.result import Result
-from export.strict import refuse_unknown
+from export.strict import read_toml, refuse_unknown
 
 Bound = Literal["max", "min"]
 
@@ -81,12 +80,7 @@ def match_facts(result: Result) -> dict[str, str | int]:
 
 def read_budgets(path: Path) -> Budgets:
     """Read a budget file, strictly. Raises BudgetError."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BudgetError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise BudgetError(f"{path}: is not TOML ({error})") from error
+    content = read_toml(path, BudgetError)
     refuse_unknown(content, ["noise_floor", "budget"], str(path), BudgetError)
     rows = content.get("budget", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -119,6 +113,6 @@ def _budget(row: Mapping[str, Any], where: str) -> Budget:
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise BudgetError(f"{where}: expected a number that is not negative, saw {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        raise BudgetError(f"{where}: expected a number that is not negative, saw {value!r:.60}")
     return float(value)

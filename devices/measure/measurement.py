@@ -1,6 +1,6 @@
 """A measurement: what was asked, what came back with every raw time, and the conditions. No statistic is stored.
 
-Read strictly; written aside and renamed, so that a killed bench leaves no half file.
+Read strictly; the verb writes it aside and renames it, so that a killed bench leaves no half file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Literal
 
 from devices.errors import MeasurementError
 from export.artifact import Artifact
-from export.strict import build
+from export.strict import build, read_json
 from runtimes.api import MemoryUse
 from runtimes.system.conditions import Conditions
 
@@ -141,31 +140,17 @@ def describe_artifact(artifact: Artifact) -> ArtifactFacts:
     )
 
 
-def write_measurement(path: Path, measurement: Measurement) -> None:
-    """Write aside, flush to disk, rename."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as out:
-            out.write(measurement.to_json())
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read_measurement(path: Path) -> Measurement:
     """Read a file of `phi-edge bench`, strictly. Raises MeasurementError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MeasurementError(f"{path}: cannot be read ({error.strerror}); give a file of `phi-edge bench`") from error
-    except ValueError as error:
-        raise MeasurementError(f"{path}: is not JSON ({error}); give a file of `phi-edge bench`") from error
+    return load_measurement(read_json(path, MeasurementError, "give a file of `phi-edge bench`"), path)
+
+
+def load_measurement(content: object, path: Path) -> Measurement:
+    """A file's JSON as a measurement, strictly. Raises MeasurementError."""
     if not isinstance(content, dict) or "repetitions" not in content or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise MeasurementError(
-            f"{path}: schema {seen!r}; this version reads measurements of schema {SCHEMA}; run bench"
+            f"{path}: schema {seen!r:.60}; this version reads measurements of schema {SCHEMA}; run bench"
         )
     measurement = build(Measurement, content, str(path), MeasurementError)
     if not measurement.repetitions:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from devices.errors import MeasurementError
-from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, read_measurement
+from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, load_measurement
 from devices.measure.metrics import METRICS, Metric, Summary, summarize
 from devices.measure.score import Score, is_score, load_score
 from devices.measure.validity import doubts, problems
+from export.strict import read_json
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,13 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     measurements: list[Measurement] = []
     scores: dict[str, Score] = {}
     for path in paths:
-        score = _read_score(path)
-        if score is None:
-            measurements.append(read_measurement(path))
-        elif score.artifact.digest in scores:
+        content = read_json(path, MeasurementError, "give a file of `phi-edge bench` or `phi-edge score`")
+        if not is_score(content):
+            measurements.append(load_measurement(content, path))
+        elif (score := load_score(content, path)).artifact.digest in scores:
             raise MeasurementError(f"{path}: a second score of the artifact {score.artifact.name}; give one of them")
         else:
             scores[score.artifact.digest] = score
     results = [Result(each, scores.get(each.artifact.digest)) for each in measurements]
     measured = {each.artifact.digest for each in measurements}
     return results + [Result(None, score) for digest, score in scores.items() if digest not in measured]
-
-
-def _read_score(path: Path) -> Score | None:
-    """The file as a score; None where it is something else, which read_measurement judges."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return load_score(content, path) if is_score(content) else None

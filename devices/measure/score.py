@@ -99,5 +99,5 @@ def load_score(content: object, path: Path) -> Score:
     """A file's JSON as a score, strictly. Raises MeasurementError."""
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise MeasurementError(f"{path}: schema {seen!r}; this version reads scores of schema {SCHEMA}; run score")
+        raise MeasurementError(f"{path}: schema {seen!r:.60}; this version reads scores of schema {SCHEMA}; run score")
     return build(Score, content, str(path), MeasurementError)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from export.errors import OptionError
+from export.strict import parse_json
 
 
 def read_text(path: Path) -> str:
@@ -30,7 +30,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}: line {number}"
         try:
-            content = json.loads(line)
+            content = parse_json(line.encode())
         except ValueError as error:
             raise OptionError(f"{where}: is not JSON ({error})") from error
         if not isinstance(content, dict):

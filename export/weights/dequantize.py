@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from export.artifact import Artifact
+from export.errors import ArtifactError
 from export.weights.layout_file import TensorLayout, read_layout
 from export.weights.on_demand import WeightsOnDemand
 from export.weights.slots import DTYPES, Kind, Slot, SlotId
@@ -25,7 +26,14 @@ def read_weights(artifact: Artifact) -> WeightsOnDemand:
 
 
 def read_tensor(folder: Path, tensor: TensorLayout) -> Tensor:
-    """One tensor, dequantised where it is quantised."""
+    """One tensor, dequantised where it is quantised. Raises ArtifactError for slots that do not make one."""
+    try:
+        return _multiplied(folder, tensor)
+    except (KeyError, IndexError, RuntimeError, StopIteration, ValueError, ZeroDivisionError) as error:
+        raise ArtifactError(f"{folder}: the slots of {tensor.name:.200} do not make a tensor; export it again") from error
+
+
+def _multiplied(folder: Path, tensor: TensorLayout) -> Tensor:
     if tensor.bits is None:
         return read_kind(folder, tensor, "weight")[0].float().reshape(tensor.shape)
     rows = tensor.shape[0]
@@ -50,8 +58,10 @@ def read_kind(folder: Path, tensor: TensorLayout, kind: Kind) -> tuple[Tensor, S
     row_bytes = total // tensor.shape[0]
     while len(data) < total:
         part, count = next(turns)
-        data += unread[part][: count * row_bytes]
-        unread[part] = unread[part][count * row_bytes :]
+        piece, unread[part] = unread[part][: count * row_bytes], unread[part][count * row_bytes :]
+        if not piece:
+            raise ValueError(f"no rows are left in {part}")
+        data += piece
     slot = next(iter(parts.values()))
     return torch.frombuffer(data, dtype=DTYPES[slot.dtype]), slot
 

@@ -13,7 +13,8 @@ from typing import Any
 from export.artifact import Artifact
 from export.errors import ArtifactError
 from export.models.shape import EMBEDDING
-from export.weights.slots import Interleaved, Slot, SlotId, Slots
+from export.strict import build, read_json
+from export.weights.slots import DTYPES, Interleaved, Kind, Slot, SlotId, Slots
 
 LAYOUT = "layout.json"
 SCHEMA = 1
@@ -91,35 +92,80 @@ def _slot_content(slot: Slot) -> dict[str, Any]:
 
 def read_layout(artifact: Artifact) -> list[TensorLayout]:
     """The artifact's layout.json. Raises ArtifactError."""
-    path = artifact.folder / LAYOUT
-    if LAYOUT not in artifact.manifest.files:
+    path = artifact.find(LAYOUT)
+    if path is None:
         raise ArtifactError(f"{artifact.folder}: has no {LAYOUT}; export it again with this version")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
-        tensors = [_read_tensor(entry) for entry in content["tensors"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({type(error).__name__}: {error}); export it again") from error
+    content = build(_Layout, read_json(path, ArtifactError, "export it again"), str(path), ArtifactError)
+    if content.schema != SCHEMA:
+        raise ArtifactError(f"{path}: schema {content.schema}, this version reads {SCHEMA}; export it again")
+    tensors = [_read_tensor(entry, path) for entry in content.tensors]
     for slot in (slot for tensor in tensors for slot in tensor.slots.values()):
         if slot.file not in artifact.manifest.files or slot.end > artifact.manifest.files[slot.file].bytes:
             raise ArtifactError(f"{path}: {slot.id} lies outside of {slot.file}; export it again")
     return tensors
 
 
-def _read_tensor(entry: Mapping[str, Any]) -> TensorLayout:
-    tensor = SlotId(entry["name"])
-    slots = [_read_slot(tensor, content) for content in entry["slots"]]
-    changes: dict[str, Any] = {
-        "shape": tuple(entry["shape"]),
-        "rows": tuple((part, count) for part, count in entry["rows"]),
-        "slots": {slot.id: slot for slot in slots},
-    }
-    return TensorLayout(**{**entry, **changes})
+@dataclass(frozen=True, kw_only=True)
+class _Slot:
+    """A slot as the file has it."""
+
+    kind: Kind
+    part: str = ""
+    file: str
+    offset: int
+    dtype: str
+    shape: Sequence[int]
+    bits: int | None = None
+    even_high: bool = False
 
 
-def _read_slot(tensor: SlotId, content: Mapping[str, Any]) -> Slot:
-    facts = dict(content)
-    id = dataclasses.replace(tensor, kind=facts.pop("kind"), part=facts.pop("part", ""))
-    facts["shape"] = tuple(facts["shape"])
-    return Slot(id, **facts)
+@dataclass(frozen=True, kw_only=True)
+class _Tensor:
+    """A tensor as the file has it."""
+
+    name: str
+    shape: Sequence[int]
+    bits: int | None
+    block_size: int | None
+    zero_points: bool
+    rows: Sequence[Sequence[Any]]
+    slots: Sequence[_Slot]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """The file."""
+
+    schema: int
+    tensors: Sequence[_Tensor]
+
+
+def _read_tensor(entry: _Tensor, path: Path) -> TensorLayout:
+    slots = [_read_slot(SlotId(entry.name, slot.kind, slot.part), slot, path) for slot in entry.slots]
+    rows = [(part, count) for part, count in (row for row in entry.rows if len(row) == 2)]
+    counted = all(isinstance(part, str) and type(count) is int and count > 0 for part, count in rows)
+    if len(rows) < len(entry.rows) or not counted or min(entry.shape, default=0) < 1:
+        raise ArtifactError(f"{path}: {entry.name:.200} has rows or a shape that no tensor has; export it again")
+    return TensorLayout(
+        name=entry.name,
+        shape=tuple(entry.shape),
+        bits=entry.bits,
+        block_size=entry.block_size,
+        zero_points=entry.zero_points,
+        rows=tuple(rows),
+        slots={slot.id: slot for slot in slots},
+    )
+
+
+def _read_slot(id: SlotId, entry: _Slot, path: Path) -> Slot:
+    if entry.dtype not in DTYPES or entry.offset < 0 or min(entry.shape, default=0) < 1:
+        raise ArtifactError(f"{path}: the slot {id!s:.200} has no known type, offset or shape; export it again")
+    return Slot(
+        id=id,
+        dtype=entry.dtype,
+        shape=tuple(entry.shape),
+        offset=entry.offset,
+        file=entry.file,
+        bits=entry.bits,
+        even_high=entry.even_high,
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from export.artifact import Artifact
+from export.strict import read_json
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.template import ChatTemplate, load_template
@@ -28,7 +28,7 @@ def read_turns(artifact: Artifact) -> Turns | None:
     """None without a chat template. Raises UnsupportedError for one that is not made of such pieces."""
     config = _json(artifact, "tokenizer_config.json")
     names = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    template = load_template(artifact.folder, config, names)
+    template = load_template(artifact.folder, config, names, artifact.manifest.files)
     if template is None:
         return None
     user, answer = Message("user", "first"), Message("assistant", "second")
@@ -109,12 +109,8 @@ def _between(template: ChatTemplate, messages: Sequence[Message]) -> list[str]:
 
 
 def _json(artifact: Artifact, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((artifact.folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise EngineError(f"{artifact.folder / name}: is not JSON ({error}); export it again") from error
+    path = artifact.find(name)
+    content = {} if path is None else read_json(path, EngineError, "export it again")
     return content if isinstance(content, dict) else {}
 
 

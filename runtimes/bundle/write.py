@@ -100,7 +100,7 @@ def write_bundle(artifact: Artifact, out: Path, name: str) -> None:
         for file in (*artifact.manifest.files, MANIFEST):
             target = part / KINDS[name].model / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.folder / file, target)
+            shutil.copyfile(artifact.folder / MANIFEST if file == MANIFEST else artifact.path(file), target)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

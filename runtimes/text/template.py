@@ -6,7 +6,7 @@ The origin keeps a message from forging a special token: only text that the temp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,10 +117,21 @@ class ChatTemplate:
             raise RequestError(f"the artifact's chat template refuses these messages: {error}") from error
 
 
-def load_template(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> ChatTemplate | None:
-    """The chat template beside a tokenizer: chat_template.jinja, else tokenizer_config.json's; None without one."""
-    path = folder / "chat_template.jinja"
-    source: object = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+def is_there(folder: Path, name: str, listed: Container[str] | None) -> bool:
+    """Whether the folder has this file, and its manifest lists it. `listed` None: there is no manifest."""
+    return (listed is None or name in listed) and (folder / name).is_file()
+
+
+def load_template(
+    folder: Path, config: Mapping[str, Any], names: Mapping[str, str], listed: Container[str] | None = None
+) -> ChatTemplate | None:
+    """The chat template beside a tokenizer: chat_template.jinja, else tokenizer_config.json's; None without one.
+
+    `listed` are the names that may be read; None: all.
+    """
+    source: object = config.get("chat_template")
+    if is_there(folder, "chat_template.jinja", listed):
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(source, list):
         # The older form: several templates by name.
         source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.strict import read_json
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.marks import Piece
-from runtimes.text.template import load_template
+from runtimes.text.template import is_there, load_template
 from runtimes.text.token_bytes import TokenBytes, control_names
 
+_CONFIG = "tokenizer_config.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -30,15 +32,18 @@ class Tokenizer:
     tokenizer.json, so ordinary text gives exactly the ids that transformers gives.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read tokenizer.json, tokenizer_config.json and the chat template. Raises EngineError."""
+    def __init__(self, folder: Path, listed: Container[str] | None = None) -> None:
+        """Read tokenizer.json, tokenizer_config.json and the chat template. `listed` are the names that may be read: an
+        artifact's files. None, for a checkpoint: whatever is there. Raises EngineError."""
         import tokenizers
 
+        if listed is not None and "tokenizer.json" not in listed:
+            raise EngineError(f"{folder}: its manifest lists no tokenizer.json; export the artifact again")
         content = _read(folder / "tokenizer.json")
-        config = _read(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        config = _read(folder / _CONFIG) if is_there(folder, _CONFIG, listed) else {}
         self._private = _private_names(content)
         names = {name: text for name in _NAMED if (text := _text(config.get(name))) is not None}
-        self._template = load_template(folder, config, names)
+        self._template = load_template(folder, config, names, listed)
         self.bytes = TokenBytes(content, set(self._private))
         control = "|".join(re.escape(name) for name in sorted(self._private, key=len, reverse=True))
         self._control = re.compile(control) if control else None
@@ -134,10 +139,7 @@ def _text(token: object) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path}: cannot be read ({error}); export the artifact again") from error
+    content = read_json(path, EngineError, "export the artifact again")
     if not isinstance(content, dict):
         raise EngineError(f"{path}: expected an object, saw {type(content).__name__}; export the artifact again")
     return content

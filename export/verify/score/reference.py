@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from export.artifact import Artifact
 from export.checkpoint.open import open_checkpoint
-from export.errors import OptionError
+from export.errors import ArtifactError, OptionError
+from export.strict import parse_json, read_json
 from export.verify.score.blocks import Block
 from export.verify.score.losses import Rows
 from export.verify.score.streamed import LayerDone, StreamedReference
@@ -39,9 +39,11 @@ def check_tokens(artifact: Artifact, name: str, tokenizer: str, vocab_size: int)
             f"{artifact.folder.name} has a vocabulary of {ours} tokens, {name} one of {vocab_size}; compare artifacts "
             "and checkpoints of one model"
         )
-    mine, theirs = (
-        json.loads(text) for text in (artifact.path("tokenizer.json").read_text(encoding="utf-8"), tokenizer)
-    )
+    mine = read_json(artifact.path("tokenizer.json"), ArtifactError, "export it again")
+    try:
+        theirs = parse_json(tokenizer.encode())
+    except ValueError as error:
+        raise OptionError(f"{name}: its tokenizer.json is not JSON ({error})") from error
     if any(mine.get(key) != theirs.get(key) for key in ("model", "added_tokens")):
         raise OptionError(
             f"{artifact.folder.name} and {name} have different tokenizers (tokenizer.json), so the same ids are other "

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.checkpoint.open import Checkpoint
-from export.errors import OptionError
+from export.errors import OptionError, SpaceError
 from export.job import Job
 from export.models.attention import Cached, attend
 from export.models.layers import leaves
 from export.models.shape import EMBEDDING, Layer, Model, on_meta
 from export.plan import scale_bytes, weight_bytes
 from export.scheme import Precision, Scheme
+from export.strict import read_json
 from export.texts import HELD_OUT
 from export.weights.calibration import text_blocks
 from export.weights.journal import Journal
@@ -77,7 +78,7 @@ def kept_or_measured(job: Job, journal: Journal, progress: Callable[[str, int], 
     """The sensitivities, from an interrupted export of the same job or measured now."""
     kept = journal.folder / "sensitivity.json"
     if kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
+        content = read_json(kept, SpaceError, "remove this file and start again")
         if content["job"] == journal.job:
             kept_kl: dict[str, float] = content["kl"]
             return kept_kl
