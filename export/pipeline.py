@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from export.artifact import (
-    MANIFEST,
     SCHEMA,
     AppliedScheme,
     Artifact,
@@ -22,6 +21,7 @@ from export.artifact import (
     Rope,
     Source,
     describe_files,
+    open_artifact,
     seal,
     sha256_file,
 )
@@ -30,6 +30,7 @@ from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
+from export.out_folder import check_out, discard, publish, real_path, recover, work_folder
 from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
 from export.size import size_text
@@ -37,7 +38,7 @@ from export.system import memory_room
 from export.verify.proof import Prover
 from export.weights.calibration import make_batch
 from export.weights.forward import stream_weights
-from export.weights.journal import Journal, discard
+from export.weights.journal import Journal
 from export.weights.layout_file import LAYOUT, describe_layout, write_layout
 from export.weights.methods.budget import fit_budget
 from export.weights.slots import SlotId, weight_files
@@ -65,17 +66,19 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     """Run one export. Without a prover the result is sealed as it is. Raises ExportError for the user's fault, before
     anything is written where that is possible.
 
-    The work is done in OUT.part, beside a journal; an export that was interrupted goes on there. Then the finished
-    folder is renamed to OUT, and its manifest written last.
+    The work is done in OUT.part, beside a journal (in a folder inside OUT where OUT is there already); an export that
+    was interrupted goes on there. Then the finished files get to OUT, and the manifest is written last.
     """
     progress = progress or Progress()
     progress.step("reading the checkpoint")
     judge_before_download(request)
     job = resolve(request)
-    work = request.out.with_name(request.out.name + ".part")
+    out = real_path(request.out)
+    work = work_folder(out)
     with Journal(work, describe_job(job)) as journal:
         try:
-            artifact = export_beside(journal, job, request, progress, prover)
+            if not journal.is_finished(out) or request.fresh:
+                export_beside(journal, job, replace(request, out=out), progress, prover)
         except BaseException as error:
             if journal.is_empty() or isinstance(error, ProofError):
                 discard(work)
@@ -85,14 +88,16 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
                 ) from error
             raise
     discard(work)
-    return artifact
+    return open_artifact(request.out)
 
 
 def judge_before_download(request: ExportRequest) -> Job | None:
     """Refuse what can be refused before gigabytes are fetched: OUT, every option, too little memory. The job as far as
     it is known then, where there is something to download. Raises ExportError."""
-    if not request.out.with_name(request.out.name + ".part").exists():  # else an interrupted export goes on
-        check_out(request.out)
+    out = real_path(request.out)
+    work = work_folder(out)
+    if not work.exists():  # else an interrupted export goes on
+        check_out(out, work)
     job = sketch(request)
     if job is not None:
         check_memory(job)
@@ -101,15 +106,16 @@ def judge_before_download(request: ExportRequest) -> Job | None:
 
 def export_beside(
     journal: Journal, job: Job, request: ExportRequest, progress: Progress, prover: Prover | None
-) -> Artifact:
+) -> None:
     """The export itself, in the journal's folder, up to the sealed OUT."""
     out, folder = request.out, journal.folder / "artifact"
-    recover(out, journal)
-    check_out(out)
+    if not journal.is_empty():
+        recover(folder, out)
+    check_out(out, journal.folder)
     check_memory(job)
     if request.fresh:
         journal.forget()
-        discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     if job.has_budget:
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
@@ -134,17 +140,8 @@ def export_beside(
         progress.step("running it")
         for remark in prover.run(Artifact(folder, manifest)):
             progress.step(remark)
-    if out.exists():
-        out.rmdir()  # empty: check_out has seen to that
-    folder.rename(out)
-    return seal(out, manifest)
-
-
-def recover(out: Path, journal: Journal) -> None:
-    """Undo the last rename of an export that was killed before it could seal, so that it goes on from its journal."""
-    folder = journal.folder / "artifact"
-    if not journal.is_empty() and out.is_dir() and not folder.exists() and not (out / MANIFEST).exists():
-        out.rename(folder)
+    publish(folder, out)
+    seal(out, manifest)
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -175,12 +172,6 @@ def describe_job(job: Job) -> str:
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def check_out(out: Path) -> None:
-    """The output folder must be new or empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpaceError(f"{out}: is not empty; give a new folder, or remove this one first")
 
 
 def check_memory(job: Job) -> None:

@@ -7,7 +7,6 @@ hidden state that the next stage starts from (in a file beside it). A line is be
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from export.artifact import sha256_file
+from export.artifact import MANIFEST, sha256_file
 from export.errors import SpaceError
+from export.out_folder import JOURNAL, LOCK, take_over
 from export.weights.loss import LossMeter
 from export.weights.slots import SlotId
 from export.weights.weight_file import WeightFile
@@ -44,12 +44,12 @@ class Journal:
 
     def __init__(self, folder: Path, job: str) -> None:
         self.folder, self.job = folder, job
-        self.path = folder / "journal.jsonl"
+        self.path = folder / JOURNAL
         self.stages: list[Stage] = []
 
     def __enter__(self) -> Journal:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = (self.folder / "lock").open("w")
+        take_over(self.folder)
+        self.lock = (self.folder / LOCK).open("a")
         if not lock(self.lock):
             self.lock.close()
             raise SpaceError(f"{self.folder}: another export is writing here; wait for it, or give another OUT")
@@ -63,6 +63,13 @@ class Journal:
     def is_empty(self) -> bool:
         """Whether no stage, of this job or another, has been noted here."""
         return not self.path.is_file() or len(self.path.read_bytes().splitlines()) < 2
+
+    def is_finished(self, out: Path) -> bool:
+        """Whether this very job has sealed `out`, and was interrupted before it could remove its work folder."""
+        if self.is_empty() or not (out / MANIFEST).is_file():
+            return False
+        with self.path.open(encoding="utf-8") as file:
+            return file.readline() == json.dumps({"job": self.job}) + "\n"
 
     def forget(self) -> None:
         """Start anew."""
@@ -136,8 +143,3 @@ def lock(file: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def discard(folder: Path) -> None:
-    """Remove a work folder and everything in it."""
-    shutil.rmtree(folder, ignore_errors=True)
