@@ -59,16 +59,35 @@ def start() -> Iterator[Callable[..., RemoteTokens]]:
         ("ready(protocol=2)", "speaks protocol 2; this version speaks 1; install the same"),
         ("say(event='pong', request=1); say(event='sample', conditions={})", r"line is Sample\(.*, not its ready line"),
         ('sys.stdout.write(\'{"event": "rea\'); sys.stdout.flush()', "the agent ended while loading"),
-        ("ready(artifact='b' * 64); hear()", "serves artifact bbbbbbbbbbbb…, but aaaaaaaaaaaa… was asked for"),
+        ("ready(artifact='b' * 64); hear()", "serves artifact bbbbbbbbbbbb…, but [0-9a-f]{12}… was asked for"),
+        (
+            "ready(context_tokens=4096); hear()",
+            "a context of 4096 tokens and a vocabulary of 262; the artifact has 512",
+        ),
+        (
+            "ready(context_tokens='512')",
+            r"no line of agent protocol 1 \(Ready: context_tokens: expected int, saw '512'\)",
+        ),
+        ("ready(max_line_bytes=0)", r"max_line_bytes is 0"),
+        ("ready(capabilities=None)", "capabilities: expected"),
+        ("ready(load_s=1e999)", "which is no line of agent protocol 1"),
+        ("sys.stdout.write('x' * 5_000_000); sys.stdout.flush(); time.sleep(9)", "a line of more than 4194304 bytes"),
+        (
+            "say(event='error', request=None, code='internal', message='x' * 3_000_000, fatal=True)",
+            "internal: x{2000}…$",
+        ),
         (
             "say(event='error', request=None, code='internal', message='x', fatal=True)",
             "the agent reported internal: x",
         ),
     ],
 )
-def test_an_agent_that_does_not_get_ready(start: Callable[..., RemoteTokens], program: str, said: str) -> None:
+def test_an_agent_that_does_not_get_ready(
+    start: Callable[..., RemoteTokens], tmp_path: Path, program: str, said: str
+) -> None:
+    manifest = fake_artifact(tmp_path / "artifact").manifest
     with pytest.raises(TransportError, match=said):
-        start(program, digest="a" * 64)
+        start(program, manifest=manifest)
 
 
 def test_what_the_agent_cannot_load_is_the_engines_error(start: Callable[..., RemoteTokens]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 from devices.drivers.board import Board, PythonBoardDriver
 from devices.drivers.driver import Finding
@@ -31,6 +31,16 @@ print(json.dumps({"machine": platform.machine(), "glibc": platform.libc_ver()[1]
 """
 
 
+@dataclass(frozen=True)
+class PythonFacts:
+    """What the probe prints."""
+
+    machine: str
+    glibc: str
+    onnxruntime: str
+    numpy: str
+
+
 def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
     """A board that cannot be reached is a finding, not an error."""
     board = driver.board
@@ -53,8 +63,8 @@ def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
         yield Finding(what="python", state="wrong", seen=" ".join(str(error).splitlines()), fix=_PYTHON_FIX)
         return
     yield Finding(what="python", state="ok", seen=f"{board.starter} {'.'.join(map(str, version))}")
-    yield from _software(board)
     try:
+        yield from _software(board)
         folder = driver.cache_folder()
         yield disk(folder, board.host.files.free_bytes(folder), f"rm -r {folder}/artifacts/*")
         yield from judge_conditions(driver.look())
@@ -100,16 +110,16 @@ def judge_memory(seen: Conditions) -> Iterator[Finding]:
 
 def _software(board: Board) -> Iterator[Finding]:
     done = board.host.run([board.starter, "-P", "-c", _PROBE], deadline_s=board.host.timeouts.command_s)
-    facts: dict[str, Any] = json.loads(done.checked("looking at the device's Python"))
-    glibc = tuple(int(word) for word in str(facts["glibc"]).split(".") if word.isdigit())
+    facts = done.facts(PythonFacts, "looking at the device's Python")
+    glibc = tuple(int(word) for word in facts.glibc.split(".") if re.fullmatch("[0-9]{1,6}", word))
     old = bool(glibc) and glibc < GLIBC
     yield Finding(
         what="system",
         state="wrong" if old else "ok",
-        seen=f"{facts['machine']}, glibc {facts['glibc'] or 'unknown'}",
+        seen=f"{facts.machine}, glibc {facts.glibc or 'unknown'}",
         fix=f"glibc {'.'.join(map(str, GLIBC))} or newer: Raspberry Pi OS Bookworm or newer" if old else None,
     )
-    engine = str(facts["onnxruntime"])
+    engine = facts.onnxruntime
     if not engine.startswith("missing"):
         yield Finding(what="onnxruntime", state="ok", seen=engine)
     elif board.python is not None:

@@ -65,4 +65,4 @@ def _program(program: Program, *, needed: bool) -> Finding:
     except TransportError as error:
         return Finding(what=program.name, state=state, seen=f"{path}: {error}", fix=program.fix)
     version = (done.stdout or done.stderr).decode("utf-8", "replace").strip()
-    return Finding(what=program.name, state="ok", seen=version.partition("\n")[0])
+    return Finding(what=program.name, state="ok", seen=version.partition("\n")[0] or f"{path}, which prints no version")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from devices.checks.board import ODD, disk, judge_conditions
 from devices.drivers.board import Board, PythonBoardDriver
@@ -30,6 +30,24 @@ print(json.dumps({"bits": 8 * struct.calcsize("P"), "machine": platform.machine(
 """
 
 
+@dataclass(frozen=True)
+class PythonFacts:
+    """What the probe prints."""
+
+    bits: int
+    machine: str
+    version: str
+    echo: str
+
+
+@dataclass(frozen=True)
+class GraphicsFacts:
+    """What `python -m runtimes.engines.directml` prints."""
+
+    distributions: Mapping[str, str]
+    adapters: Sequence[Adapter]
+
+
 def examine_windows(driver: PythonBoardDriver, host: WindowsHost) -> Iterator[Finding]:
     """A machine that cannot be reached is a finding, not an error. `host` is the board's."""
     board, limit_s = driver.board, host.timeouts.command_s
@@ -50,7 +68,7 @@ def examine_windows(driver: PythonBoardDriver, host: WindowsHost) -> Iterator[Fi
     try:
         version = driver.python().version
         probe = [board.starter, "-P", "-c", _PROBE, ODD]
-        facts = json.loads(host.run(probe, deadline_s=limit_s).checked("looking at the device's Python"))
+        facts = host.run(probe, deadline_s=limit_s).facts(PythonFacts, "looking at the device's Python")
     except (DeviceError, RuntimesError) as error:
         fix = f"{WINDOWS.python_fix} ({'.'.join(map(str, OLDEST))} or newer), or `launcher` in lab.toml"
         yield Finding(what="python", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
@@ -62,13 +80,13 @@ def examine_windows(driver: PythonBoardDriver, host: WindowsHost) -> Iterator[Fi
         yield disk(folder, host.files.free_bytes(folder), f'rmdir /s "{old}"')
         yield from judge_conditions(driver.look())
         looked = host.run(driver.our_python("runtimes.engines.directml"), deadline_s=limit_s)
-        graphics = json.loads(looked.checked("looking at the graphics adapters"))
+        graphics = looked.facts(GraphicsFacts, "looking at the graphics adapters")
     except RuntimesError as error:
         fix = f"check the folder {board.cache} on the device, or set `cache` in lab.toml"
         yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
         return
-    yield judge_packages(graphics["distributions"], board)
-    yield judge_adapters([Adapter(**each) for each in graphics["adapters"]], board.graphics)
+    yield judge_packages(graphics.distributions, board)
+    yield judge_adapters(list(graphics.adapters), board.graphics)
 
 
 def judge_packages(installed: Mapping[str, str], board: Board) -> Finding:
@@ -109,21 +127,22 @@ def _shell(shell: str) -> Finding:
     return Finding(what="shell", state="wrong", seen=seen, fix=_DEFAULT_SHELL)
 
 
-def _python(python: str, version: tuple[int, ...], facts: Mapping[str, Any]) -> Iterator[Finding]:
-    wide = facts["bits"] == 64
+def _python(python: str, version: tuple[int, ...], facts: PythonFacts) -> Iterator[Finding]:
+    wide = facts.bits == 64
     yield Finding(
         what="python",
         state="ok" if wide else "wrong",
-        seen=f"{python} {'.'.join(map(str, version))}, {facts['bits']} bits, {facts['machine']}",
+        seen=f"{python} {'.'.join(map(str, version))}, {facts.bits} bits, {facts.machine}",
         fix=None if wide else f"{WINDOWS.python_fix} --architecture x64",
     )
-    if facts["echo"] != ODD:
-        seen = f"a test text came back as {facts['echo']!r:.60}"
+    if facts.echo != ODD:
+        seen = f"a test text came back as {facts.echo!r:.60}"
         yield Finding(what="words", state="wrong", seen=seen, fix="name python.exe itself, no script, as `launcher`")
-    build = int(facts["version"].rpartition(".")[2])
+    last = facts.version.rpartition(".")[2]
+    build = int(last) if re.fullmatch("[0-9]{1,9}", last) else 0
     yield Finding(
         what="system",
         state="ok" if build >= OLDEST_BUILD else "wrong",
-        seen=f"Windows {facts['version']}",
+        seen=f"Windows {facts.version}",
         fix=None if build >= OLDEST_BUILD else "Windows 10, version 1903, or newer",
     )

@@ -44,9 +44,9 @@ def parse_conditions(text: str, at: datetime) -> Conditions:
     pieces = text.split(f"\n{_MARK}")
     found = {name: rest.strip() for name, _, rest in (piece.partition("\n") for piece in pieces[1:])}
     memory = parse_meminfo(found.get("memory", ""))
-    cores = [int(word) for word in found.get("cores", "").split() if word.isdigit()]
-    frequency = tuple(int(word) * 1000 for word in found.get("frequency", "").split() if word.isdigit())
-    status = re.search(r"(?m)^Thermal Status: (\d+)", found.get("thermal", ""))
+    cores = _numbers(found.get("cores", ""))
+    frequency = tuple(number * 1000 for number in _numbers(found.get("frequency", "")))
+    status = re.search(r"(?m)^Thermal Status: ([0-9]{1,9})$", found.get("thermal", ""))
     battery = dict(re.findall(r"(?m)^\s*([\w ]+): (\S+)$", found.get("battery", "")))
     looks = [parse_cpu_times(line) for line in found.get("busy", "").splitlines() if line.startswith("cpu ")]
     android = found.get("android")
@@ -68,7 +68,7 @@ def parse_conditions(text: str, at: datetime) -> Conditions:
         swap_used_bytes=memory.swap_used_bytes,
         swap_devices=parse_swaps(found.get("swaps", "")) or None,
         thermal_status=int(status[1]) if status else None,
-        battery_share=int(battery["level"]) / int(battery.get("scale", "100")) if "level" in battery else None,
+        battery_share=_share(battery.get("level", ""), battery.get("scale", "100")),
         battery_charging=_charging(battery),
     )
 
@@ -78,12 +78,24 @@ def _temperatures(thermal: str, battery: str | None) -> dict[str, float]:
     found: dict[str, float] = {}
     current = thermal.partition("Current temperatures from HAL:")[2].partition("Current cooling devices")[0]
     for value, name in re.findall(r"Temperature\{mValue=([^,]+), mType=[^,]+, mName=([^,]+),", current):
-        degrees = float(value)
+        try:
+            degrees = float(value)
+        except ValueError:
+            continue
         if math.isfinite(degrees) and degrees != 0.0 and degrees > -100.0:
             found[name] = degrees
-    if battery is not None and battery.lstrip("-").isdigit():
+    if battery is not None and re.fullmatch("-?[0-9]{1,9}", battery):
         found["battery"] = int(battery) / 10
     return found
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split() if re.fullmatch("[0-9]{1,15}", word)]
+
+
+def _share(level: str, scale: str) -> float | None:
+    numbers = _numbers(f"{level} {scale}")
+    return numbers[0] / numbers[1] if len(numbers) == 2 and numbers[1] else None
 
 
 def _charging(battery: dict[str, str]) -> bool | None:

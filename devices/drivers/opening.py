@@ -13,7 +13,7 @@ from devices.transports.host import Host
 from devices.transports.remote_tokens import open_remote
 from export.artifact import Artifact
 from export.strict import build
-from runtimes.agent.wire import Sample, decode_event
+from runtimes.agent.events import Sample, decode_event
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import TransportError
 from runtimes.system.conditions import Conditions
@@ -46,7 +46,7 @@ def open_agent(
     until_s = math.inf if loading.total_s is None else time.monotonic() + loading.total_s
     source = open_remote(
         host.start(full),
-        digest=artifact.manifest.digest(),
+        manifest=artifact.manifest,
         hold=loading.hold,
         timeouts=dataclasses.replace(host.timeouts, load_s=loading.wait_s, progress_s=loading.wait_s),
         until_s=until_s,

@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 from devices.transports.host import LineProcess
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from runtimes.agent.wire import HIGHEST_NUMBER, Event, Pong, decode_event, encode
+from runtimes.agent.events import Event, Pong, decode_event
+from runtimes.agent.wire import HIGHEST_NUMBER, encode
 from runtimes.errors import TransportError
 
+MOST_UNREAD = 1 << 18  # events: a held answer of the longest context has fewer
 EXIT_S = 1.0  # for the exit code of a process whose output has ended
 
 
@@ -157,13 +159,27 @@ class AgentConnection:
         self._process.close_stdin()
 
     def _read(self) -> None:
-        for line in self._process.lines():
-            self._last_line_s = self.clock()
-            try:
-                event = decode_event(line)
-            except TransportError as error:
-                self._events.put(error)
-                continue
-            if not isinstance(event, Pong):
-                self._events.put(event)
-        self._events.put(None)
+        """Whatever happens here, who waits for an event learns of it."""
+        end: TransportError | None = None
+        try:
+            for line in self._process.lines():
+                self._last_line_s = self.clock()
+                self._take(line)
+                if self._events.qsize() > MOST_UNREAD:
+                    end = TransportError(f"the agent wrote {MOST_UNREAD} lines that nobody had asked for")
+                    break
+        except TransportError as error:
+            end = error
+        except Exception as bug:
+            end = TransportError(f"reading the agent failed: {type(bug).__name__}: {bug}")
+        finally:
+            self._events.put(end)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = decode_event(line)
+        except TransportError as error:
+            self._events.put(error)
+            return
+        if not isinstance(event, Pong):
+            self._events.put(event)

@@ -12,15 +12,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
 from devices.transports.host import Finished, last_lines
+from devices.transports.pipes import MOST_OUTPUT_BYTES, TAIL_BYTES, Drain, read_lines
 from runtimes.errors import TransportError
 
 _GROUP = {"start_new_session": True} if os.name == "posix" else {}
-_LOG_BYTES = 1 << 16  # of the end of a child's stderr, for an error's last lines
+_LOG_S = 1.0  # for the last lines of a child that has ended
 _GONE_S = 5.0  # for a killed child to be collected
 
 
@@ -32,40 +34,42 @@ def run_child(
     Raises TransportError when it cannot be started, or is killed at its deadline.
     """
     doing = command if doing is None else doing
-    if isinstance(stdin, bytes):
-        process, text = _start(command, subprocess.PIPE, subprocess.PIPE), stdin
-    else:
-        process, text = _start(command, stdin, subprocess.PIPE), None
+    until_s = time.monotonic() + deadline_s
+    process = _start(command, subprocess.PIPE if isinstance(stdin, bytes) else stdin)
+    assert process.stdout is not None and process.stderr is not None
+    out = Drain(process.stdout, MOST_OUTPUT_BYTES, on_overflow=lambda: _kill(process))
+    err = Drain(process.stderr, TAIL_BYTES)
+    if process.stdin is not None:
+        assert isinstance(stdin, bytes)
+        threading.Thread(target=_feed, args=(process.stdin, stdin), name="feed", daemon=True).start()
     try:
-        stdout, stderr = process.communicate(text, timeout=deadline_s)
-    except subprocess.TimeoutExpired as late:
+        ended = all(pipe.wait(until_s - time.monotonic()) for pipe in (out, err))
+        code = _wait(process, until_s - time.monotonic()) if ended else None
+    finally:
+        _kill(process)
+    if out.overflowed:
+        raise TransportError(
+            f"`{shlex.join(doing):.200}` printed more than {MOST_OUTPUT_BYTES} bytes and was killed", command=doing
+        )
+    if code is None:
         raise TransportError(
             f"`{shlex.join(doing):.200}` did not finish in {deadline_s:g} s and was killed",
             command=doing,
-            last_lines=last_lines(late.stderr or b""),
-        ) from None
-    finally:
-        _kill(process)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-    return Finished(command=tuple(doing), exit_code=process.returncode, stdout=stdout, stderr=stderr)
+            last_lines=last_lines(err.kept()),
+        )
+    return Finished(command=tuple(doing), exit_code=code, stdout=out.kept(), stderr=err.kept())
 
 
 class ChildLines:
     """A LineProcess (devices.transports.host) that is a child of this one."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (closed by close)
-        try:
-            self._process = _start(command, subprocess.PIPE, self._log)
-        except TransportError:
-            self._log.close()
-            raise
+        self._process = _start(command, subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stderr is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._last_lines: list[str] | None = None
+        self._log = Drain(self._process.stderr, TAIL_BYTES)
+        self._closed = False
 
     def write_line(self, line: bytes) -> None:
         """See LineProcess.write_line."""
@@ -79,9 +83,7 @@ class ChildLines:
         """See LineProcess.lines."""
         # The reading thread closes the pipe: no other thread may do that while this one blocks in a read.
         with self._stdout:
-            for line in self._stdout:
-                if line.endswith(b"\n"):
-                    yield line[:-1]
+            yield from read_lines(self._stdout)
 
     def close_stdin(self) -> None:
         """See LineProcess.close_stdin."""
@@ -90,32 +92,27 @@ class ChildLines:
 
     def wait(self, deadline_s: float) -> int | None:
         """See LineProcess.wait."""
-        try:
-            return self._process.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            return None
+        return _wait(self._process, deadline_s)
 
     def last_lines(self) -> Sequence[str]:
         """See LineProcess.last_lines."""
-        if self._last_lines is not None:
-            return self._last_lines
-        size = os.fstat(self._log.fileno()).st_size
-        return last_lines(_read_at(self._log.fileno(), _LOG_BYTES, max(0, size - _LOG_BYTES)))
+        if self._process.poll() is not None:
+            self._log.wait(_LOG_S)  # the end of a log is in the pipe for a moment longer than its writer lives
+        return last_lines(self._log.kept())
 
     def close(self) -> None:
         """See LineProcess.close."""
-        if self._last_lines is not None:
+        if self._closed:
             return
-        self._last_lines = list(self.last_lines())
+        self._closed = True
         _kill(self._process)
         self.close_stdin()
-        self._log.close()
 
 
-def _start(command: Sequence[str], stdin: int | IO[bytes], stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], stdin: int | IO[bytes]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-            list(command), stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, **_GROUP
+            list(command), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **_GROUP
         )
     except OSError as error:
         raise TransportError(f"{command[0]} cannot be started ({error.strerror}); is it installed?") from error
@@ -123,16 +120,17 @@ def _start(command: Sequence[str], stdin: int | IO[bytes], stderr: int | IO[byte
         raise TransportError(f"an argument of {command[0]} cannot be passed to a program ({error})") from error
 
 
-def _read_at(file: int, count: int, offset: int) -> bytes:
-    # The child writes through the same open file: its position must stay where the child left it.
-    if sys.platform == "win32":  # which has no pread
-        position = os.lseek(file, 0, os.SEEK_CUR)
-        try:
-            os.lseek(file, offset, os.SEEK_SET)
-            return os.read(file, count)
-        finally:
-            os.lseek(file, position, os.SEEK_SET)
-    return os.pread(file, count, offset)
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    # A program may end without reading its input; its exit code says what that means.
+    with contextlib.suppress(OSError), pipe:
+        pipe.write(data)
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
+    try:
+        return process.wait(max(0.0, limit_s))
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -5,11 +5,13 @@ Windows' is windows/files.py. Paths are written with forward slashes.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Protocol
 
-from devices.transports.host import Host
+from devices.transports.host import SILENT_SHELL, Host
+from runtimes.errors import TransportError
 
 _FOLDER = 'mkdir -p -- "$1" && cd -- "$1" && pwd -P'
 _EXIST = """there= && cd "$1" 2>/dev/null && there=y
@@ -77,18 +79,26 @@ class PosixFiles(Files):
 
     def make_folder(self, path: str) -> str:
         """See Files.make_folder."""
-        made = self._checked(["sh", "-c", _FOLDER, "sh", path], f"making {path}")
-        return made.decode("utf-8", "surrogateescape").rstrip("\n")
+        made = self._checked(["sh", "-c", _FOLDER, "sh", path], f"making {path}").rstrip(b"\n")
+        if not made.startswith(b"/") or b"\n" in made:
+            raise TransportError(f"making {path}: the device answered {made[:60]!r}, not a path; {SILENT_SHELL}")
+        return made.decode("utf-8", "surrogateescape")
 
     def exist(self, folder: str, names: Sequence[str]) -> list[bool]:
         """See Files.exist."""
         answer = self._checked(["sh", "-c", _EXIST, "sh", folder, *names], f"looking into {folder}")
-        return [word == b"y" for word in answer.split()]
+        words = answer.split()
+        if len(words) != len(names) or not set(words) <= {b"y", b"n"}:
+            raise TransportError(f"looking into {folder}: the device answered {answer[:60]!r}; {SILENT_SHELL}")
+        return [word == b"y" for word in words]
 
     def sha256(self, path: str, *, deadline_s: float) -> str:
         """See Files.sha256. It reads stdin, because sha256sum escapes odd file names."""
         command = ["sh", "-c", 'sha256sum <"$1"', "sh", path]
-        return self._checked(command, f"hashing {path}", deadline_s).split()[0].decode("ascii")
+        answer = self._checked(command, f"hashing {path}", deadline_s)
+        if (found := re.fullmatch(rb"([0-9a-f]{64})\s+-?\s*", answer)) is None:
+            raise TransportError(f"hashing {path}: the device answered {answer[:60]!r}; {SILENT_SHELL}")
+        return found[1].decode("ascii")
 
     def verify_and_rename(self, path: str, to: str, sha256: str, *, deadline_s: float) -> bool:
         """See Files.verify_and_rename."""

@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devices.transports.timeouts import Timeouts
+from export.strict import build, parse_json
 from runtimes.errors import TransportError
 
 if TYPE_CHECKING:
     from devices.transports.files import Files
 
+T = TypeVar("T")
 LAST_LINES = 8
+SILENT_SHELL = "if a start-up file of its shell prints something, make it silent for commands"
 WRITE_BLOCK_BYTES = 65536
 
 
@@ -42,6 +45,25 @@ class Finished:
                 last_lines=last_lines(self.stderr),
             )
         return self.stdout
+
+    def number(self, doing: str) -> int:
+        """The whole number that it printed. Raises TransportError where it printed something else."""
+        text = self.checked(doing).strip()
+        if not text.isdigit() or len(text) > 18:
+            raise TransportError(
+                f"{doing}: the device answered {text[:60]!r}, not a number; {SILENT_SHELL}", command=self.command
+            )
+        return int(text)
+
+    def facts(self, kind: type[T], doing: str) -> T:
+        """The JSON object that it printed, as the dataclass `kind`, strictly. Raises TransportError."""
+        text = self.checked(doing)
+        try:
+            return build(kind, parse_json(text), doing, TransportError)
+        except ValueError as error:
+            raise TransportError(
+                f"{doing}: the device answered {text[:60]!r} ({error}); {SILENT_SHELL}", command=self.command
+            ) from error
 
 
 class LineProcess(Protocol):

@@ -9,14 +9,15 @@ where its context ends. Its tokens' at_s is None.
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from devices.transports.host import Host, LineProcess
+from devices.transports.pipes import MOST_OUTPUT_BYTES
 from export.artifact import Artifact
+from export.strict import parse_json
 from runtimes.api import Finish, Usage
 from runtimes.errors import RequestError, TransportError, UnsupportedError
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, TokenSource, check_request
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 OBSERVER = b"PyTorchObserver "
+MOST_TOKENS = 1 << 24
 
 
 def open_llama_main(
@@ -146,7 +148,7 @@ class LlamaMain:
         finally:
             self._running.release()
 
-    def _run(self, request: TokenRequest, text: str) -> tuple[str, Mapping[str, Any]] | None:
+    def _run(self, request: TokenRequest, text: str) -> tuple[str, Mapping[str, int]] | None:
         """The answer's text and the runner's figures; None when it was cut short."""
         room = min(request.max_new_tokens, self._context_tokens - len(request.ids))
         # Through a file: a NUL or 100 kB of text cannot be an argument.
@@ -164,7 +166,7 @@ class LlamaMain:
             if self._cut is not None:  # cancelled before it was there
                 self._end(self._cut)
             timer.start()
-            lines = list(process.lines())
+            lines = _bounded(process.lines())
             code = process.wait(self._host.timeouts.command_s)
             if self._cut is not None:
                 return None
@@ -183,13 +185,13 @@ class LlamaMain:
         output = b"\n".join(lines[:-1]).decode("utf-8", "replace").removesuffix("\n")
         if not output.startswith(text):
             raise TransportError("llama_main did not echo the prompt; is it ExecuTorch's own program?")
-        return output.removeprefix(text), json.loads(lines[-1].removeprefix(OBSERVER))
+        return output.removeprefix(text), _observed(lines[-1].removeprefix(OBSERVER))
 
     def _records(
-        self, request: TokenRequest, text: str, answer: str, observed: Mapping[str, Any]
+        self, request: TokenRequest, text: str, answer: str, observed: Mapping[str, int]
     ) -> Generator[TokenRecord, None, None]:
         ids, prompt = self._encode(text + answer), len(request.ids)
-        expected = int(observed["generated_tokens"]) + 1  # the runner does not count the first
+        expected = observed["generated_tokens"] + 1  # the runner does not count the first
         finish: Finish = "length"
         stop_id = error = None
         if ids[:prompt] != list(request.ids) or len(ids) - prompt != expected:
@@ -227,8 +229,36 @@ class LlamaMain:
             process.close()
 
 
-def _seconds(observed: Mapping[str, Any], start: str, end: str) -> float | None:
-    """Seconds between two of the runner's moments. It reports whole milliseconds, so 0 means less than one."""
-    if start not in observed or end not in observed:
+def _bounded(lines: Iterator[bytes]) -> list[bytes]:
+    """All lines of one answer. Raises TransportError for more than an answer can have."""
+    kept: list[bytes] = []
+    size = 0
+    for line in lines:
+        kept.append(line)
+        size += len(line) + 1
+        if size > MOST_OUTPUT_BYTES:
+            raise TransportError(f"llama_main printed more than {MOST_OUTPUT_BYTES} bytes for one answer")
+    return kept
+
+
+def _observed(text: bytes) -> dict[str, int]:
+    """The runner's figures, whole numbers from 0 on. Raises TransportError."""
+    try:
+        content = parse_json(text)
+        figures = {name: value for name, value in content.items() if type(value) is int and 0 <= value < 1 << 63}
+        if figures["generated_tokens"] > MOST_TOKENS or figures["SCALING_FACTOR_UNITS_PER_SECOND"] < 1:
+            raise ValueError("figures that no answer has")
+    except (AttributeError, KeyError, ValueError) as error:
+        raise TransportError(
+            f"llama_main printed {text[:80]!r} for its figures ({type(error).__name__}: {error}); is it ExecuTorch's "
+            "own program?"
+        ) from error
+    return figures
+
+
+def _seconds(observed: Mapping[str, int], start: str, end: str) -> float | None:
+    """Seconds between two of the runner's moments; None where it does not report them, or backwards. It reports whole
+    milliseconds, so 0 means less than one."""
+    if start not in observed or end not in observed or observed[end] < observed[start]:
         return None
-    return (int(observed[end]) - int(observed[start])) / int(observed["SCALING_FACTOR_UNITS_PER_SECOND"])
+    return (observed[end] - observed[start]) / observed["SCALING_FACTOR_UNITS_PER_SECOND"]

@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from devices.transports.agent_connection import AgentConnection
+from devices.transports.answer_check import AnswerCheck, score_problem
 from devices.transports.host import LineProcess
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from export.artifact import Manifest
+from runtimes.agent.events import ErrorEvent, Event, Ready, Reply, Scored
 from runtimes.agent.fields import GRAMMARS
 from runtimes.agent.scoring import Prediction, ScoreRequest
-from runtimes.agent.wire import ErrorEvent, Event, Ready, Reply, Scored, encode, encode_generate, encode_score
+from runtimes.agent.wire import encode, encode_generate, encode_score
 from runtimes.errors import (
     DeviceBusyError,
     EngineError,
@@ -33,7 +36,7 @@ from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone
 def open_remote(
     process: LineProcess,
     *,
-    digest: str | None = None,
+    manifest: Manifest | None = None,
     hold: bool = False,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     until_s: float = math.inf,
@@ -42,7 +45,7 @@ def open_remote(
 ) -> RemoteTokens:
     """Wait until the agent in this process is ready. Closes the process when it does not get ready.
 
-    `digest` is that of the artifact which it must serve. `hold`: the agent sends the tokens together with the done
+    `manifest` is that of the artifact which it must serve. `hold`: the agent sends the tokens together with the done
     line, for benchmarks. `until_s`: when everything must be over, on `clock`. `diagnose` gets the boot id that the
     agent reported and says why the agent was lost, or None.
     Raises TransportError, and what the agent reports: EngineError, RequestError, DeviceBusyError.
@@ -50,11 +53,11 @@ def open_remote(
     connection = AgentConnection(process, timeouts=timeouts, until_s=until_s, diagnose=diagnose, clock=clock)
     connection.start()
     try:
-        ready = _wait_until_ready(connection, timeouts.load_s, digest)
+        ready = _wait_until_ready(connection, timeouts.load_s, manifest)
     except BaseException:
         connection.close()
         raise
-    return RemoteTokens(connection, ready, hold=hold, progress_s=timeouts.progress_s)
+    return RemoteTokens(connection, ready, hold=hold, timeouts=timeouts)
 
 
 class RemoteTokens:
@@ -63,11 +66,11 @@ class RemoteTokens:
     After a TransportError in the middle of an answer every further call raises the same; open a new one.
     """
 
-    def __init__(self, connection: AgentConnection, ready: Ready, *, hold: bool, progress_s: float) -> None:
+    def __init__(self, connection: AgentConnection, ready: Ready, *, hold: bool, timeouts: Timeouts) -> None:
         self.ready = ready
         self._connection = connection
         self._hold = hold
-        self._progress_s = progress_s
+        self._timeouts = timeouts
         self._running = threading.Lock()
         self._current: int | None = None  # the number of the request that is being generated
 
@@ -94,12 +97,10 @@ class RemoteTokens:
             number = self._connection.next_number()
             self._send(encode_score(number, request))
             while True:
-                event = self._next_event(number, "scoring")
-                if isinstance(event, Scored) and event.number == number:
-                    if len(event.predictions) != len(request.wanted):
-                        raise self._connection.fail(
-                            f"the agent scored {len(event.predictions)} of {len(request.wanted)} positions"
-                        )
+                event = self._next_event(number, "scoring", self._timeouts.progress_s)
+                if isinstance(event, Scored):
+                    if (problem := score_problem(event.predictions, request, self.ready.vocab_size)) is not None:
+                        raise self._connection.fail(f"the agent cannot be trusted: {problem}")
                     return event.predictions
 
     def cancel(self) -> None:
@@ -145,11 +146,15 @@ class RemoteTokens:
             if request.deadline_s is not None:
                 request = dataclasses.replace(request, deadline_s=request.deadline_s - waited_s)
             self._current = number = self._connection.next_number()
+            check = AnswerCheck(request, context_tokens=self.ready.context_tokens, vocab_size=self.ready.vocab_size)
+            until_s = math.inf
+            if request.deadline_s is not None:  # a forward that runs at the deadline may take its time
+                until_s = self._connection.clock() + max(0.0, request.deadline_s) + self._timeouts.silence_s
             ended = False
             try:
                 self._send(encode_generate(number, request, hold=self._hold))
                 while not ended:
-                    record = self._next_record(number, "generating")
+                    record = self._next_record(number, "generating", check, until_s)
                     ended = isinstance(record, TokensDone)
                     yield _later(record, waited_s)
             except RuntimesError:  # an error line ends the request as a done line does; or the agent is lost
@@ -158,7 +163,7 @@ class RemoteTokens:
             finally:
                 if not ended and self._connection.open:
                     self.cancel()
-                    self._drain(number)
+                    self._drain(number, check)
                 self._current = None
 
     @contextlib.contextmanager
@@ -178,36 +183,58 @@ class RemoteTokens:
             )
         self._connection.send(line)
 
-    def _drain(self, number: int) -> None:
+    def _drain(self, number: int, check: AnswerCheck) -> None:
         """Read a cancelled answer to its end, so that the next one starts clean."""
-        while not isinstance(self._next_record(number, "cancelling"), TokensDone):
+        until_s = math.inf
+        if "cancel" in self.ready.capabilities:
+            until_s = self._connection.clock() + self._timeouts.silence_s
+        while not isinstance(self._next_record(number, "cancelling", check, until_s), TokensDone):
             pass
 
-    def _next_record(self, number: int, doing: str) -> NewToken | TokensDone:
-        """The next record of this request. Raises what an error line reports."""
+    def _next_record(self, number: int, doing: str, check: AnswerCheck, until_s: float) -> NewToken | TokensDone:
+        """The next record of this request. Raises what an error line reports, and TransportError for a record that no
+        answer to it has."""
+        limit_s = self._timeouts.end_s if check.complete else self._timeouts.progress_s
+        until_s = min(until_s, self._connection.clock() + limit_s)
         while True:
-            event = self._next_event(number, doing)
-            if isinstance(event, Reply) and event.number == number:
+            event = self._next_event(number, doing, until_s - self._connection.clock())
+            if isinstance(event, Reply):
+                if (problem := check.problem(event.record)) is not None:
+                    raise self._connection.fail(f"the agent cannot be trusted: {problem}")
                 return event.record
 
-    def _next_event(self, number: int, doing: str) -> Event:
+    def _next_event(self, number: int, doing: str, limit_s: float) -> Event:
         """The next line that is not an error. Raises what an error line about this request reports."""
-        event = self._connection.next_event(doing, self._progress_s)
+        event = self._connection.next_event(doing, limit_s)
+        if isinstance(event, Reply | Scored) and event.number != number:
+            raise self._connection.fail(f"the agent answers request {event.number}, and {number} was asked")
         if isinstance(event, ErrorEvent) and event.number in (number, None):
             raise self._connection.fail(event.message) if event.fatal else _exception(event)
         return event
 
 
-def _wait_until_ready(connection: AgentConnection, load_s: float, digest: str | None) -> Ready:
+def _wait_until_ready(connection: AgentConnection, load_s: float, manifest: Manifest | None) -> Ready:
     event = connection.next_event("loading the artifact", load_s)
     if isinstance(event, ErrorEvent):
         raise _exception(event)
     if not isinstance(event, Ready):
         raise connection.fail(f"the agent's first line is {event!r:.80}, not its ready line")
-    if digest is not None and event.artifact not in (None, digest):
-        raise connection.fail(f"the agent serves artifact {event.artifact:.12}…, but {digest:.12}… was asked for")
+    if manifest is not None:
+        _check_ready(connection, event, manifest)
     connection.boot_id = event.boot_id
     return event
+
+
+def _check_ready(connection: AgentConnection, ready: Ready, manifest: Manifest) -> None:
+    digest = manifest.digest()
+    if ready.artifact not in (None, digest):
+        raise connection.fail(f"the agent serves artifact {ready.artifact:.12}…, but {digest:.12}… was asked for")
+    seen, wanted = (ready.context_tokens, ready.vocab_size), (manifest.context_tokens, manifest.model.vocab_size)
+    if seen != wanted:
+        raise connection.fail(
+            f"the agent reports a context of {seen[0]} tokens and a vocabulary of {seen[1]}; the artifact has "
+            f"{wanted[0]} and {wanted[1]}"
+        )
 
 
 def _later(record: NewToken | TokensDone, waited_s: float) -> TokenRecord:

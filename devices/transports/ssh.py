@@ -40,7 +40,7 @@ class SshHost:
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
         """See Host.push."""
         there = self.run(["sh", "-c", _SIZE, "sh", remote], deadline_s=self.timeouts.command_s)
-        blocks = int(there.checked(f"looking at {remote}")) // WRITE_BLOCK_BYTES
+        blocks = there.number(f"looking at {remote}") // WRITE_BLOCK_BYTES
         line = _quote(write_from(remote, blocks))
         with local.open("rb") as source:
             os.lseek(source.fileno(), blocks * WRITE_BLOCK_BYTES, os.SEEK_SET)

@@ -31,9 +31,14 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A number that a float can be; it may be infinite."""
     # An integer of thousands of digits is JSON too, and no float.
     return isinstance(value, float) or (is_integer(value) and abs(value) < 1 << 64)
+
+
+def _is_word(value: Any) -> bool:
+    return is_integer(value) and -(1 << 63) <= value < 1 << 64
 
 
 def _is_ids(value: Any) -> bool:
@@ -59,19 +64,19 @@ def _is_grammar(value: Any) -> bool:
 
 GENERATE_FIELDS: dict[str, Field] = {
     "ids": Field(_is_ids, "a list of integers", REQUIRED),
-    "max_new_tokens": Field(is_integer, "an integer", REQUIRED),
+    "max_new_tokens": Field(_is_word, "an integer of at most 64 bits", REQUIRED),
     "stop_ids": Field(_is_ids, "a list of integers", ()),
-    "temperature": Field(_is_number, "a number", 0.0),
-    "top_k": Field(is_integer, "an integer"),
-    "top_p": Field(_is_number, "a number"),
-    "min_p": Field(_is_number, "a number"),
-    "repetition_penalty": Field(_is_number, "a number", 1.0),
-    "presence_penalty": Field(_is_number, "a number", 0.0),
-    "frequency_penalty": Field(_is_number, "a number", 0.0),
+    "temperature": Field(is_number, "a number", 0.0),
+    "top_k": Field(_is_word, "an integer of at most 64 bits"),
+    "top_p": Field(is_number, "a number"),
+    "min_p": Field(is_number, "a number"),
+    "repetition_penalty": Field(is_number, "a number", 1.0),
+    "presence_penalty": Field(is_number, "a number", 0.0),
+    "frequency_penalty": Field(is_number, "a number", 0.0),
     "seed": Field(is_integer, "an integer", 0),
     "grammar": Field(_is_grammar, f"an object with kind ({', '.join(GRAMMARS)}) and text"),
-    "logprobs": Field(is_integer, "an integer"),
-    "deadline_s": Field(_is_number, "a number of seconds"),
+    "logprobs": Field(_is_word, "an integer of at most 64 bits"),
+    "deadline_s": Field(is_number, "a number of seconds"),
     "adapter": Field(_is_name, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
     "session": Field(_is_name, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
     "hold": Field(lambda value: isinstance(value, bool), "true or false", False),

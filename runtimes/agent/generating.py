@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
+from runtimes.agent.checks import FieldError, count, logprob, one_line, optional, pick_counts, seconds, show
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.loop.tokens import Grammar, NewToken, Sampling, TokenRequest, TokensDone
 
 FINISHES = ("stop", "length", "cancelled", "deadline", "error")
-T = TypeVar("T")
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 
@@ -55,13 +55,12 @@ def token_fields(token: NewToken, waited_s: float) -> dict[str, Any]:
 
 
 def read_token(message: Mapping[str, Any]) -> NewToken:
-    """The inverse. Raises KeyError, TypeError or ValueError."""
-    logprob, top = message.get("logprob"), message.get("top") or ()
+    """The inverse, of a line from a device. Raises KeyError, TypeError or ValueError."""
     return NewToken(
-        int(message["id"]),
-        float(message["at_s"]),
-        None if logprob is None else float(logprob),
-        tuple((int(id), float(logprob)) for id, logprob in top),
+        count(message["id"]),
+        seconds(message["at_s"]),
+        optional(logprob, message.get("logprob")),
+        tuple((count(id), logprob(value)) for id, value in message.get("top") or ()),
     )
 
 
@@ -79,23 +78,17 @@ def done_fields(done: TokensDone, waited_s: float, memory: MemoryUse | None) -> 
 
 
 def read_done(message: Mapping[str, Any]) -> TokensDone:
-    """The inverse. Raises KeyError, TypeError or ValueError."""
+    """The inverse, of a line from a device. Raises KeyError, TypeError or ValueError."""
     finish: Finish = message["finish"]
     if finish not in FINISHES:
-        raise ValueError(finish)
+        raise FieldError(f"finish is {show(finish)}")
     memory = message.get("memory")
     return TokensDone(
         finish=finish,
-        stop_id=message.get("stop_id"),
-        usage=pick(Usage, message["usage"]),
-        prefill_s=message.get("prefill_s"),
-        total_s=message.get("total_s"),
-        memory=None if memory is None else pick(MemoryUse, memory),
-        error=None if message.get("error") is None else str(message["error"]),
+        stop_id=optional(count, message.get("stop_id")),
+        usage=pick_counts(Usage, message["usage"]),
+        prefill_s=optional(seconds, message.get("prefill_s")),
+        total_s=optional(seconds, message.get("total_s")),
+        memory=None if memory is None else pick_counts(MemoryUse, memory),
+        error=optional(one_line, message.get("error")),
     )
-
-
-def pick(kind: type[T], content: Mapping[str, Any]) -> T:
-    """A dataclass from the keys that it knows. Raises TypeError for a missing one."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in content.items() if name in names})

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runtimes.agent.checks import count, logprob
 from runtimes.errors import EngineError, RequestError
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import check_ids
@@ -83,8 +84,8 @@ def scored_fields(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def read_scored(message: dict[str, Any]) -> list[Prediction]:
-    """The inverse. Raises KeyError, TypeError or ValueError."""
+    """The inverse, of a line from a device. Raises KeyError, TypeError or ValueError."""
     return [
-        Prediction([float(log) for log in logs], int(top))
+        Prediction([logprob(log) for log in logs], count(top))
         for logs, top in zip(message["log_probabilities"], message["top"], strict=True)
     ]

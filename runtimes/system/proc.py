@@ -1,6 +1,7 @@
 """What Linux writes in /proc, from text to facts.
 
-This machine reads its own files (conditions.py); a phone sends its own over adb (devices.drivers.adb_conditions).
+This machine reads its own files (conditions.py); a phone sends its own over adb (devices.drivers.adb_conditions), and
+what it sends may be anything.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class MachineMemory:
 
 def parse_meminfo(text: str) -> MachineMemory:
     """/proc/meminfo."""
-    bytes_of = {name: int(kib) * 1024 for name, kib in re.findall(r"(?m)^(\w+):\s+(\d+) kB$", text)}
+    bytes_of = {name: int(kib) * 1024 for name, kib in re.findall(r"(?m)^(\w+):\s+([0-9]{1,15}) kB$", text)}
     swap, free = bytes_of.get("SwapTotal"), bytes_of.get("SwapFree")
     return MachineMemory(
         total_bytes=bytes_of.get("MemTotal"),
@@ -33,18 +34,18 @@ def parse_meminfo(text: str) -> MachineMemory:
 
 def parse_swaps(text: str) -> dict[str, int]:
     """/proc/swaps: bytes by device."""
-    return {name: int(kib) * 1024 for name, kib in re.findall(r"(?m)^(/\S+)\s+\S+\s+(\d+)\s", text)}
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"(?m)^(/\S+)\s+\S+\s+([0-9]{1,15})\s", text)}
 
 
 def parse_loadavg(text: str) -> float | None:
     """/proc/loadavg: the average of the last minute."""
-    words = text.split()
-    return float(words[0]) if words else None
+    found = re.match(r"\s*([0-9]{1,9}\.[0-9]{1,9})\s", f"{text} ")
+    return float(found[1]) if found else None
 
 
 def parse_cpu_times(text: str) -> tuple[int, int] | None:
     """The first line of /proc/stat: idle and total time of all cores since the start, in ticks."""
-    ticks = [int(word) for word in text.partition("\n")[0].split()[1:9]]
+    ticks = [int(word) for word in re.findall(r" ([0-9]{1,18})(?= |$)", text.partition("\n")[0])[:8]]
     return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) == 8 else None  # idle and iowait
 
 

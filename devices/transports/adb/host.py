@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shlex
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class AdbHost:
         text = f"{quote(command)}; printf '\\n%s %d' {mark} $? >&2"
         done = run_child([*self._adb, "shell", text], deadline_s=deadline_s, stdin=stdin, doing=command)
         stderr, found, code = done.stderr.rpartition(f"\n{mark} ".encode())
-        if not found or not code.strip().isdigit():
+        if not found or not re.fullmatch(rb"\s*[0-9]{1,3}\s*", code):
             raise self._broken(command, done)
         return Finished(command=tuple(command), exit_code=int(code), stdout=done.stdout, stderr=stderr)
 
@@ -60,7 +61,7 @@ class AdbHost:
         """See Host.push. An interrupted push is continued through the shell, because adb's own starts again."""
         size = local.stat().st_size
         there = self.run(["stat", "-c", "%s", remote], deadline_s=self.timeouts.command_s)
-        begun = int(there.stdout) if there.exit_code == 0 and there.stdout.strip().isdigit() else 0
+        begun = int(there.stdout) if there.exit_code == 0 and re.fullmatch(rb"\s*[0-9]{1,18}\s*", there.stdout) else 0
         doing = ["push", str(local), remote]
         blocks = begun // WRITE_BLOCK_BYTES
         if blocks > 0 and begun < size:

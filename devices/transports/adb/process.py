@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -33,7 +34,7 @@ class AdbProcess:
         for line in self._child.lines():
             if self._identity is None:
                 pid, _, started = line.decode("ascii", "replace").strip().partition(" ")
-                if pid.isdigit():
+                if re.fullmatch("[0-9]{1,9}", pid):
                     self._identity = int(pid), started
                     continue
             yield line

@@ -27,22 +27,25 @@ class WindowsFiles(Files):
     def make_folder(self, path: str) -> str:
         """See Files.make_folder."""
         if path not in self._folders:
-            self._folders[path] = str(self._host.ask("folder", path=path))
+            self._folders[path] = self._host.ask("folder", str, path=path)
         return self._folders[path]
 
     def exist(self, folder: str, names: Sequence[str]) -> list[bool]:
         """See Files.exist."""
         for name in names:
             check_name(name)
-        return [bool(there) for there in self._host.ask("exist", path=folder, names=list(names))]
+        there = self._host.ask("exist", list, path=folder, names=list(names))
+        if len(there) != len(names) or not all(isinstance(each, bool) for each in there):
+            raise TransportError(f"looking into {folder}: the device answered {there!r:.60}")
+        return there
 
     def sha256(self, path: str, *, deadline_s: float) -> str:
         """See Files.sha256."""
-        return str(self._host.ask("sha256", deadline_s=deadline_s, path=path))
+        return self._host.ask("sha256", str, deadline_s=deadline_s, path=path)
 
     def verify_and_rename(self, path: str, to: str, sha256: str, *, deadline_s: float) -> bool:
         """See Files.verify_and_rename."""
-        return bool(self._host.ask("verify_and_rename", deadline_s=deadline_s, path=path, to=to, wanted=sha256))
+        return self._host.ask("verify_and_rename", bool, deadline_s=deadline_s, path=path, to=to, wanted=sha256)
 
     def replace(self, path: str, to: str) -> None:
         """See Files.replace."""
@@ -58,7 +61,7 @@ class WindowsFiles(Files):
 
     def free_bytes(self, folder: str) -> int | None:
         """See Files.free_bytes."""
-        return int(self._host.ask("free", path=folder))
+        return self._host.ask("free", int, path=folder)
 
 
 def check_name(path: str) -> None:

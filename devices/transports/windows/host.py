@@ -17,14 +17,16 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from devices.transports.host import Finished, LineProcess
+from devices.transports.host import SILENT_SHELL, Finished, LineProcess
 from devices.transports.ssh_wire import SshWire
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from devices.transports.windows.files import WindowsFiles, check_name
+from export.strict import parse_json
 from runtimes.errors import TransportError
 
+T = TypeVar("T")
 GREETING = 'echo "%OS% $PSHOME"'  # cmd.exe fills in the first, PowerShell the second, sh neither
 # Isolated and without `site`: no file of the device changes it, and it starts faster. The first line is read byte by
 # byte, because what follows it must not be read ahead.
@@ -80,7 +82,7 @@ class WindowsHost:
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
         """See Host.push."""
         check_name(remote)
-        offset, total = int(self.ask("size", path=remote)), local.stat().st_size
+        offset, total = max(0, self.ask("size", int, path=remote)), local.stat().st_size
         head = _program("append", {"path": remote, "offset": min(offset, total)})
         with _followed(head, local, min(offset, total)) as source:
             done = self.wire.run(self._line(), deadline_s=deadline_s, stdin=source, doing=["append", remote])
@@ -95,16 +97,16 @@ class WindowsHost:
         self.wire.connect()
         return _shell(self.wire.greeted)
 
-    def ask(self, do: str, *, deadline_s: float | None = None, **fields: Any) -> Any:
-        """The answer of a command of side.py. Raises TransportError."""
+    def ask(self, do: str, kind: type[T], *, deadline_s: float | None = None, **fields: Any) -> T:
+        """The answer of a command of side.py, which is of this kind. Raises TransportError."""
         answer = self.tell(do, deadline_s=deadline_s, **fields)
         try:
-            return json.loads(answer)
+            value = parse_json(answer)
         except ValueError:
-            raise TransportError(
-                f"{self.wire.name} answered {answer[:80]!r}; if a start-up file of its shell prints something, make it "
-                "silent"
-            ) from None
+            value = None
+        if type(value) is not kind:
+            raise TransportError(f"{self.wire.name} answered {answer[:80]!r}; {SILENT_SHELL}")
+        return value
 
     def tell(self, do: str, *, deadline_s: float | None = None, **fields: Any) -> bytes:
         """Run a command of side.py, and return what it printed. Raises TransportError."""
