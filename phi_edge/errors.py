@@ -2,13 +2,16 @@
 
 UserError       exit 2: the command could not do its work. What was seen, what is allowed, what to do
 Failed          exit 1: it did its work and the outcome is bad (a budget missed, a check failed, a demo step failed)
-Anything else is a bug of ours and keeps its traceback.
+Interrupted     exit 130: Ctrl-C
+Anything else is a bug of ours: a traceback, and exit 70 (main.py), so that no CI takes it for a missed limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +22,10 @@ import click
 
 from devices.errors import DeviceError
 from export.errors import DelegationError, ExportError
-from runtimes.errors import RuntimesError
+from runtimes import terminal
+from runtimes.errors import RuntimesError, TransportError
 
 ROOMS = {"export", "runtimes", "devices", "phi_edge"}
-# What the system answers to a path of the user's. Other numbers are ours to explain.
-SYSTEM_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
 
 UNEXPECTED = re.compile(r"unexpected extra arguments? \((.*)\)", re.DOTALL)  # what click says
 
@@ -36,8 +35,13 @@ class UserError(click.ClickException):
 
     exit_code = 2
 
+    def format_message(self) -> str:
+        """The message's first line, and what it quotes of a log, indented. A message may quote a device or a file."""
+        first, *quoted = self.message.split("\n  ")
+        return "\n  ".join([terminal.one_line(first), *(terminal.one_line(line) for line in quoted)])
 
-class Failed(click.ClickException):
+
+class Failed(UserError):
     """The command did its work and the outcome is bad. The message is empty if the output has the reason already."""
 
     exit_code = 1
@@ -45,6 +49,18 @@ class Failed(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         if self.message:
             super().show(file)
+
+
+class Interrupted(click.ClickException):
+    """The user ended it."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo("Interrupted", err=True)
 
 
 @contextmanager
@@ -55,23 +71,63 @@ def one_line(verb: str, extra: str) -> Iterator[None]:
     """
     try:
         yield
+    except (KeyboardInterrupt, click.Abort) as stop:
+        raise Interrupted from stop
     except DelegationError as error:
-        raise Failed(str(error)) from error
-    except (DeviceError, ExportError, RuntimesError) as error:
+        raise Failed(_flat(error)) from error
+    except TransportError as error:
         raise UserError(str(error)) from error
+    except (DeviceError, ExportError, RuntimesError) as error:
+        raise UserError(_flat(error)) from error
     except ModuleNotFoundError as missing:
         name = str(missing.name).partition(".")[0]
         if name in ROOMS:
             raise  # a module of ours is our fault
         raise UserError(missing_module(verb, extra, name)) from missing
+    except ImportError as error:
+        if _was_interrupted(error):  # numpy makes an ImportError of a Ctrl-C
+            raise Interrupted from error
+        raise
     except OSError as error:
-        if error.errno not in SYSTEM_ERRORS or error.filename is None:
-            raise
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(_system_error(error)) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
         raise UserError("the system refused more memory (ulimit -v?); raise the limit, or free some") from error
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split("\n"))
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused. A file where it names one; else it can only be our output or memory."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOMEM:
+        return "the system refused more memory (ulimit -v?); raise the limit, or free some"
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    if error.errno == errno.EPIPE:
+        silence_stdout()
+        return "whoever read the output has gone"
+    if error.errno in (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EDQUOT, errno.EFBIG):
+        silence_stdout()
+        return f"the output cannot be written ({reason})"
+    return f"the system refused: {reason}"
+
+
+def silence_stdout() -> None:
+    """Let nothing more be written there, so that Python's own flush at the end does not fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def missing_module(verb: str, extra: str, module: str) -> str:

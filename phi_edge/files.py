@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import click
 from click.shell_completion import CompletionItem
@@ -24,19 +29,77 @@ FOLDER = Folder(path_type=Path)
 
 
 def check_writable(out: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work. Raises DeviceError."""
-    if not out.parent.is_dir():
-        raise DeviceError(f"{out}: its folder does not exist; make it first")
-    if out.is_dir():
-        raise DeviceError(f"{out}: is a folder; give a file")
+    """Refuse a file that cannot be written, before minutes of work. `-` is stdout. Raises DeviceError."""
+    if str(out) == "-":
+        return
+    try:
+        if out.is_dir():
+            raise DeviceError(f"{out}: is a folder; give a file")
+        if in_place(out):
+            if not os.access(out, os.W_OK):
+                raise DeviceError(f"{out}: cannot be written (Permission denied); give another file")
+            return
+        target = _real(out)
+        if not target.parent.is_dir():
+            raise DeviceError(f"{out}: its folder does not exist; make it first")
+        target.exists()  # raises for a name that is too long
+        with _aside(target):
+            pass
+    except OSError as error:
+        if not (out.is_file() and os.access(out, os.W_OK)):
+            raise DeviceError(f"{out}: cannot be written ({error.strerror}); give another file") from error
 
 
 def write_text(out: Path, text: str) -> None:
-    """Write the whole file or nothing; `-` is stdout."""
+    """Write the whole file or nothing; `-` is stdout. Links are followed; a device or a pipe is written as it is, and
+    so is a file whose folder does not allow a second one. Raises DeviceError."""
     if str(out) == "-":
         click.echo(text, nl=False)
         return
     check_writable(out)
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(out)
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        if in_place(out):
+            out.write_bytes(data)
+        else:
+            _replace(_real(out), data)
+    except OSError as error:
+        raise DeviceError(f"{out}: cannot be written ({error.strerror}); give another file") from error
+
+
+def in_place(out: Path) -> bool:
+    """Whether the path is a device, a pipe or an open file of a process: nothing that may be renamed over."""
+    real = os.path.abspath(out)  # noqa: PTH100 (the links of /dev must not be followed)
+    return real.startswith(("/dev/", "/proc/")) or (out.exists() and not out.is_file())
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Write aside, flush to the disk, rename."""
+    try:
+        with _aside(target) as (part, file):
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, part)
+            part.replace(target)
+    except OSError:
+        # No second file may be made there, or the file is a mount point: it can only be overwritten.
+        if not target.is_file() or not os.access(target, os.W_OK):
+            raise
+        target.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _aside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A new file in the target's folder, which is removed at the end unless it was renamed."""
+    part = target.with_name(f".phi-edge.{os.getpid()}.part")
+    with part.open("xb") as file:
+        try:
+            yield part, file
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _real(out: Path) -> Path:
+    return Path(os.path.realpath(out))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import traceback
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import click
 from phi_edge.errors import UserError, did_you_mean, usage_error
 from phi_edge.habits import verb_habit
 
+BUG = 70  # EX_SOFTWARE of sysexits.h
 # verb -> "module:command"
 VERBS: dict[str, str] = {
     "export": "phi_edge.verbs.export:export_command",
@@ -39,6 +42,15 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run the command line. A bug of ours ends it with its traceback and exit code 70."""
+        try:
+            return super().main(*args, **settings)
+        except Exception:
+            traceback.print_exc()
+            click.echo("This is a bug of phi-edge: please report it with the lines above.", err=True)
+            sys.exit(BUG)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -77,6 +89,8 @@ class LazyGroup(click.Group):
                     ("0", "Done, and all is well."),
                     ("1", "Done, and the outcome is bad: a budget missed, a check failed."),
                     ("2", "Not done: one line on stderr says why, what is allowed and what to do."),
+                    ("70", "Not done, by a bug of phi-edge: a traceback on stderr."),
+                    ("130", "Interrupted."),
                 ]
             )
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from runtimes.terminal import one_line
+
 
 class RuntimesError(Exception):
     """The message says what was seen, what is allowed and what to do."""
@@ -54,10 +56,9 @@ class TransportError(RuntimesError):
         exit_code: int | None = None,
         last_lines: Sequence[str] = (),
     ) -> None:
-        full = message + ended(exit_code)
-        # A line of a device's log may contain anything; a terminal must not obey it.
-        printable = ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in last_lines]
-        super().__init__("\n  ".join([full, *printable]))
+        # A message may quote a device, and a line of its log may contain anything; a terminal must not obey it.
+        full = one_line(message) + ended(exit_code)
+        super().__init__("\n  ".join([full, *(one_line(line) for line in last_lines)]))
         self.message = full
         self.command = tuple(command)
         self.exit_code = exit_code

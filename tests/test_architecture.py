@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 import phi_edge.main
 from devices.measure import metrics
-from devices.measure.measurement import write_measurement
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
 
@@ -129,7 +128,7 @@ def test_a_metric_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setitem(cast(dict[str, metrics.Metric], metrics.METRICS), row.name, row)
     file, budgets = tmp_path / "m.json", tmp_path / "budgets.toml"
-    write_measurement(file, fake_measurement())
+    file.write_text(fake_measurement().to_json())
     budgets.write_text("[[budget]]\nmax_slowest_token_s = 0.000001\n")
     shown = CliRunner().invoke(main, ["report", str(file), "--markdown", "--json", "-"])
     assert shown.exit_code == 0, shown.output

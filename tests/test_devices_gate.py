@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from devices.errors import BudgetError
 from devices.judge.budgets import limits, read_budgets
 from devices.judge.compare import decide
-from devices.measure.measurement import Measurement, sha256_ids, write_measurement
+from devices.measure.measurement import Measurement, sha256_ids
 from devices.measure.metrics import bootstrap, interval
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
@@ -39,7 +39,7 @@ def gate(folder: Path, budgets: str, *measurements: Measurement, options: tuple[
     (folder / "budgets.toml").write_text(budgets)
     files = []
     for number, measurement in enumerate(measurements):
-        write_measurement(folder / f"{number}.json", measurement)
+        (folder / f"{number}.json").write_text(measurement.to_json())
         files.append(str(folder / f"{number}.json"))
     words = ["gate", *files, "--budgets", str(folder / "budgets.toml"), "--junit", str(folder / "junit.xml"), *options]
     return CliRunner().invoke(main, words)
@@ -134,8 +134,8 @@ def test_every_metric_can_be_budgeted() -> None:
 
 def compare(folder: Path, candidate: Measurement, baseline: Measurement, budgets: str = "noise_floor = 0.05") -> Result:
     (folder / "b.toml").write_text(budgets)
-    write_measurement(folder / "new.json", candidate)
-    write_measurement(folder / "old.json", baseline)
+    (folder / "new.json").write_text(candidate.to_json())
+    (folder / "old.json").write_text(baseline.to_json())
     return CliRunner().invoke(
         main,
         ["gate", str(folder / "new.json"), "--baseline", str(folder / "old.json"), "--junit", str(folder / "j.xml")],
@@ -213,7 +213,7 @@ def test_false_alarms_are_rare_and_real_changes_are_found() -> None:
 
 def test_without_anything_to_judge_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_measurement(tmp_path / "m.json", fake_measurement())
+    (tmp_path / "m.json").write_text(fake_measurement().to_json())
     result = CliRunner().invoke(main, ["gate", "m.json"])
     assert result.exit_code == 2
     assert "give --budgets FILE or --baseline FILE" in result.stderr

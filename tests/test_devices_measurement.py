@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from devices.errors import MeasurementError
-from devices.measure.measurement import Measurement, Run, read_measurement, sha256_ids, write_measurement
+from devices.measure.measurement import Measurement, Run, read_measurement, sha256_ids
 from devices.measure.validity import doubts, problems
 from fakes.measurement import fake_measurement
 
@@ -18,7 +18,7 @@ from fakes.measurement import fake_measurement
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "m.json"
-    write_measurement(path, fake_measurement())
+    path.write_text(fake_measurement().to_json())
     return path
 
 
@@ -60,7 +60,7 @@ def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
     before = file.read_text()
     endless = dataclasses.replace(fake_measurement(), versions={"x": float("nan")})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_measurement(file, endless)
+        file.write_text(endless.to_json())
     assert file.read_text() == before
     assert [path.name for path in file.parent.iterdir()] == ["m.json"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from devices.measure.measurement import write_measurement
 from fakes.measurement import fake_measurement
 from fakes.score import write_score
 from phi_edge.main import main
@@ -23,7 +22,7 @@ def gate(folder: Path, budgets: str, *files: Path) -> Result:
 
 @pytest.fixture
 def measured(tmp_path: Path) -> Path:
-    write_measurement(tmp_path / "m.json", fake_measurement())
+    (tmp_path / "m.json").write_text(fake_measurement().to_json())
     return tmp_path / "m.json"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from devices.measure.measurement import Measurement, write_measurement
+from devices.measure.measurement import Measurement
 from devices.report.numbers import digits, show
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
@@ -26,7 +26,7 @@ EVIL = "<script>alert(1)</script>|`$x$`*\"'&\nnew"
 def report(folder: Path, measurements: list[Measurement], *options: str) -> Result:
     files = []
     for number, measurement in enumerate(measurements):
-        write_measurement(folder / f"{number}.json", measurement)
+        (folder / f"{number}.json").write_text(measurement.to_json())
         files.append(str(folder / f"{number}.json"))
     result = CliRunner().invoke(main, ["report", *files, *options])
     assert result.exit_code == 0, result.output

@@ -8,14 +8,15 @@ from devices.judge.compare import Comparison
 from devices.judge.gate import Judgement
 from devices.measure.metrics import METRICS
 from devices.report.numbers import show
+from runtimes.terminal import one_line
 
 
 def to_text(judgements: Sequence[Judgement], comparison: Comparison | None) -> str:
     """One block per measurement, one line per limit or metric, the verdict first."""
     lines: list[str] = []
     for judgement in judgements:
-        lines.append(f"{judgement.outcome}: {judgement.label}")
-        lines += [f"  invalid  {problem}" for problem in judgement.problems]
+        lines.append(f"{judgement.outcome}: {one_line(judgement.label)}")
+        lines += [f"  invalid  {one_line(problem)}" for problem in judgement.problems]
         for check in judgement.checks:
             unit = METRICS[check.metric].unit
             sign = "<=" if check.bound == "max" else ">="

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
-from phi_edge.files import FILE, FOLDER, check_writable
+from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
+from runtimes.terminal import one_line
 
 
 @click.command(
@@ -56,7 +58,7 @@ def bench_command(
     """
     from devices.drivers.table import find_device, open_driver
     from devices.measure.bench import Plan, measure
-    from devices.measure.measurement import DeviceFacts, write_measurement
+    from devices.measure.measurement import DeviceFacts
     from devices.measure.validity import doubts, problems
     from export.artifact import open_artifact
     from phi_edge.progress import steps
@@ -78,9 +80,9 @@ def bench_command(
         steps(f"bench {opened.folder.resolve().name}", plan.requests) as step,
     ):
         measurement = measure(opened, facts, driver, plan, step)
-    write_measurement(out, measurement)
+    write_text(out, measurement.to_json())
     for problem in problems(measurement):
-        click.echo(f"invalid: {problem}", err=True)
+        echo(f"invalid: {one_line(problem)}", err=True)
     for doubt in doubts(measurement):
-        click.echo(f"doubtful: {doubt}", err=True)
-    click.echo(str(out))
+        echo(f"doubtful: {one_line(doubt)}", err=True)
+    echo(str(out))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from phi_edge.files import FOLDER
+from phi_edge.terminal import echo
 from phi_edge.verb import Choice, Verb
 from runtimes.bundle.write import KINDS
 
@@ -25,4 +26,4 @@ def bundle_command(artifact: Path, out: Path, kind: str) -> None:
     from runtimes.bundle.write import write_bundle
 
     write_bundle(open_artifact(artifact), out, kind)
-    click.echo(str(out))
+    echo(str(out))

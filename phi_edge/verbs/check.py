@@ -11,9 +11,11 @@ from export.artifact import open_artifact, verify
 from export.errors import OptionError
 from export.request import ADAPTER, AdapterChoice, parse_adapter
 from phi_edge.errors import Failed
-from phi_edge.files import FILE, FOLDER
+from phi_edge.files import FILE, FOLDER, check_writable, write_text
+from phi_edge.terminal import echo
 from phi_edge.verb import Parsed, Verb
 from phi_edge.verbs.export import summary
+from runtimes.terminal import one_line
 
 if TYPE_CHECKING:
     from export.verify.conformance_report import Report
@@ -47,11 +49,13 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
         raise OptionError("--adapter is for --against: give --against CHECKPOINT too, or leave --adapter out")
     if out is not None and against is None:
         raise OptionError("--json writes the report of --against: give --against CHECKPOINT too, or leave --json out")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise OptionError(f"--json {out}: cannot be written; give a file in a folder that exists")
+    if out is not None:
+        check_writable(out)
     opened = open_artifact(artifact)
     verify(opened)
-    click.echo(summary(opened))
+    for name in opened.strangers():
+        echo(f"stranger: {one_line(name)} is not in the manifest: nothing reads it; remove it", err=True)
+    echo(summary(opened))
     if against is None:
         return
     from export.verify.conformance import examine
@@ -59,10 +63,10 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
 
     report = examine(opened, against, open_subject, adapters=adapters)
     if out is not None:
-        out.write_text(report.to_json(), encoding="utf-8")
-    click.echo(table(report))
+        write_text(out, report.to_json())
+    echo(table(report))
     if report.failures:
-        click.echo("\n".join(f"missed: {failure}" for failure in report.failures), err=True)
+        echo("\n".join(f"missed: {failure}" for failure in report.failures), err=True)
         raise Failed("")
 
 

@@ -15,8 +15,9 @@ import click
 
 from devices.errors import DeviceError
 from export.target import TARGETS
-from phi_edge.errors import Failed
+from phi_edge.errors import Failed, UserError
 from phi_edge.files import FOLDER
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 
 MARK = ".made-by-phi-edge-demo"
@@ -62,9 +63,9 @@ def demo_command(out: Path) -> None:
         console.print(f"$ {step.command_line}", style="cyan", markup=False, soft_wrap=True)
         _run(step, f"step {number} of {len(steps)}")
     console.rule(f"[bold]done[/bold] in {time.monotonic() - begun:.0f} s", align="left", style="dim")
-    click.echo(f"artifacts     {' '.join(str(out / target) for target in TARGETS)}")
-    click.echo(f"measurements  {' '.join(str(out / f'{target}.json') for target in ENGINES)}")
-    click.echo(f"report        {out / 'report.html'}")
+    echo(f"artifacts     {' '.join(str(out / target) for target in TARGETS)}")
+    echo(f"measurements  {' '.join(str(out / f'{target}.json') for target in ENGINES)}")
+    echo(f"report        {out / 'report.html'}")
 
 
 def plan(out: Path) -> list[Step]:
@@ -113,4 +114,4 @@ def _run(step: Step, where: str) -> None:
     except subprocess.TimeoutExpired:
         raise Failed(f"{where} took longer than {STEP_DEADLINE_S:.0f} s: {step.command_line}") from None
     if code != 0:
-        raise Failed(f"{where} failed with exit code {code}: {step.command_line}")
+        raise (Failed if code == 1 else UserError)(f"{where} failed with exit code {code}: {step.command_line}")

@@ -11,7 +11,9 @@ import click
 
 from phi_edge.errors import Failed
 from phi_edge.lab import DeviceName, lab_option
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
+from runtimes.terminal import one_line
 
 if TYPE_CHECKING:
     from devices.drivers.driver import Finding
@@ -42,11 +44,11 @@ def doctor_command(device: str | None, lab: Path | None) -> None:
 
 
 def _print(title: str, findings: Iterator[Finding]) -> Sequence[Finding]:
-    click.echo(f"{title}:")
+    echo(f"{title}:")
     kept = []
     for finding in findings:
         kept.append(finding)
-        click.echo(f"  {_SIGNS[finding.state]}  {finding.what}: {finding.seen}")
+        echo(f"  {_SIGNS[finding.state]}  {finding.what}: {one_line(finding.seen)}")
         if finding.fix is not None:
-            click.echo(f"           -> {finding.fix}")
+            echo(f"           -> {finding.fix}")
     return kept

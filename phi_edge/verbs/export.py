@@ -11,7 +11,9 @@ from export.artifact import Adapter, Artifact
 from export.request import ExportRequest, Option, export_options
 from export.size import size_text
 from phi_edge.files import FOLDER
+from phi_edge.terminal import echo
 from phi_edge.verb import Choice, Parsed, Verb
+from runtimes.terminal import one_line
 
 
 def click_option(option: Option) -> click.Option:
@@ -64,12 +66,12 @@ def export_command(checkpoint: str, out: Path, dry_run: bool, quiet: bool, **opt
 
     request = ExportRequest(checkpoint=checkpoint, out=out, **options)
     if dry_run:
-        click.echo(plan_text(request))
+        echo(plan_text(request))
         return
     with export_progress(quiet) as progress:
         artifact = export_model(request, progress)
     if not quiet:
-        click.echo(summary(artifact))
+        echo(summary(artifact))
 
 
 def plan_text(request: ExportRequest) -> str:
@@ -112,10 +114,11 @@ def summary(artifact: Artifact) -> str:
     needed = manifest.memory.needed_bytes(manifest.context_tokens)
     loss = manifest.loss
     lines = [
-        f"{artifact.folder}: {manifest.format} for {manifest.target}, {size_text(size)} in {len(manifest.files)} files",
-        f"  source   {manifest.source.name}, {manifest.model.parameters / 1e6:.1f} M parameters",
-        *(f"  adapter  {adapter.name}, {adapter_text(adapter)}" for adapter in manifest.source.adapters),
-        f"  scheme   {manifest.scheme.name}, activations {manifest.scheme.activations}",
+        f"{artifact.folder}: {manifest.format} for {one_line(manifest.target)}, "
+        f"{size_text(size)} in {len(manifest.files)} files",
+        f"  source   {one_line(manifest.source.name)}, {manifest.model.parameters / 1e6:.1f} M parameters",
+        *(f"  adapter  {one_line(f'{each.name}, {adapter_text(each)}')}" for each in manifest.source.adapters),
+        f"  scheme   {one_line(f'{manifest.scheme.name}, activations {manifest.scheme.activations}')}",
         f"  context  {manifest.context_tokens} tokens, {size_text(needed)} of memory when it is full",
         f"  stop ids {', '.join(map(str, manifest.tokens.stop))}",
         f"  loss     KL {loss.mean_kl:.4f} nats a token, top-1 agreement {loss.top1_agreement:.0%}",

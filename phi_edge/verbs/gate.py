@@ -8,7 +8,8 @@ import click
 
 from devices.errors import BudgetError
 from phi_edge.errors import Failed
-from phi_edge.files import FILE, write_text
+from phi_edge.files import FILE, check_writable, write_text
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 
 
@@ -50,6 +51,8 @@ def gate_command(
         raise BudgetError("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
     if baseline_file is not None and len(files) != 1:
         raise BudgetError(f"--baseline compares one measurement, {len(files)} were given; judge them one at a time")
+    if junit is not None:
+        check_writable(junit)
     results = read_results(files)
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
     judgements = judge(dict(zip(labels(results), results, strict=True)), budgets.budgets) if chosen else []
@@ -60,7 +63,7 @@ def gate_command(
     )
     if junit is not None:
         write_text(junit, to_junit(judgements, comparison))
-    click.echo(to_text(judgements, comparison), nl=False)
+    echo(to_text(judgements, comparison), nl=False)
     kept = all(judgement.outcome == "pass" for judgement in judgements)
     if not kept or (comparison is not None and comparison.verdict in ("regression", "invalid")):
         raise Failed("")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from phi_edge.files import FILE, check_writable, write_text
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 
 
@@ -35,13 +36,15 @@ def report_command(files: tuple[Path, ...], html_out: Path | None, markdown: boo
     from devices.measure.result import read_results
     from devices.report.table import make_columns, to_json, to_markdown
 
+    for out in (html_out, json_out):
+        if out is not None:
+            check_writable(out)
     columns = make_columns(read_results(files))
     if html_out is not None:
-        check_writable(html_out)
         from devices.report.page import to_html
 
         write_text(html_out, to_html(columns))
     if json_out is not None:
         write_text(json_out, to_json(columns))
     if markdown or (html_out is None and json_out is None):
-        click.echo(to_markdown(columns), nl=False)
+        echo(to_markdown(columns), nl=False)

@@ -16,6 +16,7 @@ import click
 from export.artifact import open_artifact
 from phi_edge.files import FOLDER
 from phi_edge.lab import DeviceName, lab_option
+from phi_edge.terminal import echo, echo_answer
 from phi_edge.verb import Verb
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
@@ -104,7 +105,7 @@ def run_command(
         raise RequestError("--system is for a chat, and --raw gives the prompt as it is: leave one of them out")
     if prompt is None and as_json:
         raise RequestError("--json needs a prompt: give one, or - to read it from stdin")
-    if prompt is None and (as_chat is False or not sys.stdin.isatty()):
+    if prompt is None and (as_chat is False or sys.stdin is None or not sys.stdin.isatty()):
         raise RequestError("no prompt; give one, or - to read it from stdin; on a terminal, none starts a conversation")
     template = GenerateRequest(
         max_new_tokens=max_new_tokens,
@@ -128,9 +129,7 @@ def run_command(
     else:
         from devices.drivers.table import open_device_runtime
 
-        runtime = open_device_runtime(
-            artifact, device, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True)
-        )
+        runtime = open_device_runtime(artifact, device, lab=lab, threads=threads, say=lambda what: echo(what, err=True))
     with contextlib.closing(runtime):
         if (hint := str(runtime.suggested)) and (temperature, top_k, top_p) == (0, None, None):
             click.echo(
@@ -141,7 +140,7 @@ def run_command(
                 raise RequestError(f"{artifact}: has no chat template, so it cannot converse; give a prompt")
             chat(runtime, opening, template)
             return
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = _read_stdin() if prompt == "-" else prompt
         if runtime.has_template if as_chat is None else as_chat:
             request = dataclasses.replace(template, messages=[*opening, Message("user", text)])
         elif opening:
@@ -157,18 +156,27 @@ def _quoted(given: Mapping[str, Any], rest: str) -> str:
     return shlex.join(words)
 
 
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise RequestError("the prompt is -, and stdin is closed; give the prompt itself")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the prompt on stdin is not text in {error.encoding} (byte {error.start})") from error
+
+
 def _print_text(runtime: Runtime, request: GenerateRequest) -> None:
     times: list[float] = []
     for event in runtime.generate(request):
-        click.echo(event.text, nl=False)
+        echo_answer(event.text)
         if isinstance(event, TokenEvent):
             if event.at_s is not None:
                 times.append(event.at_s)
         else:
-            click.echo()
-            click.echo(summary(event, times), err=True)
+            echo()
+            echo(summary(event, times), err=True)
             if request.prompt is not None and event.finish == "eos" and not times and runtime.has_template:
-                click.echo("The model ended at once: it answers questions. Leave --raw out.", err=True)
+                echo("The model ended at once: it answers questions. Leave --raw out.", err=True)
             _refuse_error(event)
 
 
@@ -176,7 +184,7 @@ def _print_json(runtime: Runtime, request: GenerateRequest) -> None:
     for event in runtime.generate(request):
         kind = "token" if isinstance(event, TokenEvent) else "done"
         fields = {name: value for name, value in dataclasses.asdict(event).items() if name not in NOT_ASKED}
-        click.echo(json.dumps({"type": kind} | fields))
+        echo(json.dumps({"type": kind} | fields))
         if isinstance(event, DoneEvent):
             _refuse_error(event)
 

@@ -9,6 +9,7 @@ import click
 
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ def score_command(
     from phi_edge.scoring import make_score, read_inputs
 
     opened = open_artifact(artifact)
-    if out is not None and str(out) != "-":
+    if out is not None:
         check_writable(out)
     inputs = read_inputs(opened, text, questions, tokens)
     score = make_score(opened, inputs, against, device=device, lab=lab, threads=threads)
     if out is not None:
         write_text(out, score.to_json())
     if str(out) != "-":
-        click.echo(to_text(score, inputs.no_questions))
+        echo(to_text(score, inputs.no_questions))
 
 
 def to_text(score: Score, no_questions: str | None) -> str:
