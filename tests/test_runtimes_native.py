@@ -175,7 +175,7 @@ def test_no_line_crashes_it(android: AndroidSoftware, command: list[str]) -> Non
     ("change", "code", "message"),
     [
         ({"--libraries": "/nowhere"}, "engine", "libonnxruntime.so cannot be loaded"),
-        ({"--threads": "0"}, "request", "--threads is not an integer from 1 to 4096; usage: agent ARTIFACT"),
+        ({"--threads": "0"}, "request", "--threads is not an integer from 1 to 1024; usage: agent ARTIFACT"),
         ({"--nobody": "1"}, "request", "--nobody is not an option"),
         ({"--lock": ""}, "engine", "the device's lock cannot be opened"),
         ({"artifact": "/nowhere"}, "artifact", "/nowhere/manifest.json cannot be read"),

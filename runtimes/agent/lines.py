@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from runtimes.agent.wire import MAX_LINE_BYTES, Code, encode
 
 TOO_LONG = f"the line is longer than {MAX_LINE_BYTES} bytes; it was skipped"
+CLOSE_S = 1.0
 _STDOUT, _STDERR = 1, 2
 
 
@@ -39,6 +40,7 @@ class LineWriter:
         self._out = out
         self._lock = threading.Lock()
         self._closed = False
+        self.count = 0  # writes that ended
 
     @classmethod
     def over_stdout(cls) -> LineWriter:
@@ -58,6 +60,7 @@ class LineWriter:
                 self._out.flush()
             except OSError:
                 os._exit(0)
+            self.count += 1
 
     def error(self, number: int | None, code: Code, message: str, *, fatal: bool = False) -> None:
         """Write an error line; the message is put on one line."""
@@ -65,6 +68,7 @@ class LineWriter:
         self.write({"event": "error", "request": number, "code": code, "message": text, "fatal": fatal})
 
     def close(self) -> None:
-        """Write nothing more."""
-        with self._lock:
-            self._closed = True
+        """Write nothing more. A write that waits for a host which does not read is not waited for."""
+        self._closed = True
+        if self._lock.acquire(timeout=CLOSE_S):
+            self._lock.release()

@@ -10,13 +10,12 @@ import argparse
 import dataclasses
 import os
 import queue
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from export.artifact import Artifact, open_artifact
 from export.errors import ArtifactError
@@ -25,6 +24,7 @@ from runtimes.agent.generating import done_fields, token_fields
 from runtimes.agent.lines import TOO_LONG, LineReader, LineWriter
 from runtimes.agent.lock import hold_lock
 from runtimes.agent.scoring import ScoreRequest, open_rows, predict, scored_fields
+from runtimes.agent.watch import start_watch
 from runtimes.agent.wire import Code, Command, LineError, decode_command
 from runtimes.engines.engine import EngineOpener, Graphics
 from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, UnsupportedError
@@ -37,7 +37,8 @@ from runtimes.system.conditions import read_conditions
 from runtimes.system.memory import MemorySampler
 from runtimes.system.windows_stdin import binary_stdin
 
-EXIT_CANNOT_START, EXIT_SILENCE = 2, 3
+EXIT_CANNOT_START = 2
+MOST_SILENCE_S = 1e6
 LAST_FORWARD_S = 5.0  # how long a forward may go on after the input has ended
 
 
@@ -66,11 +67,13 @@ class Agent:
         self._loop: TokenLoop | None = None
         self._ended = threading.Event()
         self.last_line_s = time.perf_counter()
+        self.line_count = 0
 
     def read(self, lines: LineReader) -> None:
         """Answer or pass on every line until the input ends, then make sure that the process exits."""
         for line in lines:
             self.last_line_s = time.perf_counter()
+            self.line_count += 1
             try:
                 if line is None:
                     raise LineError("malformed", TOO_LONG)
@@ -178,30 +181,43 @@ def main(arguments: Sequence[str] | None = None, engine: EngineOpener | None = N
 
     With `arguments` None it reads the command line; with `engine` None it takes the one for the artifact's format.
     """
-    options = _options(arguments)
     writer = LineWriter.over_stdout()
-    if options.sample:
-        writer.write({"event": "sample", "conditions": dataclasses.asdict(read_conditions())})
-        return 0
-    with MemorySampler() as memory:
-        agent = Agent(writer, memory)
-        threading.Thread(target=agent.read, args=(LineReader(binary_stdin()),), daemon=True).start()
-        if options.silence_s is not None:
-            threading.Thread(target=_watch, args=(agent, options.silence_s), daemon=True).start()
-        try:
-            if options.lock is not None:
-                hold_lock(options.lock)
-            loop, ready = _open(options, engine)
-        except (ArtifactError, RuntimesError) as error:
-            writer.error(None, _code(error), str(error), fatal=True)
-            return EXIT_CANNOT_START
-        writer.write(ready)
-        agent.serve(loop)
+    try:
+        options = _options(arguments)
+        if options.sample:
+            writer.write({"event": "sample", "conditions": dataclasses.asdict(read_conditions())})
+            return 0
+        with MemorySampler() as memory:
+            return _run(options, engine, writer, memory)
+    except (ArtifactError, RuntimesError) as error:
+        writer.error(None, _code(error), str(error), fatal=True)
+    except Exception as bug:
+        traceback.print_exc()
+        writer.error(None, "internal", f"{type(bug).__name__}: {bug}", fatal=True)
+    return EXIT_CANNOT_START
+
+
+def _run(options: argparse.Namespace, engine: EngineOpener | None, writer: LineWriter, memory: MemorySampler) -> int:
+    agent = Agent(writer, memory)
+    threading.Thread(target=agent.read, args=(LineReader(binary_stdin()),), daemon=True).start()
+    start_watch(options.silence_s, lambda: agent.last_line_s, lambda: agent.line_count + writer.count)
+    if options.lock is not None:
+        hold_lock(options.lock)
+    loop, ready = _open(options, engine)
+    writer.write(ready)
+    agent.serve(loop)
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A wrong command line is an error line, too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; {' '.join(self.format_usage().split())}")
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m runtimes.agent", description="See docs/agent-protocol.md.")
+    parser = _Parser(prog="python -m runtimes.agent", description="See docs/agent-protocol.md.")
     parser.add_argument("artifact", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, metavar="N")
     parser.add_argument("--adapter", metavar="WHICH")
@@ -213,6 +229,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.artifact is None) != options.sample:
         parser.error("give an artifact's folder, or --sample")
+    if options.silence_s is not None and not 0 < options.silence_s <= MOST_SILENCE_S:
+        parser.error(f"--silence-s is not a number of seconds above 0, at most {MOST_SILENCE_S:.0f}")
     return options
 
 
@@ -241,12 +259,3 @@ def _code(error: Exception) -> Code:
     if isinstance(error, RequestError):
         return "request"
     return "artifact" if isinstance(error, ArtifactError) else "engine"
-
-
-def _watch(agent: Agent, silence_s: float) -> None:
-    """End the process when no line has come for too long: a connection that was cut may not report it."""
-    while (left_s := agent.last_line_s + silence_s - time.perf_counter()) > 0:
-        time.sleep(left_s)
-    sys.stderr.write(f"no line came in for {silence_s:.0f} s: the host is gone\n")
-    sys.stderr.flush()
-    os._exit(EXIT_SILENCE)

@@ -14,6 +14,7 @@
 #include "options.h"
 #include "reader.h"
 #include "request.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EXIT_FATAL = 2, EXIT_SILENCE = 3 };
+enum { EXIT_FATAL = 2 };
 
 /* The one generate that runs or waits. */
 static struct {
@@ -74,6 +75,7 @@ static void accept_generate(struct request *request, double accepted_s) {
 static void obey(const char *line, size_t length) {
     double accepted_s = machine_clock();
     struct request request;
+    watch_read();
     if (line == NULL) {
         write_error(-1, "malformed", "the line is longer than this agent's max_line_bytes; it was skipped", false);
         return;
@@ -95,15 +97,12 @@ static void obey(const char *line, size_t length) {
 }
 
 /* The end of stdin is the command to stop. No line is cut in the middle. */
-static void *read_and_obey(void *context) {
-    const struct options *options = context;
-    enum read_end end = read_lines(options->silence_s, obey);
-    if (end == OUT_OF_MEMORY)
+static void *read_and_obey(void *unused) {
+    if (read_lines(obey) == OUT_OF_MEMORY)
         die("internal", "out of memory for a line");
-    if (end == INPUT_SILENT)
-        fprintf(stderr, "no line came in for %.1f s: the host is gone\n", options->silence_s);
     events_close();
-    _exit(end == INPUT_SILENT ? EXIT_SILENCE : 0);
+    _exit(0);
+    return unused;
 }
 
 /* Where the tokens of the running answer go: they are written at once, or held in `lines` until its end. */
@@ -187,7 +186,8 @@ int main(int count, char **words) {
     memory_start();
     if (!artifact_open(&artifact, options.folder, error, sizeof error))
         die("artifact", error);
-    if (!model_init(&model, &artifact) || pthread_create(&reader, NULL, read_and_obey, &options) != 0)
+    if (!model_init(&model, &artifact) || pthread_create(&reader, NULL, read_and_obey, NULL) != 0 ||
+        !watch_start(options.silence_s))
         die("internal", "out of memory");
     if (options.cold)
         artifact_drop_cache(&artifact);

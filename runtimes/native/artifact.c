@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_MANIFEST_BYTES = 1 << 22 };
+enum { MAX_MANIFEST_BYTES = 1 << 22, MOST_TOKENS = 1 << 24 };
 
 static char *read_file(const char *path, size_t *length) {
     FILE *file = fopen(path, "re");
@@ -30,7 +30,7 @@ static bool wrong(char *error, size_t error_size, const char *folder, const char
 
 static bool positive(yyjson_val *value, size_t *out) {
     uint64_t number = yyjson_get_uint(value); /* 0 for what is no unsigned integer */
-    if (number == 0 || number > INT_MAX)
+    if (number == 0 || number > MOST_TOKENS)
         return false;
     *out = (size_t)number;
     return true;
@@ -65,6 +65,8 @@ static bool take_files(struct artifact *artifact, yyjson_val *files, char *error
     yyjson_val *name, *file;
     if (yyjson_obj_size(files) == 0)
         return wrong(error, error_size, artifact->folder, "its manifest names no files");
+    if (yyjson_obj_get(files, "genai_config.json") == NULL) /* the engine reads it by its name */
+        return wrong(error, error_size, artifact->folder, "its manifest names no genai_config.json");
     artifact->files = calloc(yyjson_obj_size(files), sizeof *artifact->files);
     if (artifact->files == NULL)
         return wrong(error, error_size, artifact->folder, "out of memory");

@@ -49,6 +49,7 @@ struct engine {
     OgaGenerator *generator; /* NULL after a failure, when its contents are unknown */
     OgaTensor *logits;
     size_t length, vocab_size; /* tokens in the generator */
+    size_t context_tokens;
 };
 
 static void *load(const char *folder, const char *name, char *error, size_t error_size) {
@@ -139,6 +140,7 @@ struct engine *engine_open(const char *folder, const char *libraries, int thread
         return NULL;
     }
     engine->vocab_size = vocab_size;
+    engine->context_tokens = context_tokens;
     /* The official builds report usage to their maker unless this is set (docs/Privacy.md). */
     setenv("ORT_DISABLE_TELEMETRY", "1", 1);
     /* genai looks its symbols up in what is loaded already, so ONNX Runtime comes first and visible to all. */
@@ -200,8 +202,12 @@ const float *engine_forward(struct engine *engine, const int32_t *ids, size_t co
     if (engine->generator == NULL) {
         engine->length = 0;
         if (!went_well(engine, engine->oga.CreateGenerator(engine->model, engine->params, &engine->generator), error,
-                       error_size))
+                       error_size)) {
+            size_t used = strlen(error); /* it makes the whole KV cache: memory is the usual reason */
+            snprintf(error + used, error_size - used, " (a KV cache for %zu tokens; export with a smaller --context?)",
+                     engine->context_tokens);
             return NULL;
+        }
     }
     if (engine->length < start)
         snprintf(error, error_size, "position %zu was asked for and %zu are filled: a bug of the agent", start,

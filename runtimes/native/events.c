@@ -3,11 +3,13 @@
 #include "machine.h"
 #include "memory.h"
 #include "request.h"
+#include "watch.h"
 #include "yyjson/yyjson.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -43,6 +45,7 @@ void write_lines(struct lines *lines) {
         text += written;
         length -= (size_t)written;
     }
+    watch_wrote();
     pthread_mutex_unlock(&output_lock);
     free(lines->text);
     *lines = (struct lines){0};
@@ -107,10 +110,16 @@ static void add_seconds(struct event event, const char *name, double seconds) {
         yyjson_mut_obj_add_real(event.doc, event.root, name, seconds);
 }
 
+/* The message is put on one line: it may quote a key, a path or a library. */
 void write_error(int64_t number, const char *code, const char *message, bool fatal) {
+    char line[1024];
     struct event event = begin("error", number);
+    snprintf(line, sizeof line, "%s", message);
+    for (char *at = line; *at != '\0'; at++)
+        if ((unsigned char)*at < ' ')
+            *at = ' ';
     yyjson_mut_obj_add_str(event.doc, event.root, "code", code);
-    yyjson_mut_obj_add_str(event.doc, event.root, "message", message);
+    yyjson_mut_obj_add_str(event.doc, event.root, "message", line);
     yyjson_mut_obj_add_bool(event.doc, event.root, "fatal", fatal);
     end_and_write(event);
 }

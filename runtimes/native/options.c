@@ -14,6 +14,7 @@ static bool wrong(char *error, size_t error_size, const char *what) {
 
 static bool take(struct options *options, int option, char *error, size_t error_size) {
     char *end;
+    long threads;
     switch (option) {
     case 'b':
         options->libraries = optarg;
@@ -25,9 +26,10 @@ static bool take(struct options *options, int option, char *error, size_t error_
         options->cold = true;
         return true;
     case 't':
-        options->threads = (int)strtol(optarg, &end, 10);
-        return (*end == '\0' && options->threads >= 1 && options->threads <= 4096) ||
-               wrong(error, error_size, "--threads is not an integer from 1 to 4096");
+        threads = strtol(optarg, &end, 10);
+        options->threads = threads > 0 && threads <= 1024 ? (int)threads : 0;
+        return (*end == '\0' && options->threads > 0) ||
+               wrong(error, error_size, "--threads is not an integer from 1 to 1024");
     default:
         options->silence_s = strtod(optarg, &end);
         return (*end == '\0' && options->silence_s > 0 && options->silence_s <= 1e6) ||

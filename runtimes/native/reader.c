@@ -33,15 +33,13 @@ static void take_lines(struct buffer *buffer, size_t got, on_line *take) {
         buffer->used = 0;
 }
 
-enum read_end read_lines(double silence_s, on_line *take) {
+enum read_end read_lines(on_line *take) {
     struct buffer buffer = {.text = malloc(1 << 16), .room = 1 << 16};
     struct pollfd input = {.fd = 0, .events = POLLIN};
-    int wait_ms = silence_s > 0 ? (int)(silence_s * 1000) : -1;
     while (buffer.text != NULL) {
-        int ready = poll(&input, 1, wait_ms);
-        if (ready == 0)
-            return INPUT_SILENT;
-        ssize_t got = ready < 0 ? -1 : read(0, buffer.text + buffer.used, buffer.room - buffer.used);
+        ssize_t got = read(0, buffer.text + buffer.used, buffer.room - buffer.used);
+        if (got < 0 && errno == EAGAIN)
+            poll(&input, 1, -1);
         if (got < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (got <= 0)

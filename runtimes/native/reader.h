@@ -5,13 +5,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum read_end { INPUT_ENDED, INPUT_SILENT, OUT_OF_MEMORY };
+enum read_end { INPUT_ENDED, OUT_OF_MEMORY };
 
 /* Called for each line, without its end; `line` is NULL where it was longer than MAX_LINE_BYTES, and skipped. */
 typedef void on_line(const char *line, size_t length);
 
-/* Read until the input ends or no byte came for `silence_s` seconds (0: wait forever). A last line without its end is
- * dropped. */
-enum read_end read_lines(double silence_s, on_line *take);
+/* Read until the input ends. A last line without its end is dropped. */
+enum read_end read_lines(on_line *take);
 
 #endif

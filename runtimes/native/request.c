@@ -26,19 +26,42 @@ static bool find_name(yyjson_val *key, const char *const *names, size_t count, s
 
 static const char *const keys[] = {"do",   "request", "ids",        "max_new_tokens", "stop_ids", "temperature", "top_k",
                                    "top_p", "seed",   "deadline_s", "session",        "hold"};
-enum { KEYS = sizeof keys / sizeof *keys, COMMON_KEYS = 2 };
+enum { KEYS = sizeof keys / sizeof *keys, COMMON_KEYS = 2, MOST_KEYS = 256, MOST_NESTING = 64 };
 
-/* A key that is given twice is refused: it is unclear which value is meant. */
+/* A key that is given twice is refused, known or not: it is unclear which value is meant. */
 static bool check_duplicates(struct request *request, yyjson_val *root) {
-    bool seen[KEYS] = {false};
-    size_t index, count, place;
-    yyjson_val *key, *value;
-    yyjson_obj_foreach(root, index, count, key, value) {
-        if (!find_name(key, keys, KEYS, &place))
-            continue;
-        if (seen[place])
-            return REFUSE(request, "malformed", "%s is given twice; give it once", keys[place]);
-        seen[place] = true;
+    yyjson_obj_iter outer, inner;
+    yyjson_val *key, *other;
+    if (yyjson_obj_size(root) > MOST_KEYS)
+        return REFUSE(request, "malformed", "a line of %zu keys; known are %d", yyjson_obj_size(root), (int)KEYS);
+    yyjson_obj_iter_init(root, &outer);
+    while ((key = yyjson_obj_iter_next(&outer)) != NULL) {
+        inner = outer;
+        while ((other = yyjson_obj_iter_next(&inner)) != NULL)
+            if (yyjson_equals(key, other))
+                return REFUSE(request, "malformed", "%.40s is given twice; give it once", yyjson_get_str(key));
+    }
+    return true;
+}
+
+/* Lists and objects in one another, as the Python agent counts them. */
+static bool check_nesting(struct request *request, const char *line, size_t length) {
+    size_t depth = 0;
+    bool in_text = false;
+    for (size_t i = 0; i < length; i++) {
+        if (in_text) {
+            if (line[i] == '\\')
+                i++;
+            else
+                in_text = line[i] != '"';
+        } else if (line[i] == '"') {
+            in_text = true;
+        } else if (line[i] == '[' || line[i] == '{') {
+            if (++depth > MOST_NESTING)
+                return REFUSE(request, "malformed", "lists and objects are nested deeper than %d", (int)MOST_NESTING);
+        } else if (line[i] == ']' || line[i] == '}') {
+            depth--;
+        }
     }
     return true;
 }
@@ -178,7 +201,7 @@ void request_read(struct request *request, const char *line, size_t length, size
         (void)REFUSE(request, "malformed", "not a line of JSON: %s at byte %zu", failure.msg, failure.pos);
     else if (!yyjson_is_obj(root))
         (void)REFUSE(request, "malformed", "a line is one JSON object");
-    else if (check_duplicates(request, root) && read_verb(request, root) && check_names(request, root) &&
+    else if (check_nesting(request, line, length) && check_duplicates(request, root) && read_verb(request, root) && check_names(request, root) &&
              request->verb == DO_GENERATE)
         (void)(read_prompt(request, root, context_tokens, vocab_size) && read_sampling(request, root) &&
                read_rest(request, root));
