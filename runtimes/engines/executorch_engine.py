@@ -6,6 +6,7 @@ The KV cache lives inside the program; it is overwritten from start_pos on. The 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.util
 import os
 import sys
@@ -38,17 +39,20 @@ def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
     if len(names) != 1:
         raise EngineError(f"{artifact.folder}: has {len(names)} .pte files, expected one; export it again")
     path = artifact.path(names[0])
+    _check_header(path)
     wanted = available_cores() if threads is None else threads
     with _quiet() as last_lines:
         try:
             if library._threadpool_get_thread_count() != wanted:
                 # "Unsafe" while a model runs on the pool.
                 library._unsafe_reset_threadpool(wanted)
-            program = library._load_program(str(path))
+            # Without this a damaged program ends the process in the middle of a call.
+            verification = library.Verification.InternalConsistency
+            program = library._load_program(str(path), program_verification=verification)
             limit = int(program.load_method("get_max_seq_len").call(())[0])
             # Packs the weights: loading, not part of the first prompt's time.
             method = program.load_method("forward")
-        except RuntimeError as error:
+        except Exception as error:  # the bindings raise nothing narrower
             # The exception has a number; the reason (a missing kernel, say) is only in the log.
             raise EngineError(f"ExecuTorch cannot load {path}: {error}; its last lines: {last_lines()}") from error
     return ExecutorchEngine(program, method, artifact, limit)
@@ -85,7 +89,7 @@ class ExecutorchEngine:
             tokens = torch.tensor([ids], dtype=torch.int64)
         try:
             outputs = self._method.call((tokens, self._start))
-        except RuntimeError as error:
+        except Exception as error:  # the bindings raise nothing narrower
             raise EngineError(f"ExecuTorch failed at position {start}: {error}") from error
         logits: Logits = outputs[0].numpy().reshape(-1)
         return logits
@@ -93,6 +97,20 @@ class ExecutorchEngine:
     def close(self) -> None:
         """Free the program and its KV cache."""
         self._program = self._method = None
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a file that is no whole program: ExecuTorch's own library would abort the process. Raises EngineError.
+
+    A flatbuffer's offset and identifier, then the extended header: "eh00", its length, the sizes of the program, of
+    what is before the segments, and of the segments (executorch/schema/extended_header.cpp).
+    """
+    with path.open("rb") as file:
+        head = file.read(40)
+    program, start, segments = (int.from_bytes(head[at : at + 8], "little") for at in (16, 24, 32))
+    size = path.stat().st_size
+    if head[4:8] != b"ET12" or head[8:12] != b"eh00" or program > size or start + segments > size:
+        raise EngineError(f"{path}: is no whole ExecuTorch program; export it again")
 
 
 def _load_library() -> Any:
@@ -162,10 +180,15 @@ def _quiet() -> Iterator[Callable[[], str]]:
 
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
+        watched = faulthandler.is_enabled()
+        if not watched:  # else a crash in the library would end the process without a word
+            faulthandler.enable(kept)
         try:
             # Some of the log goes to the file descriptor, some to Python's sys.stderr, which may be another file.
             with contextlib.redirect_stderr(log):
                 yield last_lines
         finally:
+            if not watched:
+                faulthandler.disable()
             os.dup2(kept, 2)
             os.close(kept)

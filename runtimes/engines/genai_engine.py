@@ -63,7 +63,7 @@ def load_genai(
             changes["model"]["decoder"] = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps(changes))
         model = onnxruntime_genai.Model(config)
-    except RuntimeError as error:
+    except Exception as error:  # the bindings raise nothing narrower
         raise EngineError(f"onnxruntime-genai cannot load {artifact.folder}: {error}") from error
     continues = provider is None and artifact.manifest.rope.switch_tokens is None
     adapters = onnxruntime_genai.Adapters(model)
@@ -128,7 +128,7 @@ class GenaiEngine:
             else:
                 self._give(ids, start)
             logits: Logits = np.asarray(self._generator.get_logits(), np.float32).reshape(-1)[-self.vocab_size :]
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError, ValueError) as error:
             raise EngineError(f"onnxruntime-genai failed at position {start}: {error}") from error
         return logits
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.artifact import ADAPTER_SUFFIX, Artifact
+from export.artifact import ADAPTER_SUFFIX, Artifact, Model
 from runtimes.engines.adapter_file import empty_values, read_values
 from runtimes.engines.engine import adapter_names
 from runtimes.errors import EngineError
@@ -63,15 +63,15 @@ class OnnxEngine:
         self.adapters = adapter_names(artifact)
         self._artifact = artifact
         self._session = session
-        self._kv_type = _check_graph(session, model.layers)
+        self._kv_type = _check_graph(session, model)
         self._binding = session.io_binding()
         shape = (1, model.kv_heads, self.context_tokens, model.head_dim)
-        self._kv = [_fresh_pages(shape, self._kv_type) for _ in range(2 * model.layers)]
+        self._kv = _make_cache(shape, self._kv_type, 2 * model.layers)
         for number, buffer in enumerate(self._kv):
             tail = f"{number // 2}.{'value' if number % 2 else 'key'}"
             self._bind_input(f"past_key_values.{tail}", buffer, shape)
             self._bind_output(f"present.{tail}", buffer, shape)
-        self._logits = np.zeros(model.vocab_size, _ELEMENT_TYPES[session.get_outputs()[0].type])
+        self._logits = np.zeros(model.vocab_size, _logits_type(session))
         self._bind_output("logits", self._logits, (1, 1, model.vocab_size))
         self._mask = np.ones(self.context_tokens, np.int64)
         self._ids = np.zeros(self.context_tokens, np.int64)
@@ -87,9 +87,10 @@ class OnnxEngine:
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
         import numpy as np
-        from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
         length, end = len(ids), start + len(ids)
+        if end > self.context_tokens:
+            raise EngineError(f"position {end} is beyond the context of {self.context_tokens} tokens")
         self._ids[:length] = ids
         if length != self._bound_length:
             self._bind_input("input_ids", self._ids, (1, length))
@@ -110,7 +111,7 @@ class OnnxEngine:
             self._bind_input("attention_mask", self._mask, (1, width))
         try:
             self._session.run_with_iobinding(self._binding)
-        except (failures.Fail, failures.RuntimeException, failures.InvalidArgument) as error:
+        except Exception as error:  # the library's errors have no common class
             raise EngineError(f"onnxruntime failed at position {start}: {error}") from error
         finally:
             self._mask[end:width] = 1
@@ -137,6 +138,34 @@ class OnnxEngine:
         self._binding.bind_output(name, *_CPU, buffer.dtype, shape, buffer.ctypes.data)
 
 
+def _make_cache(shape: tuple[int, ...], dtype: npt.DTypeLike, count: int) -> list[npt.NDArray[Any]]:
+    """`count` buffers of the KV cache, [1, kv_heads, context, head_dim] each. Raises EngineError where the system
+    refuses so much, with a context that it would grant."""
+    import numpy as np
+
+    try:
+        return [_fresh_pages(shape, dtype) for _ in range(count)]
+    except (OSError, OverflowError, ValueError, MemoryError) as error:
+        _, heads, tokens, head_dim = shape
+        token_bytes = count * heads * head_dim * np.dtype(dtype).itemsize
+        fitting = tokens // 2
+        while fitting >= 256 and not _grants(fitting * token_bytes):
+            fitting //= 2
+        advice = f"export it again with --context {fitting} or less" if fitting >= 256 else "take a smaller model"
+        raise EngineError(
+            f"the system refused the KV cache: {tokens * token_bytes / 1e9:.1f} GB for a context of {tokens} tokens; "
+            f"{advice}, or give the process more memory (ulimit -v?)"
+        ) from error
+
+
+def _grants(size: int) -> bool:
+    try:
+        mmap.mmap(-1, size).close()
+    except (OSError, OverflowError, ValueError, MemoryError):
+        return False
+    return True
+
+
 def _fresh_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Zeroes that cost memory only once a position is written.
 
@@ -153,7 +182,6 @@ def _fresh_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[An
 
 def _session(path: Path, threads: int | None) -> Any:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores() if threads is None else threads
@@ -164,19 +192,13 @@ def _session(path: Path, threads: int | None) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        failures.Fail,
-        failures.InvalidGraph,
-        failures.InvalidProtobuf,
-        failures.NotImplemented,
-        failures.NoSuchFile,
-        failures.RuntimeException,
-    ) as error:
+    except Exception as error:  # the library's errors have no common class, and its text may not even be UTF-8
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
 
 
-def _check_graph(session: Any, layers: int) -> npt.DTypeLike:
-    """Refuse a graph with other inputs or outputs than ours; the element type of its KV cache."""
+def _check_graph(session: Any, model: Model) -> npt.DTypeLike:
+    """Refuse a graph with other inputs, outputs or sizes than the manifest's; the element type of its KV cache."""
+    layers = model.layers
     tails = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     seen_inputs = {item.name for item in session.get_inputs()}
     lengths = {"seqlens_k", "total_sequence_length"} if "seqlens_k" in seen_inputs else {"attention_mask"}
@@ -190,7 +212,30 @@ def _check_graph(session: Any, layers: int) -> npt.DTypeLike:
         if seen != expected:
             odd = ", ".join(sorted(seen ^ expected)[:4])
             raise EngineError(f"the graph's {kind} are not those of a phi-edge export ({odd}, ...); export it again")
+    _check_shapes(session, model)
     types = {item.type for item in session.get_inputs() if re.match("past_key_values", item.name)}
     if len(types) != 1 or not types <= set(_ELEMENT_TYPES):
         raise EngineError(f"the graph's KV cache is {', '.join(sorted(types))}; known: {', '.join(_ELEMENT_TYPES)}")
     return _ELEMENT_TYPES[types.pop()]
+
+
+def _logits_type(session: Any) -> npt.DTypeLike:
+    found: str = next(item.type for item in session.get_outputs() if item.name == "logits")
+    if found not in _ELEMENT_TYPES:
+        raise EngineError(f"the graph's logits are {found}; known: {', '.join(_ELEMENT_TYPES)}; export it again")
+    return _ELEMENT_TYPES[found]
+
+
+def _check_shapes(session: Any, model: Model) -> None:
+    """Every size that the graph fixes must be the manifest's. Batch, length and context are open in a graph."""
+    cache = {1: model.kv_heads, 3: model.head_dim}
+    for item in (*session.get_inputs(), *session.get_outputs()):
+        known = cache if item.name.startswith(("past_key_values", "present")) else {}
+        known = {2: model.vocab_size} if item.name == "logits" else known
+        for place, size in known.items():
+            seen = item.shape[place] if len(item.shape) > place else None
+            if seen != size and not isinstance(seen, str):
+                raise EngineError(
+                    f"the graph's {item.name} has the shape {item.shape}, the manifest says {size} at place {place}; "
+                    "export it again"
+                )

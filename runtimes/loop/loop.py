@@ -48,6 +48,7 @@ class TokenLoop:
         self._cached_long = False  # they were computed with the long rope factors
         self._session: str | None = None  # the session that they belong to
         self._adapter: str | None = None  # the adapter that the engine uses
+        self._closed = False
 
     @property
     def accelerator(self) -> str | None:
@@ -115,6 +116,7 @@ class TokenLoop:
 
     def close(self) -> None:
         """Free the engine. The loop cannot be used afterwards."""
+        self._closed = True
         self._engine.close()
 
     def _check_adapter(self, name: str | None) -> None:
@@ -178,7 +180,7 @@ class TokenLoop:
                     completion += 1
                     yield NewToken(choice.id, at_s, choice.logprob, choice.top)
                     ids.append(choice.id)
-                    if finish := self._ended(request, accepted) or ("length" if completion == room else None):
+                    if finish := self._ended(request, accepted) or ("length" if completion >= room else None):
                         break
                 if finish is None and chooser.complete:
                     finish, stop_id = "stop", request.stop_ids[0]  # as if the model had ended its document
@@ -245,6 +247,8 @@ class TokenLoop:
         return logits
 
     def _forward(self, ids: Sequence[int], start: int) -> Logits:
+        if self._closed:
+            raise RequestError("the runtime is closed; open it again")
         # Until the engine is back, the cache beyond `start` is in an unknown state.
         del self._cached[start:]
         logits = self._engine.forward(ids, start, long=self._cached_long)

@@ -64,7 +64,8 @@ def _nucleus(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64],
     import numpy as np
 
     def weigh(some: Logits) -> npt.NDArray[np.float64]:
-        weights: npt.NDArray[np.float64] = np.exp((some.astype(np.float64) - highest) / sampling.temperature)
+        with np.errstate(over="ignore"):  # at a tiny temperature all but the best are infinitely far away
+            weights: npt.NDArray[np.float64] = np.exp((some.astype(np.float64) - highest) / sampling.temperature)
         return weights
 
     highest = float(logits.max())

@@ -5,10 +5,11 @@ Everything here is made of numbers and short strings, so that it can cross a pip
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from numbers import Integral
+from typing import Literal, Protocol, TypeGuard
 
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import ContextFullError, RequestError
@@ -115,22 +116,17 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
         )
     for name, ids in (("token id", request.ids), ("stop id", request.stop_ids)):
         check_ids(name, ids, vocab_size)
-    _check_number("max_new_tokens", request.max_new_tokens, request.max_new_tokens >= 1, "1 or more")
-    sampling = request.sampling
-    temperature = sampling.temperature
-    _check_number("temperature", temperature, math.isfinite(temperature) and temperature >= 0, "0 (greedy) or more")
-    if sampling.top_k is not None:
-        _check_number("top_k", sampling.top_k, sampling.top_k >= 1, "1 or more, or leave it out")
-    if sampling.top_p is not None:
-        _check_number("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0, at most 1, or leave it out")
-    _check_number("seed", sampling.seed, 0 <= sampling.seed < 1 << 64, "0 to 2**64 - 1")
+    count, sampling, deadline_s = request.max_new_tokens, request.sampling, request.deadline_s
+    _check("max_new_tokens", count, is_whole(count) and count >= 1, "a whole number from 1 on")
+    temperature, top_k, top_p, seed = sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
+    _check("temperature", temperature, _is_real(temperature) and temperature >= 0, "0 (greedy) or more")
+    _check("top_k", top_k, top_k is None or (is_whole(top_k) and top_k >= 1), "1 or more, or leave it out")
+    _check("top_p", top_p, top_p is None or (_is_real(top_p) and 0 < top_p <= 1), "above 0, at most 1, or leave it out")
+    _check("seed", seed, is_whole(seed) and 0 <= seed < 1 << 64, "0 to 2**64 - 1")
     _check_penalties(sampling)
-    if request.logprobs is not None:
-        fits = 0 <= request.logprobs <= MAX_LOGPROBS
-        _check_number("logprobs", request.logprobs, fits, f"0 to {MAX_LOGPROBS}, or leave it out")
-    if request.deadline_s is not None:
-        deadline = request.deadline_s
-        _check_number("deadline_s", deadline, math.isfinite(deadline), "a number of seconds, or leave it out")
+    logprobs, fits = request.logprobs, is_whole(request.logprobs) and 0 <= request.logprobs <= MAX_LOGPROBS
+    _check("logprobs", logprobs, logprobs is None or fits, f"0 to {MAX_LOGPROBS}, or leave it out")
+    _check("deadline_s", deadline_s, deadline_s is None or _is_real(deadline_s), "a number of seconds, or leave it out")
     if request.grammar is not None and not request.stop_ids:
         raise RequestError(
             f"{request.grammar.kind} ends an answer where its document ends, so stop ids cannot be ignored"
@@ -138,23 +134,33 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
 
 
 def _check_penalties(sampling: Sampling) -> None:
-    if sampling.min_p is not None:
-        _check_number("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "0 to 1, or leave it out")
-    penalty = sampling.repetition_penalty
-    _check_number("repetition_penalty", penalty, 0.01 <= penalty <= 100, "0.01 to 100; 1 changes nothing")
-    for name, value in (
-        ("presence_penalty", sampling.presence_penalty),
-        ("frequency_penalty", sampling.frequency_penalty),
-    ):
-        _check_number(name, value, -2 <= value <= 2, "-2 to 2; 0 changes nothing")
+    min_p, penalty = sampling.min_p, sampling.repetition_penalty
+    _check("min_p", min_p, min_p is None or (_is_real(min_p) and 0 <= min_p <= 1), "0 to 1, or leave it out")
+    fits = _is_real(penalty) and 0.01 <= penalty <= 100
+    _check("repetition_penalty", penalty, fits, "0.01 to 100; 1 changes nothing")
+    for name in ("presence_penalty", "frequency_penalty"):
+        value = getattr(sampling, name)
+        _check(name, value, _is_real(value) and -2 <= value <= 2, "-2 to 2; 0 changes nothing")
 
 
 def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
     """Refuse ids that no model of this vocabulary has. Raises RequestError."""
-    if (wrong := next((id for id in ids if not 0 <= id < vocab_size), None)) is not None:
-        raise RequestError(f"{name} {wrong} is not in the model's vocabulary; allowed: 0 to {vocab_size - 1}")
+    for id in ids:
+        if not is_whole(id) or not 0 <= id < vocab_size:
+            raise RequestError(f"{name} {id!r:.60} is not in the model's vocabulary; allowed: 0 to {vocab_size - 1}")
 
 
-def _check_number(name: str, seen: float, fits: bool, allowed: str) -> None:
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, numpy's too; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    """Whether it is a number that a float can be, and finite."""
+    limit = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
+
+
+def _check(name: str, seen: object, fits: bool, allowed: str) -> None:
     if not fits:
-        raise RequestError(f"{name} is {seen}; allowed: {allowed}")
+        raise RequestError(f"{name} is {seen!r:.60}; allowed: {allowed}")
