@@ -18,6 +18,7 @@ from pathlib import Path
 
 from devices.errors import LabError
 from export.strict import build, read_toml, refuse_unknown
+from runtimes.system.cores import MOST_THREADS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class Device:
 
     def problem(self) -> str | None:
         """What is wrong with a value whose type is right, and what to write instead; None if nothing is."""
-        if self.threads is not None and self.threads < 1:
-            return f"threads {self.threads}; give 1 or more"
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            return f"threads {self.threads}; give 1 to {MOST_THREADS}"
         return None
 
 

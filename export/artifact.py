@@ -248,12 +248,7 @@ def open_artifact(folder: Path) -> Artifact:
 
 
 def verify(artifact: Artifact) -> None:
-    """Compare the SHA-256 of every file with the manifest. Raises ArtifactError at the first that differs, and for a
-    manifest without a model or a tokenizer."""
-    files, suffix = artifact.manifest.files, MODEL_SUFFIX[artifact.manifest.format]
-    if TOKENIZER not in files or not any(name.endswith(suffix) for name in files):
-        lacking = TOKENIZER if TOKENIZER not in files else f"*{suffix}"
-        raise ArtifactError(f"{artifact.folder / MANIFEST}: lists no {lacking}; export it again")
+    """Compare the SHA-256 of every file with the manifest. Raises ArtifactError at the first that differs."""
     for name, file in artifact.manifest.files.items():
         seen = sha256_file(artifact.folder / name)
         if seen != file.sha256:
@@ -261,6 +256,14 @@ def verify(artifact: Artifact) -> None:
                 f"{artifact.folder / name}: changed since the export (sha256 {seen[:12]}…, "
                 f"the manifest says {file.sha256[:12]}…); export it again"
             )
+
+
+def refuse_incomplete(artifact: Artifact) -> None:
+    """Raises ArtifactError for a manifest that lists no model of its format, or no tokenizer."""
+    files, suffix = artifact.manifest.files, MODEL_SUFFIX[artifact.manifest.format]
+    if TOKENIZER not in files or not any(name.endswith(suffix) for name in files):
+        lacking = TOKENIZER if TOKENIZER not in files else f"*{suffix}"
+        raise ArtifactError(f"{artifact.folder / MANIFEST}: lists no {lacking}; export it again")
 
 
 def seal(folder: Path, manifest: Manifest) -> Artifact:

@@ -28,14 +28,18 @@ _INTEGER_LIMIT = 1 << 63
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, finite: bool = True) -> Any:
     """The value of a JSON text by RFC 8259 and I-JSON: UTF-8, finite numbers, each key once, whole characters.
 
+    With `finite` False a number beyond every float is infinite, for a caller that checks each number itself.
     Raises ValueError, with the reason in one line.
     """
     try:
         content = json.loads(
-            data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite if finite else None,
+            object_pairs_hook=_object,
         )
         if _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode("utf-8")
@@ -100,7 +104,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_nesting(content: object) -> None:
     level = [content]
-    for _ in range(MOST_NESTING + 1):
+    for _ in range(MOST_NESTING):
         level = [
             item
             for container in level

@@ -12,7 +12,8 @@ from runtimes.engines.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
 from runtimes.errors import RequestError
 from runtimes.loop.grammar import Grammars
 from runtimes.loop.loop import TokenLoop
-from runtimes.loop.tokens import TokenSource
+from runtimes.loop.tokens import TokenSource, is_whole
+from runtimes.system.cores import MOST_THREADS
 
 if TYPE_CHECKING:
     from runtimes.text.runtime import TextRuntime
@@ -74,8 +75,8 @@ def open_tokens(
     graphics: Graphics = ANY_ADAPTER,
 ) -> TokenLoop:
     """Open an artifact for ids in, ids out: what an agent on a device serves. Raises RuntimesError."""
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads is {threads}; allowed: 1 or more, or leave it out for all cores")
+    if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
+        raise RequestError(f"threads is {threads!r:.60}; allowed: 1 to {MOST_THREADS}, or leave it out for all cores")
     opener = engine or (ENGINES[artifact.manifest.format] if graphics == ANY_ADAPTER else _directml(artifact, graphics))
     return TokenLoop(opener(artifact, threads), grammars=Grammars(artifact))
 

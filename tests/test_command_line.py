@@ -161,9 +161,11 @@ def test_a_size_is_in_the_unit_that_shows_it(count: float, text: str) -> None:
     assert size_text(count) == text
 
 
-def test_a_failed_step_ends_with_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_could_not_do_its_work_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "plan", lambda out: [demo.Step("Fails", ["no-such-verb"])])
-    assert run("demo", "--out", str(tmp_path / "demo")).exit_code == 1
+    result = run("demo", "--out", str(tmp_path / "demo"))
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: step 1 of 1 failed with exit code 2: phi-edge no-such-verb\n")
 
 
 @pytest.mark.parametrize(

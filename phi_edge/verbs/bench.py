@@ -11,6 +11,7 @@ from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Verb
+from runtimes.system.cores import MOST_THREADS
 from runtimes.terminal import one_line
 
 
@@ -29,7 +30,7 @@ from runtimes.terminal import one_line
 @click.argument("artifact", type=FOLDER)
 @click.option("--device", "name", type=DeviceName(), default="local", help="A device of the lab file, or local.")
 @lab_option
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the engine.",
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="Threads of the engine.",
               show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
 @click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", default=128, help="Length of the prompt.")
 @click.option("--generate-tokens", type=click.IntRange(1), metavar="N", default=64, help="Length of the answer.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from export.artifact import open_artifact, verify
+from export.artifact import open_artifact, refuse_incomplete, verify
 from export.errors import OptionError
 from export.request import ADAPTER, AdapterChoice, parse_adapter
 from phi_edge.errors import Failed
@@ -52,6 +52,7 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
     if out is not None:
         check_writable(out)
     opened = open_artifact(artifact)
+    refuse_incomplete(opened)
     verify(opened)
     for name in opened.strangers():
         echo(f"stranger: {one_line(name)} is not in the manifest: nothing reads it; remove it", err=True)

@@ -11,6 +11,7 @@ from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Verb
+from runtimes.system.cores import MOST_THREADS
 
 if TYPE_CHECKING:
     from devices.measure.score import Figure, Score
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--device", type=DeviceName(), metavar="NAME", show_default="this process",
               help="A device of the lab file.")  # fmt: skip
 @lab_option
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the engine.",
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="Threads of the engine.",
               show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
               help="Write the score for `phi-edge report` and `gate`; - prints it.")  # fmt: skip

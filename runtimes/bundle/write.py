@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artifact import MANIFEST, Artifact, Format, verify
+from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verify
 from export.size import size_text
 from runtimes.bundle.values import control_tokens, csharp_text, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
@@ -90,6 +90,7 @@ def write_bundle(artifact: Artifact, out: Path, name: str) -> None:
     if not out.parent.is_dir():
         raise RequestError(f"{out}: its folder does not exist; make it first")
     sources = render_sources(artifact, name)
+    refuse_incomplete(artifact)
     verify(artifact)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:

@@ -1,9 +1,11 @@
-"""How many threads an engine gets when the user gives no number."""
+"""How many threads an engine gets when the user gives no number, and how many it may get."""
 
 from __future__ import annotations
 
 import os
 import sys
+
+MOST_THREADS = 1024  # no machine that runs a Phi has more; starting 5,000 takes longer than an answer
 
 
 def available_cores() -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from export.strict import parse_json
 from runtimes.api import AnyMessage, Message, ToolCall
 from runtimes.errors import RequestError
 
@@ -24,8 +24,10 @@ def as_messages(messages: Sequence[AnyMessage]) -> list[Message]:
 def _message(message: AnyMessage, where: str) -> Message:
     if not isinstance(message, Message):
         message = _read(message, where)
+    if not isinstance(message.content, str):
+        raise RequestError(f"{where}: content is {message.content!r:.60}; give a text")
     if message.role not in ROLES:
-        raise RequestError(f"{where} has the role {message.role!r}; allowed: {', '.join(ROLES)}")
+        raise RequestError(f"{where} has the role {message.role!r:.60}; allowed: {', '.join(ROLES)}")
     if message.tool_calls and message.role != "assistant":
         raise RequestError(f"{where} has tool_calls and the role {message.role}; only the assistant calls tools")
     return message
@@ -73,7 +75,7 @@ def _call(call: Any, where: str) -> ToolCall:
     arguments = function.get("arguments") if isinstance(function, Mapping) else None
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = parse_json(arguments.encode("utf-8", "surrogatepass"))
         except ValueError as error:
             raise RequestError(f"{where}: a tool call's arguments are not JSON ({error})") from error
     if not isinstance(name, str) or not isinstance(arguments, Mapping):

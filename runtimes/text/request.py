@@ -13,10 +13,13 @@ from runtimes.loop.tokens import Grammar, GrammarKind, Sampling, TokenRequest
 from runtimes.text.messages import as_messages
 from runtimes.text.tokenizer import Tokenizer
 from runtimes.text.tools import call_schema, check_tools
+from runtimes.text.typed import typed
 
 
-def check(request: GenerateRequest) -> None:
-    """Raises RequestError for fields that exclude each other."""
+def checked(request: GenerateRequest) -> GenerateRequest:
+    """The same request, its sequences as lists. Raises RequestError for a field of another type than it should have,
+    and for fields that exclude each other."""
+    request = typed(request)
     given = [name for name in ("prompt", "messages", "token_ids") if getattr(request, name) is not None]
     if len(given) != 1:
         raise RequestError(
@@ -30,6 +33,7 @@ def check(request: GenerateRequest) -> None:
         raise RequestError("a stop string is empty and would end every answer; leave it out")
     if request.ignore_stop_ids and (request.stop or request.stop_ids):
         raise RequestError("ignore_stop_ids asks for exactly max_new_tokens, so stop and stop_ids must be left out")
+    return request
 
 
 def encode(request: GenerateRequest, tokenizer: Tokenizer) -> list[int]:
@@ -75,9 +79,18 @@ def token_request(request: GenerateRequest, ids: list[int], manifest: Manifest, 
 def grammar_of(request: GenerateRequest) -> Grammar | None:
     """What the answer must match. Raises RequestError where there are two such things."""
     schemas = {"json_schema": request.json_schema, "tool_choice": call_schema(request.tools, request.tool_choice)}
-    given = {name: Grammar("json_schema", json.dumps(schema)) for name, schema in schemas.items() if schema is not None}
+    given = {
+        name: Grammar("json_schema", _schema_text(schema)) for name, schema in schemas.items() if schema is not None
+    }
     texts: dict[GrammarKind, str | None] = {"regex": request.regex, "lark": request.lark}
     given |= {kind: Grammar(kind, text) for kind, text in texts.items() if text is not None}
     if len(given) > 1:
         raise RequestError(f"the request has {' and '.join(given)}; give one of them")
     return next(iter(given.values()), None)
+
+
+def _schema_text(schema: object) -> str:
+    try:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"the JSON schema cannot be written as JSON ({error}); give plain objects") from error

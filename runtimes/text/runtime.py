@@ -21,7 +21,7 @@ from runtimes.api import (
     Timings,
     TokenEvent,
 )
-from runtimes.errors import EngineError
+from runtimes.errors import EngineError, RequestError
 from runtimes.loop.tokens import NewToken, TokenRecord, TokensDone, TokenSource
 from runtimes.text import request as requests
 from runtimes.text.asynchronous import in_thread
@@ -54,6 +54,7 @@ class TextRuntime:
         self.manifest = manifest
         self.suggested = suggested
         self._clock = clock
+        self._closed = False
 
     @property
     def has_template(self) -> bool:
@@ -66,7 +67,9 @@ class TextRuntime:
         The request is accepted, checked and tokenised now: RequestError comes from here, not from the first event.
         """
         accepted = self._clock()
-        requests.check(request)
+        if self._closed:
+            raise RequestError("the runtime is closed; open it again")
+        request = requests.checked(request)
         ids = requests.encode(request, self._tokenizer)
         # Times and deadline count from here, so the source is given what is left after tokenising.
         spent_s = self._clock() - accepted
@@ -103,8 +106,7 @@ class TextRuntime:
             text = GenerateRequest(prompt=text)
         elif not isinstance(text, GenerateRequest):
             text = GenerateRequest(messages=text)
-        requests.check(text)
-        return len(requests.encode(text, self._tokenizer))
+        return len(requests.encode(requests.checked(text), self._tokenizer))
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; none for a control token."""
@@ -112,6 +114,7 @@ class TextRuntime:
 
     def close(self) -> None:
         """Free the model. The runtime cannot be used afterwards."""
+        self._closed = True
         self._source.close()
 
     def __enter__(self) -> Self:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 
 from export.artifact import Artifact
+from export.strict import read_json
 from runtimes.api import GenerateRequest
 from runtimes.errors import EngineError
 
@@ -43,8 +43,8 @@ def suggested_sampling(artifact: Artifact) -> Suggested:
     """Raises EngineError where the file cannot be understood."""
     if FILE not in artifact.manifest.files:
         return NOTHING_SUGGESTED
+    content = read_json(artifact.path(FILE), EngineError, "export it again")
     try:
-        content = json.loads(artifact.path(FILE).read_text(encoding="utf-8"))
         number = {name: float(content[name]) for name in (*_DRAWING, _PENALTY) if content.get(name) is not None}
         request = GenerateRequest(repetition_penalty=number.get(_PENALTY, 1.0))
         if content.get("do_sample"):
@@ -55,7 +55,7 @@ def suggested_sampling(artifact: Artifact) -> Suggested:
                 top_p=number.get("top_p"),
                 min_p=number.get("min_p"),
             )
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise EngineError(f"{artifact.folder / FILE}: cannot be understood ({error}); export it again") from error
     known = {*_DRAWING, *_OTHER, _PENALTY}
     unsupported = tuple(key for key, value in content.items() if key not in known and value not in (None, False, 0, 1))
