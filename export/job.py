@@ -76,7 +76,8 @@ def resolve(request: ExportRequest) -> Job:
     window = longest if target.windows else config.sliding_window or longest
     # ExecuTorch's attention takes a window as a mask over the whole cache, which halves its speed: by default, none.
     unmasked = config.sliding_window or longest if format == "executorch" else window
-    context = request.context_tokens or min(target.context_tokens, longest, unmasked)
+    asked = request.context_tokens
+    context = min(target.context_tokens, longest, unmasked) if asked is None else asked
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     if context > window:

@@ -50,7 +50,7 @@ class Option:
 
 def parse_size(text: str) -> int:
     """500MB, 2GB or a number of bytes -> bytes. Raises OptionError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|MB|KB|)", text.strip().upper())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(GB|MB|KB|)", text.strip().upper())
     if match is None:
         raise OptionError(f"{text!r} is not a size; give a number with KB, MB or GB, such as 500MB")
     return int(float(match[1]) * {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}[match[2]])
@@ -70,6 +70,14 @@ def parse_adapter(text: str) -> AdapterChoice:
             f"{text!r:.80} has the weight {weight!r:.20}; give FOLDER or FOLDER=WEIGHT, with a number such as 0.5"
         )
     return AdapterChoice(folder, value)
+
+
+def parse_bits(text: str) -> float:
+    """Bits a weight. Raises ValueError for what is no finite number."""
+    bits = float(text)
+    if not math.isfinite(bits):
+        raise ValueError(f"{text!r} is no number of bits")
+    return bits
 
 
 def _option(
@@ -204,7 +212,7 @@ class ExportRequest:
         "As --max-bytes, given as the mean of all matrices with their scales, such as 5.2.",
         None,
         default_text="the scheme's bits for all",
-        parse=float,
+        parse=parse_bits,
         metavar="BITS",
     )
     require_full_delegation: bool = _option(

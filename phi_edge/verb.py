@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import click
 from phi_edge.errors import UNEXPECTED, did_you_mean, one_line, usage_error
 from phi_edge.habits import option_habit
 from phi_edge.quiet import quiet_libraries
+
+MOST_SECONDS = 1e6
 
 
 class Verb(click.Command):
@@ -86,6 +89,19 @@ class Choice(click.Choice[str]):
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         known = [str(choice) for choice in self.choices]
         return f"unknown {str(value)!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}"
+
+
+class Seconds(click.FloatRange):
+    """A time limit. It is never infinite, and never NaN, which every comparison would let pass."""
+
+    def __init__(self) -> None:
+        super().__init__(0, MOST_SECONDS, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 class Parsed(click.ParamType[Any]):

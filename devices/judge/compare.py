@@ -57,6 +57,11 @@ def compare(candidate: Measurement, baseline: Measurement, noise_floor: float) -
     _refuse_different(candidate, baseline)
     found = [f"candidate: {problem}" for problem in problems(candidate)]
     found += [f"baseline: {problem}" for problem in problems(baseline)]
+    found += [
+        f"candidate: {name} was not measured, and the baseline has it"
+        for name, metric in METRICS.items()
+        if not metric.by_chance and summarize(metric, baseline) and not summarize(metric, candidate)
+    ]
     changes = [_change(metric, candidate, baseline, noise_floor, valid=not found) for metric in METRICS.values()]
     return Comparison(
         noise_floor=noise_floor,

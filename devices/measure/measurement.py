@@ -21,6 +21,7 @@ from runtimes.api import MemoryUse
 from runtimes.system.conditions import Conditions
 
 SCHEMA = 1
+MOST_REPETITIONS = 1000
 PageCache = Literal["cold", "warm", "mixed"]
 LoadMode = Literal["mmap", "read"]
 
@@ -153,8 +154,11 @@ def load_measurement(content: object, path: Path) -> Measurement:
             f"{path}: schema {seen!r:.60}; this version reads measurements of schema {SCHEMA}; run bench"
         )
     measurement = build(Measurement, content, str(path), MeasurementError)
-    if not measurement.repetitions:
-        raise MeasurementError(f"{path}: has no repetitions; run bench again")
+    count = len(measurement.repetitions)
+    if not 1 <= count <= MOST_REPETITIONS:
+        raise MeasurementError(
+            f"{path}: has {count or 'no'} repetitions; allowed: 1 to {MOST_REPETITIONS}; run bench again"
+        )
     for number, repetition in enumerate(measurement.repetitions, start=1):
         if len(repetition.run.token_ids) != len(repetition.run.token_at_s):
             raise MeasurementError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from devices.measure.measurement import Measurement, Repetition, Workload, sha256_ids
+import dataclasses
+import itertools
+
+from devices.measure.measurement import Measurement, Repetition, Run, Workload, sha256_ids
 from devices.measure.throttling import during
 
 # Background services stay below it; another program on one core of three does not.
@@ -19,6 +22,9 @@ def problems(measurement: Measurement) -> list[str]:
     ]
     if len(repetitions) != measurement.workload.repetitions:
         found.append(f"{len(repetitions)} repetitions of {measurement.workload.repetitions}")
+    facts = measurement.artifact
+    if facts.artifact_bytes < 0 or facts.weights_bytes < 0:
+        found.append(f"an artifact of {facts.artifact_bytes} bytes with {facts.weights_bytes} bytes of weights")
     first = repetitions[0].run.token_ids_sha256
     if differing := [str(n) for n, each in enumerate(repetitions, start=1) if each.run.token_ids_sha256 != first]:
         found.append(
@@ -54,7 +60,28 @@ def _repetition(repetition: Repetition, workload: Workload) -> list[str]:
             found.append(f"{what} prefilled {run.prefilled_tokens} of {workload.prompt_tokens} prompt tokens")
         if run.token_ids_sha256 != sha256_ids(run.token_ids):
             found.append(f"{what}: its token ids do not match their hash")
+        found += [f"{what}: {problem}" for problem in _impossible(run)]
+    if repetition.load_s is not None and repetition.load_s <= 0:
+        found.append(f"it was loaded in {repetition.load_s:g} s")
     swap_bytes = repetition.run.memory.swap_bytes
     if swap_bytes:
         found.append(f"{swap_bytes} bytes of the process were swapped out, so its times include swapping")
+    return found
+
+
+def _impossible(run: Run) -> list[str]:
+    """Times and sizes that no run has: a runner that divides by them reports what it likes."""
+    found = []
+    stamps = run.token_at_s
+    if stamps and stamps[0] <= 0:
+        found.append(f"its first token came after {stamps[0]:g} s")
+    if any(after < before for before, after in itertools.pairwise(stamps)):
+        found.append("its clock ran backwards")
+    if run.prefill_s is not None and run.prefill_s <= 0:
+        found.append(f"its prompt took {run.prefill_s:g} s")
+    if run.total_s is not None and stamps and run.total_s < stamps[-1]:
+        found.append("it ended before its last token")
+    for name, value in dataclasses.asdict(run.memory).items():
+        if value is not None and (value < 0 or (name == "peak_bytes" and value == 0)):
+            found.append(f"its memory has {name} {value}")
     return found

@@ -10,7 +10,7 @@ import click
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.terminal import echo
-from phi_edge.verb import Verb
+from phi_edge.verb import Seconds, Verb
 from runtimes.system.cores import MOST_THREADS
 from runtimes.terminal import one_line
 
@@ -34,10 +34,12 @@ from runtimes.terminal import one_line
               show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
 @click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", default=128, help="Length of the prompt.")
 @click.option("--generate-tokens", type=click.IntRange(1), metavar="N", default=64, help="Length of the answer.")
-@click.option("--reps", type=click.IntRange(1), metavar="N", default=5, help="Repetitions, each in a fresh process.")
-@click.option("--warmup", type=click.IntRange(0), metavar="N", default=1,
+@click.option(
+    "--reps", type=click.IntRange(1, 1000), metavar="N", default=5, help="Repetitions, each in a fresh process."
+)
+@click.option("--warmup", type=click.IntRange(0, 1000), metavar="N", default=1,
               help="Requests before the measured one, in each process.")  # fmt: skip
-@click.option("--deadline-s", type=click.FloatRange(0, min_open=True), metavar="SECONDS", default=600.0,
+@click.option("--deadline-s", type=Seconds(), metavar="SECONDS", default=600.0,
               help="The longest time for one repetition.")  # fmt: skip
 @click.option("--out", type=FILE, metavar="FILE", required=True, help="The measurement file to write.")
 def bench_command(

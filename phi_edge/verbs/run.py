@@ -119,6 +119,8 @@ def run_command(
     )
     opening = [] if system is None else [Message("system", system)]
     graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)
+    if device is None and lab is not None:
+        raise RequestError("--lab lists devices, and none was asked for: give --device NAME, or leave --lab out")
     if device is None:
         runtime = open_runtime(opened, threads=threads, graphics=graphics)
     elif graphics != ANY_ADAPTER:
