@@ -32,6 +32,8 @@ class AnswerCheck:
             return f"it generates more than the {self._most} tokens that it was asked for"
         if token.id >= self._vocab_size:
             return f"its token {token.id} is not in the model's vocabulary of {self._vocab_size}"
+        if len(token.top) > (self._request.logprobs or 0) or any(id >= self._vocab_size for id, _ in token.top):
+            return f"it reports {len(token.top)} likeliest tokens with ids up to {max(id for id, _ in token.top)}"
         if token.at_s is not None and token.at_s < self._last_s:
             return f"its clock runs backwards, from {self._last_s:.3f} s to {token.at_s:.3f} s"
         self._count += 1
