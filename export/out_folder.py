@@ -6,6 +6,7 @@ mount point, or a folder whose parent cannot be written: then the work is done i
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -20,8 +21,11 @@ _MOVING = "moving"  # the names of the files that are being moved to OUT, one a 
 
 
 def real_path(out: Path) -> Path:
-    """OUT with its links followed; it need not exist."""
-    return Path(os.path.realpath(out))
+    """OUT with its links followed; it need not exist. Raises SpaceError for links that lead in a circle."""
+    real = Path(os.path.realpath(out))
+    if real.is_symlink():
+        raise SpaceError(f"{out}: {os.strerror(errno.ELOOP)}; remove the link, or give another OUT")
+    return real
 
 
 def work_folder(out: Path) -> Path:

@@ -64,15 +64,27 @@ class Interrupted(click.ClickException):
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C, also in the middle of an import, where numpy makes an ImportError of it, becomes Interrupted."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort) as stop:
+        raise Interrupted from stop
+    except ImportError as error:
+        if _was_interrupted(error):
+            raise Interrupted from error
+        raise
+
+
+@contextmanager
 def one_line(verb: str, extra: str) -> Iterator[None]:
     """The one place where the errors of the rooms become one line for the user of `verb`.
 
     `extra` is what `pip install phi-edge[...]` brings for this verb.
     """
     try:
-        yield
-    except (KeyboardInterrupt, click.Abort) as stop:
-        raise Interrupted from stop
+        with interruptible():
+            yield
     except DelegationError as error:
         raise Failed(_flat(error)) from error
     except TransportError as error:
@@ -84,12 +96,8 @@ def one_line(verb: str, extra: str) -> Iterator[None]:
         if name in ROOMS:
             raise  # a module of ours is our fault
         raise UserError(missing_module(verb, extra, name)) from missing
-    except ImportError as error:
-        if _was_interrupted(error):  # numpy makes an ImportError of a Ctrl-C
-            raise Interrupted from error
-        raise
     except OSError as error:
-        raise UserError(_system_error(error)) from error
+        raise UserError(system_error(error)) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
@@ -108,7 +116,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _system_error(error: OSError) -> str:
+def system_error(error: OSError) -> str:
     """What the system refused. A file where it names one; else it can only be our output or memory."""
     reason = error.strerror or str(error)
     if error.errno == errno.ENOMEM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -102,4 +103,7 @@ def _aside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _real(out: Path) -> Path:
-    return Path(os.path.realpath(out))
+    real = Path(os.path.realpath(out))
+    if real.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(out))
+    return real

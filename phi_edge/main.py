@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from phi_edge.errors import UserError, did_you_mean, usage_error
+from phi_edge.errors import UserError, did_you_mean, interruptible, system_error, usage_error
 from phi_edge.habits import verb_habit
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -47,10 +47,18 @@ class LazyGroup(click.Group):
         """Run the command line. A bug of ours ends it with its traceback and exit code 70."""
         try:
             return super().main(*args, **settings)
+        except OSError as error:  # the help into a full disk, say
+            UserError(system_error(error)).show()
+            sys.exit(UserError.exit_code)
         except Exception:
             traceback.print_exc()
             click.echo("This is a bug of phi-edge: please report it with the lines above.", err=True)
             sys.exit(BUG)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Find the verb and do its work; see Verb.invoke. Raises Interrupted."""
+        with interruptible():
+            return super().invoke(ctx)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -101,7 +101,9 @@ class Journal:
         """The values and the meter that the last finished stage ended with."""
         stage = self.stages[-1]
         data = bytearray(self._values(stage.number).read_bytes())
-        return torch.frombuffer(data, dtype=torch.float32).view(stage.shape), LossMeter(**stage.meter)
+        # A float scheme has no text to compute: its values are empty, which frombuffer refuses.
+        values = torch.frombuffer(data, dtype=torch.float32) if data else torch.empty(0)
+        return values.view(stage.shape), LossMeter(**stage.meter)
 
     def record(self, values: Tensor, meter: LossMeter, slots: Mapping[SlotId, str]) -> None:
         """Note that the next stage is finished: its bytes are in the weight file by now."""

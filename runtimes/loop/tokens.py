@@ -117,7 +117,7 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
     for name, ids in (("token id", request.ids), ("stop id", request.stop_ids)):
         check_ids(name, ids, vocab_size)
     count, sampling, deadline_s = request.max_new_tokens, request.sampling, request.deadline_s
-    _check("max_new_tokens", count, is_whole(count) and count >= 1, "a whole number from 1 on")
+    _check("max_new_tokens", count, is_whole(count) and count >= 1, "1 or more")
     temperature, top_k, top_p, seed = sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
     _check("temperature", temperature, _is_real(temperature) and temperature >= 0, "0 (greedy) or more")
     _check("top_k", top_k, top_k is None or (is_whole(top_k) and top_k >= 1), "1 or more, or leave it out")
