@@ -2,7 +2,8 @@
 
 MANNER is JSON: {"ready": {...}, "token": {...}, "done": {...}} changes fields of those lines, and "does" names a
 behaviour: "endless" (tokens without an end), "neverending" (a line without an end), "silent" (no done line),
-"backwards" (times that fall), "other" (answers another request), "error" (the text in "says", "times" over), "log" (fills stderr).
+"backwards" (times that fall), "other" (answers another request), "error" (the text in "says", "times" over), "log"
+(fills stderr).
 """
 
 from __future__ import annotations
