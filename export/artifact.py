@@ -233,6 +233,8 @@ def open_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{path}: schema {seen!r:.60}; this version reads schema {SCHEMA}; export it again")
     manifest = build(Manifest, content, str(path), ArtifactError)
     check_limits(path, manifest)
+    if not manifest.files:
+        raise ArtifactError(f"{path}: lists no files; export it again")
     for name, file in manifest.files.items():
         _check_inside(path, name)
         target = folder / name

@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
+from devices.measure.measurement import Repetition
 from devices.measure.metrics import METRICS, Summary, itl_s
 from devices.report.numbers import scale
 from devices.report.table import Column
@@ -96,20 +98,25 @@ def _svg(figure: Figure, name: str) -> str:
     return re.sub("|".join(VARIABLES), lambda colour: VARIABLES[colour[0]], text)
 
 
+def _gaps_ms(repetition: Repetition) -> NDArray[np.float64]:
+    """The gaps between tokens. Of a clock that ran backwards they are 0: the page says that it is invalid."""
+    return np.asarray(np.array(itl_s(repetition), dtype=np.float64).clip(0) * 1e3)
+
+
 def _colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
 def _latency(columns: Sequence[Column]) -> Figure | None:
     """Each token's latency over the generation: every repetition as points, their median as a line."""
-    series = [[np.array(itl_s(each)) * 1e3 for each in column.repetitions] for column in columns]
+    series = [[_gaps_ms(each) for each in column.repetitions] for column in columns]
     gaps = [gap for repetitions in series for gap in repetitions if gap.size]
     if not gaps:
         return None
     figure = Figure(figsize=(11.6, 3.7))
     axes = figure.subplots()
     everything = np.concatenate(gaps)
-    top = min(float(everything.max()) * 1.08, float(np.quantile(everything, 0.95)) * 4)
+    top = min(float(everything.max()) * 1.08, float(np.quantile(everything, 0.95)) * 4) or 1.0
     for number, repetitions in enumerate(series):
         for gap in repetitions:
             positions = np.arange(2, gap.size + 2)
@@ -132,14 +139,13 @@ def _latency(columns: Sequence[Column]) -> Figure | None:
 def _ecdf(columns: Sequence[Column]) -> Figure | None:
     """The share of gaps that are shorter than x."""
     pooled = [
-        np.sort(np.concatenate([np.zeros(0), *(np.array(itl_s(each)) * 1e3 for each in column.repetitions)]))
-        for column in columns
+        np.sort(np.concatenate([np.zeros(0), *(_gaps_ms(each) for each in column.repetitions)])) for column in columns
     ]
     if not any(gaps.size for gaps in pooled):
         return None
     figure = Figure(figsize=(5.4, 3.5))
     axes = figure.subplots()
-    right = max(float(np.quantile(gaps, 0.99)) for gaps in pooled if gaps.size) * 1.25
+    right = max(float(np.quantile(gaps, 0.99)) for gaps in pooled if gaps.size) * 1.25 or 1.0
     for number, gaps in enumerate(pooled):
         if gaps.size:
             share = np.arange(1, gaps.size + 1) / gaps.size
@@ -162,13 +168,13 @@ def _bars(columns: Sequence[Column]) -> Figure | None:
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
         metric = METRICS[name]
-        known = [summary.value for column in columns if (summary := column.summaries[name])]
+        known = [max(summary.value, 0.0) for column in columns if (summary := column.summaries[name])]
         factor, unit = scale(max(known), metric.unit)
         for number, column in enumerate(columns):
             _bar(axes, number, column.summaries[name], factor)
         axes.set_title(metric.label)
         axes.set_xlabel(f"{unit}   {ARROW[metric.better]}")
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=0, right=None if max(known) else 1.0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.grid(axis="y", visible=False)
@@ -187,7 +193,7 @@ def _bar(axes: Axes, number: int, summary: Summary | None, factor: float) -> Non
     if summary is None:
         axes.annotate("not measured", (0, number), (6, 0), textcoords="offset points", va="center", color=FAINT)
         return
-    value, samples = summary.value / factor, np.array(summary.samples) / factor
+    value, samples = max(summary.value, 0.0) / factor, np.array(summary.samples).clip(0) / factor
     axes.barh(number, value, height=0.62, color=colour, alpha=0.3)
     spread = np.linspace(-0.2, 0.2, samples.size) if samples.size > 1 else np.zeros(1)
     axes.plot(samples, number + spread, "o", color=colour, markersize=4, markeredgewidth=0)
@@ -199,7 +205,7 @@ def _bar(axes: Axes, number: int, summary: Summary | None, factor: float) -> Non
 def _memory(columns: Sequence[Column]) -> Figure | None:
     """Of the median repetition: the sample with the most memory, by kind of page; the line is the peak."""
     memories = [_median(column) for column in columns]
-    peaks = [memory.peak_bytes for memory in memories if memory is not None and memory.peak_bytes is not None]
+    peaks = [max(memory.peak_bytes, 0) for memory in memories if memory is not None and memory.peak_bytes is not None]
     if not peaks:
         return None
     factor, unit = scale(max(peaks), "bytes")
@@ -211,13 +217,15 @@ def _memory(columns: Sequence[Column]) -> Figure | None:
             continue
         parts = ((memory.anonymous_bytes, 0.85, ""), (memory.file_bytes, 0.35, ""), (memory.swap_bytes, 0.35, "////"))
         for part, alpha, hatch in parts:
-            if part:
+            if part and part > 0:
                 axes.barh(number, part / factor, left=left, height=0.5, color=_colour(number), alpha=alpha, hatch=hatch)
                 left += part / factor
         if memory.peak_bytes is not None:
-            axes.plot([memory.peak_bytes / factor] * 2, [number - 0.34, number + 0.34], color=INK, linewidth=1.8)
+            axes.plot(
+                [max(memory.peak_bytes, 0) / factor] * 2, [number - 0.34, number + 0.34], color=INK, linewidth=1.8
+            )
     axes.set_xlabel(f"{unit}   {ARROW['lower']}")
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=0, right=None if max(peaks) else 1.0)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_yticks(range(len(columns)), [letter(number) for number in range(len(columns))])
