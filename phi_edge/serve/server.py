@@ -7,7 +7,6 @@ import dataclasses
 import ipaddress
 import socket
 
-import click
 import uvicorn
 
 from phi_edge.errors import UserError
@@ -31,14 +30,14 @@ def serve(runtime: TextRuntime, settings: Settings, host: str, port: int) -> Non
     if not _is_loopback(host):
         settings = dataclasses.replace(settings, hosts=None)
         if settings.key is None:
-            click.echo(f"warning: {host} lets other machines call without a key; --api-key-env asks for one", err=True)
+            echo(f"warning: {host} lets other machines call without a key; --api-key-env asks for one", err=True)
     if str(runtime.suggested):
-        click.echo(f"sampling, where a request has none: {runtime.suggested}, as the model's makers suggest", err=True)
+        echo(f"sampling, where a request has none: {runtime.suggested}, as the model's makers suggest", err=True)
     if runtime.suggested.unsupported:
         names = ", ".join(runtime.suggested.unsupported)
-        click.echo(f"warning: generation_config.json also has {names}, which is not followed", err=True)
+        echo(f"warning: generation_config.json also has {one_line(names)}, which is not followed", err=True)
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"serving {settings.model} on http://{shown}:{port} (Ctrl-C ends it)", err=True)
+    echo(f"serving {settings.model} on http://{shown}:{port} (Ctrl-C ends it)", err=True)
     config = uvicorn.Config(
         build_app(runtime, settings),
         log_level="warning",

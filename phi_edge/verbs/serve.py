@@ -10,6 +10,7 @@ import click
 from phi_edge.errors import UserError
 from phi_edge.files import FOLDER
 from phi_edge.lab import DeviceName, lab_option
+from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 from runtimes.registry import open_runtime
 from runtimes.text.runtime import TextRuntime
@@ -73,7 +74,7 @@ def _open(artifact: Path, threads: int | None, device: str | None, lab: Path | N
         return open_runtime(artifact, threads=threads)
     from devices.drivers.table import open_device_runtime
 
-    return open_device_runtime(artifact, device, lab=lab, threads=threads, say=lambda what: click.echo(what, err=True))
+    return open_device_runtime(artifact, device, lab=lab, threads=threads, say=lambda what: echo(what, err=True))
 
 
 def _key(variable: str) -> str:

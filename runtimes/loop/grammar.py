@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact
+from export.strict import read_json
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.loop.tokens import Grammar
 from runtimes.text.token_bytes import control_names
@@ -55,7 +56,7 @@ class Grammars:
         import llguidance
 
         manifest = self._artifact.manifest
-        content = json.loads(self._artifact.path("tokenizer.json").read_text(encoding="utf-8"))
+        content = read_json(self._artifact.path("tokenizer.json"), EngineError, "export it again")
         control = control_names(content)
         for token in content.get("added_tokens", ()):
             # What is no text for us (runtimes.text.token_bytes) is no text in a document either.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -219,14 +220,14 @@ def test_a_measurement_of_too_many_repetitions_is_refused(folder: Path, tmp_path
 
 def test_an_interval_of_millions_of_samples_takes_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    quantile = metrics.np.quantile
+    quantile = np.quantile
 
     def counted(samples: Any, *rest: Any, **options: Any) -> Any:
         drawn.append(samples.size)
         return quantile(samples, *rest, **options)
 
     monkeypatch.setattr("devices.measure.metrics.np.quantile", counted)
-    groups = [metrics.np.full(131_072, float(number)) for number in range(5)]
+    groups = [np.full(131_072, float(number)) for number in range(5)]
     low, high = metrics.interval(metrics.bootstrap(groups, 0.5))
     assert 0 <= low < high <= 4 and max(drawn) <= metrics.MOST_DRAWN
 

@@ -89,7 +89,7 @@ def test_numbers_of_numpy_are_numbers(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 10**30, 5000])
 def test_wrong_threads(folder: Path, threads: Any) -> None:
-    with pytest.raises(RequestError, match="threads is .*; allowed: 1 to 1024"):
+    with pytest.raises(RequestError, match=r"threads is .*; allowed: 1 to 1024"):
         open_runtime(folder, threads=threads, engine=fake_opener())
 
 
