@@ -11,6 +11,8 @@ import uvicorn
 
 from phi_edge.errors import UserError
 from phi_edge.serve.app import Settings, build_app
+from phi_edge.terminal import echo
+from runtimes.terminal import one_line
 from runtimes.text.runtime import TextRuntime
 
 # How long answers that are being sent may go on after Ctrl-C.

@@ -22,7 +22,7 @@ from fakes.score import fake_score
 from phi_edge.main import main
 
 DEEP = "[" * 200_000
-FAULTS = {
+FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
     "deep": (lambda text: DEEP, "nested deeper than 64"),
     "deep in place": (lambda text: text.replace("{", '{"x": ' + "[" * 900 + "]" * 900 + ", ", 1), "nested deeper than"),
     "twice": (lambda text: text.replace("{", '{"x": 1, "x": 2, ', 1), "the key 'x' is given twice"),

@@ -33,33 +33,44 @@ def runtime(folder: Path) -> Iterator[Runtime]:
 
 
 HUGE = 10**400
-WRONG: list[dict[str, Any]] = [
-    *({"prompt": value} for value in (b"a", 1, ["a"], Message("user", "a"), "\ud800")),
-    *({"prompt": None, "messages": value} for value in ("a", b"a", 1, {}, [], ["a"], [{"role": "user"}], [None])),
-    *(
-        {"prompt": None, "messages": [Message(role, content)]}  # type: ignore[arg-type]
-        for role, content in (("user", None), ("user", b"a"), ("user", 1), (None, "a"), ("robot", "a"), ([], "a"))
-    ),
-    *(
-        {"prompt": None, "token_ids": value}
-        for value in ("a", b"\x01", 1, {1: 2}, [], [1.7], [True], ["1"], [None], [[1]], [-1], [VOCAB_SIZE], [HUGE])
-    ),
-    *({"max_new_tokens": value} for value in (None, 0, -1, 1.5, "3", True, [3], float("nan"))),
-    *({"temperature": value} for value in (None, "0", True, -1, float("nan"), float("inf"), HUGE, [0])),
-    *({"top_k": value} for value in (0, 1.5, "3", True)),
-    *({"top_p": value} for value in (0, 1.5, "1", True, float("nan"), HUGE)),
-    *({"min_p": value} for value in (-1, 2, "1", float("nan"))),
-    *({"repetition_penalty": value} for value in (None, 0, "1", float("inf"), HUGE)),
-    *({"presence_penalty": value} for value in (None, 3, "1", float("nan"))),
-    *({"seed": value} for value in (-1, 1.5, "3", 1 << 64, True)),
-    *({"stop": value} for value in ("a", None, 1, [1], [None], {"a": 1}, [""])),
-    *({"stop_ids": value} for value in ("a", None, 1, [1.5], [True], [None], [-1], b"\x01")),
-    *({"ignore_stop_ids": value} for value in (None, 1, "yes")),
-    *({"deadline_s": value} for value in ("1", True, float("nan"), float("inf"), HUGE, [1])),
-    *({"session": value} for value in (1, b"a", ["a"])),
-    *({"logprobs": value} for value in (-1, 1.5, "3", 21, True)),
-    *({"json_schema": value} for value in ({"a": float("nan")}, {"a": {1, 2}}, {"a": b"x"})),
-    *({"regex": value} for value in (1, b"a")),
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def each(name: str, *values: Any, **others: Any) -> list[dict[str, Any]]:
+    """A request for each value of one field."""
+    return [others | {name: value} for value in values]
+
+
+def one(role: Any, content: Any) -> list[Message]:
+    return [Message(role, content)]
+
+
+WRONG = [
+    *each("prompt", b"a", 1, ["a"], Message("user", "a"), "\ud800"),
+    *each("messages", "a", b"a", 1, {}, [], ["a"], [{"content": "a"}], [{"role": "user", "x": 1}], [None], prompt=None),
+    *each("messages", one("user", None), one("user", b"a"), one("user", 1), one(None, "a"), one([], "a"), prompt=None),
+    *each("token_ids", "a", b"\x01", 1, {1: 2}, [], [1.7], [True], ["1"], [None], [[1]], prompt=None),
+    *each("token_ids", [-1], [VOCAB_SIZE], [HUGE], prompt=None),
+    *each("tools", "a", 1, [1], [{}], [{"type": "function"}], prompt=None, messages=one("user", "a")),
+    *each("tool_choice", None, 1, "x", [], prompt=None, messages=one("user", "a")),
+    *each("continue_last", None, 1, "yes", prompt=None, messages=one("user", "a")),
+    *each("max_new_tokens", None, 0, -1, 1.5, "3", True, [3], NAN),
+    *each("temperature", None, "0", True, -1, NAN, INFINITY, HUGE, [0]),
+    *each("top_k", 0, 1.5, "3", True),
+    *each("top_p", 0, 1.5, "1", True, NAN, HUGE),
+    *each("min_p", -1, 2, "1", NAN),
+    *each("repetition_penalty", None, 0, "1", INFINITY, HUGE),
+    *each("presence_penalty", None, 3, "1", NAN),
+    *each("frequency_penalty", None, -3, "1", NAN),
+    *each("seed", -1, 1.5, "3", 1 << 64, True),
+    *each("stop", "a", None, 1, [1], [None], {"a": 1}, [""]),
+    *each("stop_ids", "a", None, 1, [1.5], [True], [None], [-1], b"\x01"),
+    *each("ignore_stop_ids", None, 1, "yes"),
+    *each("deadline_s", "1", True, NAN, INFINITY, HUGE, [1]),
+    *each("session", 1, b"a", ["a"]),
+    *each("logprobs", -1, 1.5, "3", 21, True),
+    *each("json_schema", {"a": NAN}, {"a": {1, 2}}, {"a": b"x"}),
+    *each("regex", 1, b"a"),
     {"token_ids": [1]},
     {"regex": "a", "lark": "b"},
 ]
