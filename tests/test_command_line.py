@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import phi_edge
 from ci.cli_page import PAGE, page
+from devices.errors import DeviceError
 from export.request import export_options
 from export.size import size_text
 from phi_edge.errors import missing_module
@@ -166,6 +167,33 @@ def test_a_step_that_could_not_do_its_work_ends_the_demo(tmp_path: Path, monkeyp
     result = run("demo", "--out", str(tmp_path / "demo"))
     assert result.exit_code == 2
     assert result.stderr.endswith("Error: step 1 of 1 failed with exit code 2: phi-edge no-such-verb\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "exit_code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted\n"),
+        (ImportError("numpy is broken"), 130, "Interrupted\n"),
+        (OSError(12, "Cannot allocate memory"), 2, "Error: the system refused more memory (ulimit -v?)"),
+        (OSError(28, "No space left on device"), 2, "Error: the output cannot be written (No space left on device)"),
+        (PermissionError(13, "Permission denied", "/x\x1b[2J"), 2, "Error: /x\ufffd[2J: Permission denied\n"),
+        (DeviceError("a\nError: b\x1b[0m"), 2, "Error: a Error: b\ufffd[0m\n"),
+        (ZeroDivisionError("a bug"), 70, "This is a bug of phi-edge: please report it with the lines above.\n"),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_how_a_command_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, exit_code: int, said: str
+) -> None:
+    def fail(out: Path) -> None:
+        if isinstance(raised, ImportError):
+            raise raised from KeyboardInterrupt()
+        raise raised
+
+    monkeypatch.setattr(demo, "plan", fail)
+    monkeypatch.setattr("phi_edge.errors.silence_stdout", lambda: None)
+    result = run("demo", "--out", str(tmp_path / "demo"))
+    assert result.exit_code == exit_code and said in result.stderr
 
 
 @pytest.mark.parametrize(

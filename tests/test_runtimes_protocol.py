@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +233,14 @@ GENERATE = b'{"request": 1, "do": "generate", "ids": [1], "max_new_tokens": 1'
         (b"[" * 100_000, "malformed", None),
         (b'{"a":' * 100_000, "malformed", None),
         (b'{"request": ' + b"9" * 5000 + b', "do": "ping"}', "malformed", None),
+        (b'{"request": 1, "do": "ping", "x": 1, "x": 2}', "malformed", None),
+        (b'{"request": 1, "do": "ping", "\\n\\u001b": 2}', "request", 1),
+        (GENERATE + b', "session": "\\ud800"}', "malformed", None),
+        (GENERATE + b', "x": ' + b"[" * 70 + b"]" * 70 + b"}", "malformed", None),
+        (GENERATE + b', "top_k": 18446744073709551616}', "request", 1),
+        (GENERATE + b', "deadline_s": 18446744073709551616}', "request", 1),
+        (GENERATE + b', "max_new_tokens2": 1, "x\\"[[": 1}', "request", 1),
+        (b'{"request": 1, "do": "generate", "ids": [1], "max_new_tokens": 18446744073709551616}', "request", 1),
         (b"x" * (MAX_LINE_BYTES + 10), "malformed", None),
         (b" " * (3 * MAX_LINE_BYTES), "malformed", None),
     ],
@@ -270,6 +280,26 @@ def test_silence_ends_the_agent(start: Callable[..., Talk]) -> None:
     talk.send("ping", 1)
     assert talk.next()["event"] == "pong"
     assert talk.process.wait(60) == 3
+
+
+def test_a_line_that_never_ends_is_silence(start: Callable[..., Talk]) -> None:
+    talk = start("--silence-s", "2")
+    talk.next()
+    with contextlib.suppress(BrokenPipeError):
+        while talk.process.poll() is None:
+            talk.stdin.write(b"x")
+            talk.stdin.flush()
+            time.sleep(0.2)
+    assert talk.process.wait(60) == 3
+
+
+def test_a_host_that_neither_reads_nor_lives_is_left(start: Callable[..., Talk]) -> None:
+    talk = start()
+    with contextlib.suppress(BrokenPipeError):
+        talk.stdin.write(b'{"do": "nothing", "request": 1}\n' * 1500)  # the answers fill the pipe
+        talk.stdin.flush()
+    talk.stdin.close()
+    assert talk.process.wait(60) == 0
 
 
 def test_one_agent_at_a_time_holds_a_lock(start: Callable[..., Talk], tmp_path: Path) -> None:

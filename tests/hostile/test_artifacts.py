@@ -264,7 +264,7 @@ def test_threads_without_measure_are_refused(tiny_onnx: Path, tmp_path: Path) ->
     (tmp_path / "lab.toml").write_text("[device.x]\nthreads = 100000\n")
     refused(call("doctor", "x", "--lab", str(tmp_path / "lab.toml")), "threads 100000; give 1 to 1024")
     refused(call("run", str(tiny_onnx), *ASK, "--lab", "nope.toml"), "give --device NAME, or leave --lab out")
-    refused(call("export", "tiny", str(tmp_path / "o"), "--context", "0"), "--context 0")
+    refused(call("export", "tiny", str(tmp_path / "o"), "--quiet", "--context", "0"), "--context 0")
     refused(call("export", "tiny", str(tmp_path / "o"), "--max-file-size", "9" * 400 + "GB"), "is not a size")
 
 
