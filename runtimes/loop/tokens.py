@@ -119,14 +119,14 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
     count, sampling, deadline_s = request.max_new_tokens, request.sampling, request.deadline_s
     _check("max_new_tokens", count, is_whole(count) and count >= 1, "1 or more")
     temperature, top_k, top_p, seed = sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
-    _check("temperature", temperature, _is_real(temperature) and temperature >= 0, "0 (greedy) or more")
+    _check("temperature", temperature, is_real(temperature) and temperature >= 0, "0 (greedy) or more")
     _check("top_k", top_k, top_k is None or (is_whole(top_k) and top_k >= 1), "1 or more, or leave it out")
-    _check("top_p", top_p, top_p is None or (_is_real(top_p) and 0 < top_p <= 1), "above 0, at most 1, or leave it out")
+    _check("top_p", top_p, top_p is None or (is_real(top_p) and 0 < top_p <= 1), "above 0, at most 1, or leave it out")
     _check("seed", seed, is_whole(seed) and 0 <= seed < 1 << 64, "0 to 2**64 - 1")
     _check_penalties(sampling)
     logprobs, fits = request.logprobs, is_whole(request.logprobs) and 0 <= request.logprobs <= MAX_LOGPROBS
     _check("logprobs", logprobs, logprobs is None or fits, f"0 to {MAX_LOGPROBS}, or leave it out")
-    _check("deadline_s", deadline_s, deadline_s is None or _is_real(deadline_s), "a number of seconds, or leave it out")
+    _check("deadline_s", deadline_s, deadline_s is None or is_real(deadline_s), "a number of seconds, or leave it out")
     if request.grammar is not None and not request.stop_ids:
         raise RequestError(
             f"{request.grammar.kind} ends an answer where its document ends, so stop ids cannot be ignored"
@@ -135,12 +135,12 @@ def check_request(request: TokenRequest, context_tokens: int, vocab_size: int) -
 
 def _check_penalties(sampling: Sampling) -> None:
     min_p, penalty = sampling.min_p, sampling.repetition_penalty
-    _check("min_p", min_p, min_p is None or (_is_real(min_p) and 0 <= min_p <= 1), "0 to 1, or leave it out")
-    fits = _is_real(penalty) and 0.01 <= penalty <= 100
+    _check("min_p", min_p, min_p is None or (is_real(min_p) and 0 <= min_p <= 1), "0 to 1, or leave it out")
+    fits = is_real(penalty) and 0.01 <= penalty <= 100
     _check("repetition_penalty", penalty, fits, "0.01 to 100; 1 changes nothing")
     for name in ("presence_penalty", "frequency_penalty"):
         value = getattr(sampling, name)
-        _check(name, value, _is_real(value) and -2 <= value <= 2, "-2 to 2; 0 changes nothing")
+        _check(name, value, is_real(value) and -2 <= value <= 2, "-2 to 2; 0 changes nothing")
 
 
 def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
@@ -155,7 +155,7 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
     """Whether it is a number that a float can be, and finite."""
     limit = sys.float_info.max
     return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit

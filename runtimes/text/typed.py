@@ -11,7 +11,7 @@ from typing import Any
 
 from runtimes.api import GenerateRequest
 from runtimes.errors import RequestError
-from runtimes.loop.tokens import is_whole
+from runtimes.loop.tokens import is_real, is_whole
 
 _TEXTS = ("prompt", "session", "regex", "lark")
 _SWITCHES = ("ignore_stop_ids", "continue_last")
@@ -27,6 +27,8 @@ def typed(request: GenerateRequest) -> GenerateRequest:
     for name in _SWITCHES:
         if not isinstance(getattr(request, name), bool):
             raise RequestError(f"{name} is {_show(getattr(request, name))}; give True or False")
+    if request.deadline_s is not None and not is_real(request.deadline_s):
+        raise RequestError(f"deadline_s is {_show(request.deadline_s)}; give a number of seconds, or leave it out")
     return dataclasses.replace(
         request,
         messages=None if request.messages is None else _list("messages", request.messages),
