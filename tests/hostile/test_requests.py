@@ -158,6 +158,6 @@ def test_an_extreme_temperature_warns_nobody(temperature: float) -> None:
         warnings.simplefilter("error")
         for sampling in (
             Sampling(temperature=temperature),
-            Sampling(temperature=temperature, top_k=5, top_p=0.9, repetition_penalty=1e300),
+            Sampling(temperature=temperature, top_k=5, top_p=0.9, repetition_penalty=100.0),
         ):
             assert len(list(loop.stream(TokenRequest(ids=[1], max_new_tokens=3, sampling=sampling)))) == 4
