@@ -196,3 +196,11 @@ def test_a_shell_that_prints_something(tmp_path: Path) -> None:
 def test_a_number_is_digits(answer: str) -> None:
     with pytest.raises(TransportError, match="not a number"):
         Finished(command=["stat"], exit_code=0, stdout=answer.encode(), stderr=b"").number("looking at it")
+
+
+def test_a_program_that_prints_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ssh", "adb"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert f"{tmp_path}/ssh, which prints no version" in CliRunner().invoke(main, ["doctor"]).stdout
