@@ -30,7 +30,8 @@ def read_tensor(folder: Path, tensor: TensorLayout) -> Tensor:
     try:
         return _multiplied(folder, tensor)
     except (KeyError, IndexError, RuntimeError, StopIteration, ValueError, ZeroDivisionError) as error:
-        raise ArtifactError(f"{folder}: the slots of {tensor.name:.200} do not make a tensor; export it again") from error
+        message = f"{folder}: the slots of {tensor.name:.200} do not make a tensor; export it again"
+        raise ArtifactError(message) from error
 
 
 def _multiplied(folder: Path, tensor: TensorLayout) -> Tensor:
