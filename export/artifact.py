@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from export.errors import ArtifactError
-from export.limits import check_limits
-from export.strict import build, read_json
+from export.strict import build, read_json, within
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -32,7 +31,7 @@ ADAPTER_SUFFIX = ".onnx_adapter"
 class File:
     """One file of the artifact: its size and the SHA-256 of its bytes."""
 
-    bytes: int
+    bytes: int = within(0, 1 << 50)
     sha256: str
 
 
@@ -62,13 +61,14 @@ class Source:
 class Model:
     """The shapes a runtime needs to make its KV cache."""
 
-    layers: int
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    parameters: int
+    # Nobody has more; whoever opens an artifact makes loops and buffers of these numbers.
+    layers: int = within(1, 4096)
+    hidden_size: int = within(1, 1 << 20)
+    heads: int = within(1, 1 << 16)
+    kv_heads: int = within(1, 1 << 16)
+    head_dim: int = within(1, 1 << 16)
+    vocab_size: int = within(1, 1 << 24)
+    parameters: int = within(0, 1 << 50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Rope:
     type: Literal["default", "longrope"]
     theta: float
     rotary_dim: int
-    switch_tokens: int | None
+    switch_tokens: int | None = within(1, 1 << 31)
     attention_factor: float
 
 
@@ -115,7 +115,7 @@ class Memory:
     weights_bytes: int  # of the weight files
     resident_weights_bytes: int  # as the engine keeps them: packed again, partly beside the mapped file
     engine_bytes: int  # the engine's process without a model: interpreter, libraries, scratch
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int = within(0, 1 << 40)
     total_bytes_per_context: Mapping[str, int]  # usual context lengths in tokens -> needed_bytes
 
     def needed_bytes(self, context_tokens: int) -> int:
@@ -172,8 +172,10 @@ class Manifest:
     scheme: AppliedScheme
     engine: Mapping[str, Any]  # the options given to the engine's graph, as applied
     coverage: Mapping[str, Mapping[str, int]]  # where the graph's nodes run -> operator -> how many
-    context_tokens: int
-    window_tokens: int | None  # sliding attention window, itself included; None where attention is full
+    context_tokens: int = within(1, 1 << 24)
+    window_tokens: int | None = within(
+        1, 1 << 31
+    )  # sliding attention window, itself included; None where attention is full
     rope: Rope
     tokens: Tokens
     memory: Memory
@@ -232,7 +234,7 @@ def open_artifact(folder: Path) -> Artifact:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path}: schema {seen!r:.60}; this version reads schema {SCHEMA}; export it again")
     manifest = build(Manifest, content, str(path), ArtifactError)
-    check_limits(path, manifest)
+    _check_ids(path, manifest)
     if not manifest.files:
         raise ArtifactError(f"{path}: lists no files; export it again")
     for name, file in manifest.files.items():
@@ -288,6 +290,14 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_ids(path: Path, manifest: Manifest) -> None:
+    """Every id that the manifest names must be in its vocabulary."""
+    tokens, size = manifest.tokens, manifest.model.vocab_size
+    for id in (tokens.bos, tokens.pad, *tokens.stop):
+        if id is not None and not 0 <= id < size:
+            raise ArtifactError(f"{path}: tokens: {id} is not in the vocabulary of {size}; export it again")
 
 
 def _is_file(path: Path) -> bool:

@@ -30,7 +30,6 @@ from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
-from export.out_folder import check_out, discard, publish, real_path, recover, work_folder
 from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
 from export.size import size_text
@@ -43,6 +42,7 @@ from export.weights.layout_file import LAYOUT, describe_layout, write_layout
 from export.weights.methods.budget import fit_budget
 from export.weights.slots import SlotId, weight_files
 from export.weights.weight_file import WeightFile
+from export.weights.work_folder import check_out, discard, publish, real_path, recover, work_folder
 
 TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
 

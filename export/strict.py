@@ -25,6 +25,7 @@ T = TypeVar("T")
 MOST_BYTES = 1 << 28  # of a file: the largest tokenizer.json has 40 MB
 MOST_NESTING = 64  # of lists and objects in one another: manifests have 5, tokenizers 7
 _INTEGER_LIMIT = 1 << 63
+_WITHIN = "within"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -133,7 +134,20 @@ def build(kind: type[T], content: object, where: str, error: type[Exception]) ->
         if name not in content and not has_default:
             raise error(f"{where}: lacks {name!r}; known: {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _value(hints[name], value, f"{where}: {name}", error) for name, value in content.items()})
+    values = {name: _value(hints[name], value, f"{where}: {name}", error) for name, value in content.items()}
+    for name, value in values.items():
+        low, high = fields[name].metadata.get(_WITHIN, (None, None))
+        if low is not None and value is not None and not low <= value <= high:
+            raise error(f"{where}: {name} is {value}; allowed: {low} to {high}")
+    return kind(**values)
+
+
+def within(low: float, high: float) -> Any:
+    """A dataclass field whose number `build` refuses outside of low to high.
+
+    layers: int = within(1, 4096)
+    """
+    return dataclasses.field(metadata={_WITHIN: (low, high)})
 
 
 def refuse_unknown(seen: Iterable[str], known: Iterable[str], where: str, error: type[Exception]) -> None:

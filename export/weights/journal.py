@@ -18,10 +18,10 @@ from torch import Tensor
 
 from export.artifact import MANIFEST, sha256_file
 from export.errors import SpaceError
-from export.out_folder import JOURNAL, LOCK, take_over
 from export.weights.loss import LossMeter
 from export.weights.slots import SlotId
 from export.weights.weight_file import WeightFile
+from export.weights.work_folder import JOURNAL, LOCK, take_over
 
 # The values of a long calibration text take a hundred megabytes a stage: then only the last ones are kept.
 SMALL_BYTES = 8 << 20

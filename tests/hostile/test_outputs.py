@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from export.artifact import open_artifact, verify
 from export.errors import SpaceError
-from export.out_folder import INSIDE, take_over
+from export.weights.work_folder import INSIDE, take_over
 from fakes.measurement import fake_measurement
 from phi_edge import files
 from phi_edge.main import main
@@ -287,7 +287,9 @@ def test_an_interrupt_at_the_end_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"export.pipeline.{moment}" if moment != "move" else "export.out_folder.shutil.move", stop)
+        patch.setattr(
+            f"export.pipeline.{moment}" if moment != "move" else "export.weights.work_folder.shutil.move", stop
+        )
         interrupted = export(out)
         if moment == "move" and not there:
             assert interrupted.exit_code == 0  # it is renamed, not moved
