@@ -173,9 +173,7 @@ class Manifest:
     engine: Mapping[str, Any]  # the options given to the engine's graph, as applied
     coverage: Mapping[str, Mapping[str, int]]  # where the graph's nodes run -> operator -> how many
     context_tokens: int = within(1, 1 << 24)
-    window_tokens: int | None = within(
-        1, 1 << 31
-    )  # sliding attention window, itself included; None where attention is full
+    window_tokens: int | None = within(1, 1 << 31)  # sliding window, itself included; None where attention is full
     rope: Rope
     tokens: Tokens
     memory: Memory
