@@ -146,17 +146,9 @@ class Loss:
 
 # Of a float scheme: nothing is lost, and nothing is measured.
 NO_LOSS = Loss(
-    text_tokens=0,
-    worst_group_error=0.0,
-    worst_group_tensor="",
-    mean_squared_error=0.0,
-    max_logit_difference=0.0,
-    mean_kl=0.0,
-    kl_interval=(0.0, 0.0),
-    top1_agreement=1.0,
-    float_perplexity=None,
-    perplexity=None,
-)
+    text_tokens=0, worst_group_error=0.0, worst_group_tensor="", mean_squared_error=0.0, max_logit_difference=0.0,
+    mean_kl=0.0, kl_interval=(0.0, 0.0), top1_agreement=1.0, float_perplexity=None, perplexity=None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,15 +198,13 @@ class Artifact:
         return found
 
     def find(self, name: str) -> Path | None:
-        """The path of one of the artifact's files; None for one that the manifest does not list, even if it is in the
-        folder: whoever put it there did not export it."""
+        """The same; None for one that the manifest does not list: whoever put it there did not export it."""
         return self.folder / name if name in self.manifest.files else None
 
     def strangers(self) -> list[str]:
         """What is in the folder and not in the manifest. Nothing of it is read, pushed or bundled."""
-        known = {MANIFEST, *self.manifest.files}
         paths = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir())
-        return sorted(name for name in paths if name not in known)
+        return sorted({*paths} - {MANIFEST, *self.manifest.files})
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -262,10 +252,9 @@ def verify(artifact: Artifact) -> None:
 
 def refuse_incomplete(artifact: Artifact) -> None:
     """Raises ArtifactError for a manifest that lists no model of its format, or no tokenizer."""
-    files, suffix = artifact.manifest.files, MODEL_SUFFIX[artifact.manifest.format]
-    if TOKENIZER not in files or not any(name.endswith(suffix) for name in files):
-        lacking = TOKENIZER if TOKENIZER not in files else f"*{suffix}"
-        raise ArtifactError(f"{artifact.folder / MANIFEST}: lists no {lacking}; export it again")
+    for suffix in (TOKENIZER, MODEL_SUFFIX[artifact.manifest.format]):
+        if not any(name.endswith(suffix) for name in artifact.manifest.files):
+            raise ArtifactError(f"{artifact.folder / MANIFEST}: lists no {suffix}; export it again")
 
 
 def seal(folder: Path, manifest: Manifest) -> Artifact:
