@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from export.errors import ArtifactError
+from export.stranger import not_an_artifact
 from export.strict import build, read_json, within
 
 MANIFEST = "manifest.json"
@@ -213,10 +214,8 @@ def open_artifact(folder: Path) -> Artifact:
     Raises ArtifactError.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; give the folder that `phi-edge export` wrote")
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: has no {MANIFEST}, so the export did not finish; export it again")
+    if not _is_file(path):
+        raise ArtifactError(not_an_artifact(folder))
     content = read_json(path, ArtifactError, "export it again")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__

@@ -37,7 +37,7 @@ class AndroidSoftware:
     def row(self, phone: FakeAdbd, adb: Client) -> str:
         """lab.toml with one device, `phone`, whose runner is the native agent."""
         software = {"program": f"{self.folder}/agent-arm64", "libraries": self.libraries, "prefix": self.prefix}
-        return lab_file("phone", _connection(phone, adb) | software)
+        return lab_file("phone", connection(phone, adb) | software)
 
 
 def missing() -> str | None:
@@ -58,10 +58,11 @@ def build_android() -> AndroidSoftware:
 
 def llama_main_row(program: Path, phone: FakeAdbd, adb: Client) -> str:
     """lab.toml with one device, `phone`, whose runner is llama_main."""
-    return lab_file("phone", _connection(phone, adb) | {"runner": "llama_main", "program": str(program)})
+    return lab_file("phone", connection(phone, adb) | {"runner": "llama_main", "program": str(program)})
 
 
-def _connection(phone: FakeAdbd, adb: Client) -> dict[str, object]:
+def connection(phone: FakeAdbd, adb: Client) -> dict[str, object]:
+    """How a row of lab.toml names the phone."""
     return {
         "transport": "adb",
         "serial": f"127.0.0.1:{phone.port}",
