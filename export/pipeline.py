@@ -32,7 +32,6 @@ from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
 from export.request import ExportRequest
-from export.size import size_text
 from export.system import memory_room
 from export.verify.proof import Prover
 from export.weights.calibration import make_batch
@@ -193,7 +192,7 @@ def check_disk(out: Path, folder: Path, layout: Layout) -> None:
     needed = max(0, sum(ends.values()) - written) + DISK_SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise SpaceError(f"{out}: needs {size_text(needed)} of disk, {size_text(free)} are free; free some space")
+        raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
 
 
 def allocated_bytes(file: Path) -> int:

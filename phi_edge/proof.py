@@ -76,8 +76,8 @@ class ChildProver:
 
 def too_little_memory(manifest: Manifest) -> str | None:
     """Why the artifact cannot be run beside this process; None where it can."""
-    from export.size import size_text
     from export.system import memory_room, numbers
+    from runtimes.system.size import size_text
 
     # ExecuTorch's cache is a part of the program: a whole context's, at once.
     tokens = manifest.context_tokens if manifest.format == "executorch" else PROVED_TOKENS

@@ -17,11 +17,11 @@ import phi_edge
 from ci.cli_page import PAGE, page
 from devices.errors import DeviceError
 from export.request import export_options
-from export.size import size_text
 from phi_edge.errors import missing_module
 from phi_edge.main import VERBS, main
 from phi_edge.verb import Verb
 from phi_edge.verbs import demo
+from runtimes.system.size import size_text
 
 REPOSITORY = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "phi-edge"

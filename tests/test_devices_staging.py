@@ -28,11 +28,11 @@ from devices.transports.host import WRITE_BLOCK_BYTES, Finished, write_from
 from devices.transports.local import LocalHost
 from export import artifact as artifacts
 from export.artifact import Artifact, open_artifact, verify
-from export.size import size_text
 from fakes.measurement import fake_conditions
 from phi_edge.main import main
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import ConnectionLostError, TransportError
+from runtimes.system.size import size_text
 
 GB = 1_000_000_000
 

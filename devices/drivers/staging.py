@@ -12,8 +12,8 @@ from devices.drivers.driver import Say
 from devices.errors import DeviceError
 from devices.transports.host import Host
 from export.artifact import MANIFEST, Artifact, File, sha256_file
-from export.size import size_text
 from runtimes.errors import ConnectionLostError, TransportError
+from runtimes.system.size import size_text
 
 ATTEMPTS = 3  # of a push whose connection breaks; each continues where the last one ended
 WHOLE_ATTEMPTS = 2  # of a push that arrived, but not as it was sent

@@ -9,10 +9,10 @@ import click
 
 from export.artifact import Adapter, Artifact
 from export.request import ExportRequest, Option, export_options
-from export.size import size_text
 from phi_edge.files import FOLDER
 from phi_edge.terminal import echo
 from phi_edge.verb import Choice, Parsed, Verb
+from runtimes.system.size import size_text
 from runtimes.terminal import one_line
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verify
-from export.size import size_text
 from runtimes.bundle.values import control_tokens, csharp_text, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
+from runtimes.system.size import size_text
 
 # Versions of the libraries that the sources were written for. The exporter's own may be newer than any release here.
 EXECUTORCH_ANDROID = "1.4.1"
