@@ -80,7 +80,7 @@ def calibration_bytes(job: Job) -> int:
     from export.weights.calibration import pass_tokens
 
     config, method = job.checkpoint.config, job.scheme.method
-    values = pass_tokens(method) * (5 * config.intermediate_size + 4 * config.hidden_size)
+    values = pass_tokens(method, config) * (5 * config.intermediate_size + 4 * config.hidden_size)
     moments = GPTQ_MATRICES * config.intermediate_size**2 if method == "gptq" else 0
     return 4 * (values + moments)
 
@@ -136,5 +136,7 @@ def seconds_per_weight(job: Job) -> float:
         chunk_loss(weight, quantised)
         best = min(best, time.perf_counter() - start)
     torch.set_num_threads(threads)
-    further = pass_tokens(scheme.method) / PRODUCTS_PER_S if scheme.method != "data-free" else 0.0
+    further = (
+        pass_tokens(scheme.method, job.checkpoint.config) / PRODUCTS_PER_S if scheme.method != "data-free" else 0.0
+    )
     return best / weight.numel() + further + (GPTQ_S_PER_WEIGHT if scheme.method == "gptq" else 0.0)

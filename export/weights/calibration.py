@@ -5,6 +5,7 @@ Dialogues go through the checkpoint's own chat template (see export.texts.docume
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from export.checkpoint.chat import TemplateRefusal
 from export.checkpoint.open import Checkpoint
 from export.errors import OptionError
+from export.models.shape import Config
 from export.scheme import Method
 from export.texts import CALIBRATION, HELD_OUT
 from export.texts.documents import Document, Turn, read_documents
@@ -25,16 +27,25 @@ BLOCK_TOKENS = 512
 # repeatable.
 SHUFFLE_SEED = 0
 
-
-# Sequences of BLOCK_TOKENS that each method looks at. docs/quality.md says what fewer and more of them give.
-CALIBRATION_BLOCKS: Mapping[Method, int] = {"data-free": 0, "weighted": 8, "gptq": 16}
+# Blocks of BLOCK_TOKENS that each method looks at, at least and at most. What a block costs grows with the model, what
+# it gives does not: between the two, blocks times weights is CALIBRATED_WEIGHTS, which is 8 blocks of Phi-3-mini.
+# docs/quality.md says what fewer and more of them give.
+CALIBRATION_BLOCKS: Mapping[Method, tuple[int, int]] = {"data-free": (0, 0), "weighted": (8, 32), "gptq": (16, 32)}
+CALIBRATED_WEIGHTS = 32_000_000_000
 # A pass without calibration is little more than reading and writing: each further token is a tenth of a percent of it.
 MEASURED_TOKENS = 80
 
 
-def pass_tokens(method: Method) -> int:
+def calibration_blocks(method: Method, config: Config) -> int:
+    """How many blocks a method looks at for a model of this size."""
+    least, most = CALIBRATION_BLOCKS[method]
+    weights = sum(math.prod(shape) for shape in config.tensor_shapes().values())
+    return max(least, min(CALIBRATED_WEIGHTS // weights, most))
+
+
+def pass_tokens(method: Method, config: Config) -> int:
     """How many tokens go through each layer in the pass of a method."""
-    count = CALIBRATION_BLOCKS[method]
+    count = calibration_blocks(method, config)
     return (2 + count) * BLOCK_TOKENS if count else 2 * MEASURED_TOKENS
 
 
@@ -73,7 +84,7 @@ def make_batch(checkpoint: Checkpoint, method: Method, calibration: str | None) 
     Raises OptionError.
     """
     longest = min(checkpoint.config.rope.original_context_tokens, checkpoint.config.max_position_embeddings)
-    count = CALIBRATION_BLOCKS[method]
+    count = calibration_blocks(method, checkpoint.config)
     tokens = min(BLOCK_TOKENS if count else MEASURED_TOKENS, longest)
     blocks = text_blocks(checkpoint, HELD_OUT, 1, tokens)
     if count:
