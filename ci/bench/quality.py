@@ -55,7 +55,7 @@ class Run:
 
 @click.command()
 @click.option("--rows", "chosen", metavar="NAME,...",
-              help="Only these rows. Also TARGET/SCHEME or TARGET/SIZE, any export of ours.")  # fmt: skip
+              help="Only these rows. Also any export of ours as TARGET/SCHEME/SIZE.")  # fmt: skip
 @click.option("--list", "listed", is_flag=True, help="Print the rows' names and measure nothing.")
 @click.option("--tokens", default=8192, show_default=True, help="How many tokens of the held-out text to predict.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default="all cores", help="For every engine.")

@@ -13,8 +13,6 @@ from ci.quality.engine import Engine
 from ci.quality.genai import Genai, build, build_command
 from ci.quality.llama import PACKAGE, Llama, quantise
 from ci.quality.ours import Ours, default_targets, export, export_command
-from export.request import export_options
-from export.scheme import SCHEMES
 
 FLOAT = "float32"
 Group = Literal["float", "ours", "peers"]
@@ -55,15 +53,11 @@ class Row:
 
 def rows() -> Mapping[str, Row]:
     """All rows that a table has by default, by name."""
-    ours = [*default_targets(), *(name for name in BEST if name.partition("/")[2] in SCHEMES)]
-    if any(option.flag == "--max-bytes" for option in export_options()):
-        ours += BUDGETS
-    return {row.name: row for row in (_float(), *_peers(), *map(our_row, ours))}
+    return {row.name: row for row in (_float(), *_peers(), *map(our_row, [*default_targets(), *BEST]))}
 
 
 # Beside the targets' defaults: what is best at its size, and at the size of onnxruntime-genai's k_quant_mixed.
-BEST = ("cpu/uint4-b32-e8-gptq", "android/int4-b32-e8-gptq")
-BUDGETS = ("cpu/113MB",)
+BEST = ("android/int4-b32-e8-gptq", "cpu/uint4-b64-e8-gptq/99.7MB", "cpu/uint4-b64-e8-gptq/113MB")
 
 
 def named(name: str) -> Row:
@@ -72,19 +66,20 @@ def named(name: str) -> Row:
 
 
 def our_row(name: str) -> Row:
-    """An export of ours: TARGET, TARGET/SCHEME, or TARGET/SIZE for a limit on all weights, such as cpu/113MB."""
+    """An export of ours: TARGET, then its scheme and a limit on the size of all weights where they are not the
+    defaults, such as cpu/uint4-b64-e8-gptq/113MB."""
 
     def make(workshop: Workshop) -> Made:
         size = export(workshop.checkpoint, workshop.folder, arguments)
         return Made(engine=Ours(workshop.folder, workshop.threads), bytes=size)
 
-    target, _, wanted = name.partition("/")
+    target, *wanted = name.split("/")
     arguments = ["--target", target]
-    if wanted:
-        arguments += ["--max-bytes" if wanted[0].isdigit() else "--scheme", wanted]
+    for each in wanted:
+        arguments += ["--max-bytes" if each[0].isdigit() else "--scheme", each]
     return Row(
         name=name,
-        label=f"Phi Edge, {target}, {wanted or 'default'}",
+        label=f"Phi Edge, {target}, {', '.join(wanted) or 'default'}",
         group="ours",
         engine="the artifact's own engine",
         command=shlex.join(export_command("CHECKPOINT", "OUT", arguments)),
