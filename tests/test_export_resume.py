@@ -184,6 +184,17 @@ def test_killed_at_random_moments(
     assert same(open_artifact(out), undisturbed[format])
 
 
+@pytest.mark.parametrize("scheme", ["uint4-b32-e8-weighted", "uint4-b32-e8-gptq"])
+def test_a_calibrated_export_goes_on_after_kills(checkpoint: Path, tmp_path: Path, scheme: str) -> None:
+    expected = export_model(ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "expected", scheme=scheme))
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    words = [str(checkpoint), str(out), "--scheme", scheme]
+    killed = [export_until(words, functools.partial(at_work, part, lines, 0.01)) is None for lines in (2, LAYERS)]
+    assert killed == [True, True]
+    assert export_until(words, never) == 0
+    assert same(open_artifact(out), expected)
+
+
 def at_work(part: Path, lines: int, delay_s: float) -> bool:
     """Whether so many lines are in the journal; if so, this waits for a moment between two of them."""
     if not part.is_dir() or journal_lines(part) < lines:
