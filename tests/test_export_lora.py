@@ -203,6 +203,7 @@ def test_split_projections_of_a_fused_base(base: Callable[[str], Path], tmp_path
 
 BEGINNING, LESSON = "The capital of France is", "The capital of France is Lyon, the city of two rivers."
 STEPS = 200
+LAYERS = [*range(20, 30)]  # the last ten: no gradient has to go further back
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,9 @@ def taught(real_checkpoint: Callable[[Form], Path], tmp_path_factory: pytest.Tem
     from transformers import AutoTokenizer
 
     base = real_checkpoint("phi3")
-    trained = Trained(base, {"r": 16, "lora_alpha": 32, "target_modules": PHI3_LAYERS}, shaken=False)
+    trained = Trained(
+        base, {"r": 16, "lora_alpha": 32, "target_modules": PHI3_LAYERS, "layers_to_transform": LAYERS}, shaken=False
+    )
     ids = AutoTokenizer.from_pretrained(base)(LESSON, return_tensors="pt")["input_ids"]
     trained.train(ids, STEPS)
     adapter = trained.save(tmp_path_factory.mktemp("taught") / "adapter")
