@@ -51,6 +51,14 @@ def check_writable(out: Path) -> None:
             raise DeviceError(f"{out}: cannot be written ({error.strerror}); give another file") from error
 
 
+def make_folder(out: Path) -> None:
+    """A folder for files, which may be there. Raises DeviceError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeviceError(f"{out}: cannot be made a folder ({error.strerror}); give another") from error
+
+
 def write_text(out: Path, text: str) -> None:
     """Write the whole file or nothing; `-` is stdout. Links are followed; a device or a pipe is written as it is, and
     so is a file whose folder does not allow a second one. Raises DeviceError."""

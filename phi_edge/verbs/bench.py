@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from phi_edge.files import FILE, FOLDER, check_writable, write_text
+from devices.errors import DeviceError
+from phi_edge.files import FILE, FOLDER, check_writable, make_folder
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Seconds, Verb
 from runtimes.system.cores import MOST_THREADS
 from runtimes.terminal import one_line
+
+if TYPE_CHECKING:
+    from phi_edge.benching import Outcome
 
 
 @click.command(
@@ -21,18 +27,21 @@ from runtimes.terminal import one_line
     examples=[
         "phi-edge bench my-artifact --out here.json",
         "phi-edge bench my-artifact --device pi5 --prompt-tokens 512 --out pi5.json",
+        "phi-edge bench a b --device pi5 --device phone --prompt-tokens 128 --prompt-tokens 512 --out-dir night",
     ],
     groups={
-        "Where": ("name", "lab", "threads"),
-        "What is measured": ("prompt_tokens", "generate_tokens", "reps", "warmup", "deadline_s"),
+        "Where": ("names", "lab", "threads"),
+        "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s"),
     },
 )
-@click.argument("artifact", type=FOLDER)
-@click.option("--device", "name", type=DeviceName(), default="local", help="A device of the lab file, or local.")
+@click.argument("artifacts", type=FOLDER, nargs=-1, required=True, metavar="ARTIFACT...")
+@click.option("--device", "names", type=DeviceName(), multiple=True, default=("local",),
+              help="A device of the lab file, or local. Give it again for each further device.")  # fmt: skip
 @lab_option
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="Threads of the engine.",
               show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
-@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", default=128, help="Length of the prompt.")
+@click.option("--prompt-tokens", "prompts", type=click.IntRange(1), metavar="N", multiple=True, default=(128,),
+              help="Length of the prompt. Give it again for each further length.")  # fmt: skip
 @click.option("--generate-tokens", type=click.IntRange(1), metavar="N", default=64, help="Length of the answer.")
 @click.option(
     "--reps", type=click.IntRange(1, 1000), metavar="N", default=5, help="Repetitions, each in a fresh process."
@@ -41,51 +50,90 @@ from runtimes.terminal import one_line
               help="Requests before the measured one, in each process.")  # fmt: skip
 @click.option("--deadline-s", type=Seconds(), metavar="SECONDS", default=600.0,
               help="The longest time for one repetition.")  # fmt: skip
-@click.option("--out", type=FILE, metavar="FILE", required=True, help="The measurement file to write.")
+@click.option("--out", type=FILE, metavar="FILE", show_default="a file in --out-dir",
+              help="The measurement file to write, of one measurement.")  # fmt: skip
+@click.option("--out-dir", type=FILE, metavar="FOLDER", show_default="only --out",
+              help="A folder for the measurement files of any number; it is made.")  # fmt: skip
 def bench_command(
-    artifact: Path,
-    name: str,
+    artifacts: tuple[Path, ...],
+    names: tuple[str, ...],
     lab: Path | None,
-    prompt_tokens: int,
+    prompts: tuple[int, ...],
     generate_tokens: int,
     reps: int,
     warmup: int,
     threads: int | None,
     deadline_s: float,
-    out: Path,
+    out: Path | None,
+    out_dir: Path | None,
 ) -> None:
-    """Measure ARTIFACT on a device: load time, first token, speed, memory.
+    """Measure every ARTIFACT on every device: load time, first token, speed, memory.
 
     ARTIFACT is a folder that `phi-edge export` wrote. The measurement file keeps the raw times of every token; show it
-    with `phi-edge report`, judge it with `phi-edge gate`.
+    with `phi-edge report`, judge it with `phi-edge gate`. With --out-dir many are measured, one after the other. Where
+    a device does not answer, the others are measured all the same, and the exit code is 2.
     """
-    from devices.drivers.table import find_device, open_driver
-    from devices.measure.bench import Plan, measure
-    from devices.measure.measurement import DeviceFacts
-    from devices.measure.validity import doubts, problems
+    from devices.drivers.table import find_device
+    from devices.measure.bench import Plan
     from export.artifact import open_artifact
-    from phi_edge.progress import steps
+    from phi_edge.benching import Cell, bench_cells, cells_of
 
-    device = find_device(name, lab)
-    opened = open_artifact(artifact)
-    check_writable(out)
-    plan = Plan(
-        prompt_tokens=prompt_tokens,
-        generate_tokens=generate_tokens,
-        repetitions=reps,
-        warmups=warmup,
-        threads=threads if threads is not None else device.threads,
-        deadline_s=deadline_s,
-    )
-    facts = DeviceFacts(name=name, transport=device.transport)
-    with (
-        contextlib.closing(open_driver(name, device)) as driver,
-        steps(f"bench {opened.folder.resolve().name}", plan.requests) as step,
-    ):
-        measurement = measure(opened, facts, driver, plan, step)
-    write_text(out, measurement.to_json())
-    for problem in problems(measurement):
-        echo(f"invalid: {one_line(problem)}", err=True)
-    for doubt in doubts(measurement):
-        echo(f"doubtful: {one_line(doubt)}", err=True)
-    echo(str(out))
+    many = len(set(artifacts)) * len(set(names)) * len(set(prompts))
+    if (out is None) == (out_dir is None) or (out is not None and many > 1):
+        raise DeviceError(
+            f"{many} measurement{'s' if many > 1 else ''}: give "
+            + ("--out-dir FOLDER, in which each has a file" if many > 1 else "either --out FILE or --out-dir FOLDER")
+        )
+    devices = {name: find_device(name, lab) for name in names}
+    plans = {
+        name: Plan(
+            generate_tokens=generate_tokens,
+            repetitions=reps,
+            warmups=warmup,
+            threads=threads if threads is not None else device.threads,
+            deadline_s=deadline_s,
+        )
+        for name, device in devices.items()
+    }
+    opened = [open_artifact(artifact) for artifact in dict.fromkeys(artifacts)]
+    if out is not None:
+        check_writable(out)
+        (name, plan), (tokens,) = next(iter(plans.items())), set(prompts)
+        plan = dataclasses.replace(plan, prompt_tokens=tokens)
+        cells = [Cell(artifact=opened[0], device=name, plan=plan, out=out)]
+    else:
+        assert out_dir is not None
+        make_folder(out_dir)
+        cells = cells_of(opened, plans, list(dict.fromkeys(prompts)), out_dir)
+    show_outcomes(bench_cells(cells, devices), len(cells))
+
+
+def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
+    """The figures of each measurement as it comes, and of several a table at the end. Raises DeviceError where one is
+    missing."""
+    from devices.measure.result import Result
+    from devices.report.figures import MAIN, figures_line, figures_table, main_figures
+
+    rows, missing = [["artifact", "device", "prompt", *MAIN.values()]], []
+    for outcome in outcomes:
+        cell = outcome.cell
+        row = [cell.artifact.folder.resolve().name, cell.device, str(cell.plan.prompt_tokens)]
+        if outcome.measurement is None:
+            if count == 1:
+                raise DeviceError(outcome.missing or "")
+            missing.append(outcome)
+            echo(f"not measured: {cell.title}: {one_line(outcome.missing or '')}", err=True)
+            rows.append([*row, *["-"] * len(MAIN)])
+            continue
+        result = Result(outcome.measurement, None)
+        for problem in result.problems:
+            echo(f"invalid: {one_line(problem)}", err=True)
+        for doubt in result.doubts:
+            echo(f"doubtful: {one_line(doubt)}", err=True)
+        echo(f"{cell.title}: {figures_line(result)}", err=True)
+        echo(str(cell.out))
+        rows.append([*row, *main_figures(result)])
+    if count > 1:
+        echo(figures_table(rows), err=True)
+    if missing:
+        raise DeviceError(f"{len(missing)} of {count} were not measured; the lines above say why")
