@@ -28,6 +28,7 @@ from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import ENGINES
 from runtimes.text.messages import as_messages
+from runtimes.text.runtime import TextRuntime
 from runtimes.text.tokenizer import Tokenizer
 
 
@@ -434,6 +435,35 @@ def test_a_session_reuses_its_longest_common_prefix(subject: Subject) -> None:
         tokens, done = subject.run(token_ids=second, session=other, **fields)
         assert [event.id for event in tokens] == expected
         assert done.usage.reused == 0
+
+
+def test_a_session_is_saved_and_loaded(subject: Subject, tmp_path: Path) -> None:
+    runtime = subject.runtime
+    if not isinstance(runtime, TextRuntime):
+        return  # llama_main has no sessions
+    fields: dict[str, Any] = {"prompt": PROMPT + " in the kitchen", "max_new_tokens": 8, "ignore_stop_ids": True}
+    expected = subject.run(**fields, session="kept")
+    try:
+        count = runtime.save_session("kept", tmp_path / "kept.kv")
+    except UnsupportedError as refusal:
+        assert "to itself" in str(refusal)
+        return
+    assert count >= expected[1].usage.prompt
+    with pytest.raises(RequestError, match="the session 'other' has no cache"):
+        runtime.save_session("other", tmp_path / "other.kv")
+    subject.run(prompt="Something else", max_new_tokens=2)
+    fresh = open_runtime(subject.artifact, engine=subject.opener)
+    with fresh:
+        assert fresh.load_session("kept", tmp_path / "kept.kv") == count
+        *tokens, done = fresh.generate(GenerateRequest(**fields, session="kept"))
+        assert [event.id for event in tokens if isinstance(event, TokenEvent)] == [event.id for event in expected[0]]
+        assert isinstance(done, DoneEvent) and done.usage.prefilled == 1
+        content = (tmp_path / "kept.kv").read_bytes()
+        for name, wrong in (("short", content[:200]), ("none", b""), ("text", b"not an archive")):
+            (tmp_path / name).write_bytes(wrong)
+            with pytest.raises(RequestError, match="is no saved session"):
+                fresh.load_session("kept", tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.kv", "none", "short", "text"]
 
 
 def test_a_session_survives_a_cancel(subject: Subject) -> None:

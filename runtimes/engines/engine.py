@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,19 @@ class AdaptableEngine(Engine, Protocol):
 def adapter_names(artifact: Artifact) -> tuple[str, ...]:
     """The LoRA adapters that an artifact has beside its weights."""
     return tuple(adapter.name for adapter in artifact.manifest.source.side_adapters)
+
+
+@runtime_checkable
+class OpenCache(Protocol):
+    """An engine whose KV cache can be read and written, to keep a session in a file."""
+
+    def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
+        """The first `count` positions of each layer's keys and values, [kv_heads, count, head_dim]; views."""
+        ...
+
+    def write_cache(self, parts: Sequence[npt.NDArray[Any]]) -> None:
+        """The inverse. Raises RequestError for other numbers, shapes or types than `read_cache` gives."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import ADAPTER_SUFFIX, Artifact, Model
 from runtimes.engines.adapter_file import empty_values, read_values
 from runtimes.engines.engine import adapter_names
-from runtimes.errors import EngineError
+from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
 from runtimes.system.telemetry import switch_telemetry_off
 
@@ -125,6 +125,19 @@ class OnnxEngine:
         self._values = values  # what is bound must live
         for key, value in values.items():
             self._binding.bind_ortvalue_input(key, value)
+
+    def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
+        """See OpenCache.read_cache."""
+        return [buffer[0, :, :count] for buffer in self._kv]
+
+    def write_cache(self, parts: Sequence[npt.NDArray[Any]]) -> None:
+        """See OpenCache.write_cache."""
+        count = parts[0].shape[1] if parts and parts[0].ndim == 3 else 0
+        fitting = [(buffer[0, :, :count].shape, buffer.dtype) for buffer in self._kv]
+        if not 0 < count <= self.context_tokens or [(part.shape, part.dtype) for part in parts] != fitting:
+            raise RequestError("the saved session's cache has other shapes than this artifact's; save it again")
+        for buffer, part in zip(self._kv, parts, strict=True):
+            buffer[0, :, :count] = part
 
     def close(self) -> None:
         """Free the session and the KV cache."""

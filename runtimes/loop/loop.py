@@ -5,15 +5,18 @@ It owns what an engine does not know: the KV cache's contents, sessions, the lon
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes.api import Finish, Usage
-from runtimes.engines.engine import AdaptableEngine, Engine
+from runtimes.engines.engine import AdaptableEngine, Engine, OpenCache
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.loop.chooser import Chooser
+from runtimes.loop.session_file import SessionFile, read_session, write_session
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_ids, check_request
 from runtimes.system.memory import PeakMemory
 
@@ -91,22 +94,62 @@ class TokenLoop:
         return self._logits_along(ids, first)
 
     def _logits_along(self, ids: Sequence[int], first: int) -> Generator[Logits, None, None]:
+        with self._exclusively():
+            try:
+                self.forget()
+                self._use_adapter(None)
+                self._cached_long = self._is_long(len(ids))
+                for start in range(0, first, self._chunk_tokens):
+                    end = min(start + self._chunk_tokens, first)
+                    logits = self._forward(ids[start:end], start)
+                yield logits
+                for position in range(first, len(ids)):
+                    if self._cancelled.is_set():
+                        return
+                    yield self._forward(ids[position : position + 1], position)
+            finally:
+                self.forget()
+
+    def save_session(self, session: str, path: Path, artifact: str) -> int:
+        """See SessionStore.save_session."""
+        with self._exclusively():
+            if self._session != session or not self._cached:
+                raise RequestError(f"the session {session!r} has no cache: another request took it over, or none ran")
+            parts = self._open_cache().read_cache(len(self._cached))
+            content = SessionFile(
+                artifact=artifact, adapter=self._adapter, ids=self._cached, long=self._cached_long, parts=parts
+            )
+            write_session(path, content)
+            return len(self._cached)
+
+    def load_session(self, session: str, path: Path, artifact: str) -> int:
+        """See SessionStore.load_session."""
+        with self._exclusively():
+            cache = self._open_cache()
+            content = read_session(path, artifact)
+            check_ids("token id", content.ids, self._engine.vocab_size)
+            self._check_adapter(content.adapter)
+            self.forget()
+            if any(part.ndim != 3 or part.shape[1] != len(content.ids) for part in content.parts):
+                raise RequestError(f"{path}: its cache has another length than its ids; save it again")
+            self._use_adapter(content.adapter)
+            cache.write_cache(content.parts)
+            self._cached, self._cached_long, self._session = list(content.ids), content.long, session
+            return len(self._cached)
+
+    def _open_cache(self) -> OpenCache:
+        if not isinstance(self._engine, OpenCache):
+            raise UnsupportedError("this engine keeps its KV cache to itself, so a session cannot be saved or loaded")
+        return self._engine
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """One request at a time; a second one is refused instead of waiting."""
         if not self._running.acquire(blocking=False):
             raise RequestError("another request is running; read it to its end or close it first")
         try:
-            self.forget()
-            self._use_adapter(None)
-            self._cached_long = self._is_long(len(ids))
-            for start in range(0, first, self._chunk_tokens):
-                end = min(start + self._chunk_tokens, first)
-                logits = self._forward(ids[start:end], start)
-            yield logits
-            for position in range(first, len(ids)):
-                if self._cancelled.is_set():
-                    return
-                yield self._forward(ids[position : position + 1], position)
+            yield
         finally:
-            self.forget()
             self._cancelled.clear()
             self._running.release()
 
@@ -140,13 +183,8 @@ class TokenLoop:
         return self._grammars.compile(request.grammar)
 
     def _stream(self, request: TokenRequest, chooser: Chooser, accepted: float) -> Generator[TokenRecord, None, None]:
-        if not self._running.acquire(blocking=False):
-            raise RequestError("another request is running; read it to its end or close it first")
-        try:
+        with self._exclusively():
             yield from self._generate(request, chooser, accepted)
-        finally:
-            self._cancelled.clear()
-            self._running.release()
 
     def _generate(self, request: TokenRequest, chooser: Chooser, accepted: float) -> Generator[TokenRecord, None, None]:
         memory = PeakMemory()

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, Protocol, TypeGuard
+from pathlib import Path
+from typing import Literal, Protocol, TypeGuard, runtime_checkable
 
 from runtimes.api import Finish, MemoryUse, Usage
 from runtimes.errors import ContextFullError, RequestError
@@ -102,6 +103,20 @@ class TokenSource(Protocol):
 
     def close(self) -> None:
         """Free the model. The source cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class SessionStore(Protocol):
+    """A TokenSource that can keep a session's KV cache in a file."""
+
+    def save_session(self, session: str, path: Path, artifact: str) -> int:
+        """Write what this session has cached, and return how many tokens that is. `artifact` is the digest of the
+        artifact. Raises RequestError where it has nothing, UnsupportedError where the engine cannot."""
+        ...
+
+    def load_session(self, session: str, path: Path, artifact: str) -> int:
+        """The inverse: the session goes on where it was saved. Raises RequestError for a file of another artifact."""
         ...
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,8 +22,8 @@ from runtimes.api import (
     Timings,
     TokenEvent,
 )
-from runtimes.errors import EngineError, RequestError
-from runtimes.loop.tokens import NewToken, TokenRecord, TokensDone, TokenSource
+from runtimes.errors import EngineError, RequestError, UnsupportedError
+from runtimes.loop.tokens import NewToken, SessionStore, TokenRecord, TokensDone, TokenSource
 from runtimes.text import request as requests
 from runtimes.text.asynchronous import in_thread
 from runtimes.text.stream import StopScanner, TextJoiner
@@ -111,6 +112,24 @@ class TextRuntime:
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; none for a control token."""
         return self._tokenizer.bytes[id]
+
+    def save_session(self, session: str, path: Path | str) -> int:
+        """Keep what this session has in the KV cache in a file, and return how many tokens that is.
+
+        A file is as large as the cache: manifest.memory.kv_bytes_per_token for each token. Raises RequestError where
+        another request took the cache over, and UnsupportedError where the engine or the device cannot.
+        """
+        return self._sessions().save_session(session, Path(path), self.manifest.digest())
+
+    def load_session(self, session: str, path: Path | str) -> int:
+        """The inverse, after a restart too: requests of this session reuse what they share with it. Only for the same
+        artifact."""
+        return self._sessions().load_session(session, Path(path), self.manifest.digest())
+
+    def _sessions(self) -> SessionStore:
+        if not isinstance(self._source, SessionStore):
+            raise UnsupportedError("a device keeps its KV cache to itself, so a session cannot be saved or loaded")
+        return self._source
 
     def close(self) -> None:
         """Free the model. The runtime cannot be used afterwards."""
