@@ -53,6 +53,30 @@ def nondeterministic() -> Measurement:
     return dataclasses.replace(measurement, repetitions=repetitions)
 
 
+def doubtful() -> Measurement:
+    measurement = fake_measurement()
+    return dataclasses.replace(measurement, before=dataclasses.replace(measurement.before, busy_share=1.0))
+
+
+def test_a_doubt_is_said_and_passes(tmp_path: Path) -> None:
+    result = gate(tmp_path, KEPT, doubtful())
+    assert result.exit_code == 0, result.output
+    assert "  doubtful  " in result.stdout
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    assert (suite.findtext("system-out") or "").startswith("doubtful: ")
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+
+
+def test_a_doubt_fails_where_the_budget_file_says_so(tmp_path: Path) -> None:
+    result = gate(tmp_path, "fail_on_doubt = true" + KEPT, doubtful())
+    assert result.exit_code == 1, result.output
+    assert result.stdout.startswith("missed: ")
+    failure = ElementTree.parse(tmp_path / "junit.xml").find("testsuite/testcase[@name='fail_on_doubt']/failure")
+    assert failure is not None and failure.get("message", "").startswith("doubtful: ")
+    assert gate(tmp_path, "fail_on_doubt = true" + KEPT, fake_measurement()).exit_code == 0
+    assert gate(tmp_path, "fail_on_doubt = 1" + KEPT, fake_measurement()).exit_code == 2
+
+
 def test_a_kept_budget_passes(tmp_path: Path, golden: Golden) -> None:
     result = gate(tmp_path, KEPT, fake_measurement())
     assert result.exit_code == 0, result.output

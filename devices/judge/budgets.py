@@ -1,6 +1,7 @@
 """Budgets: the limits of a measurement, read from TOML. gate.py judges by them.
 
 noise_floor = 0.05            # a change smaller than this is noise; only for --baseline
+fail_on_doubt = true          # a doubtful measurement fails; otherwise that is only said
 
 [[budget]]
 match = {target = "raspberry-pi", format = "onnx", device = "local"}
@@ -59,6 +60,7 @@ class Budgets:
 
     budgets: Sequence[Budget]
     noise_floor: float = 0.05
+    fail_on_doubt: bool = False
 
 
 def match_facts(result: Result) -> dict[str, str | int]:
@@ -81,15 +83,18 @@ def match_facts(result: Result) -> dict[str, str | int]:
 def read_budgets(path: Path) -> Budgets:
     """Read a budget file, strictly. Raises BudgetError."""
     content = read_toml(path, BudgetError)
-    refuse_unknown(content, ["noise_floor", "budget"], str(path), BudgetError)
+    refuse_unknown(content, ["noise_floor", "fail_on_doubt", "budget"], str(path), BudgetError)
     rows = content.get("budget", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BudgetError(f"{path}: write each budget as a table [[budget]]")
     noise_floor = _number(content.get("noise_floor", 0.05), f"{path}: noise_floor")
     if not 0 <= noise_floor < 1:
         raise BudgetError(f"{path}: noise_floor {noise_floor}; give a share from 0 to below 1")
+    fail_on_doubt = content.get("fail_on_doubt", False)
+    if not isinstance(fail_on_doubt, bool):
+        raise BudgetError(f"{path}: fail_on_doubt: expected true or false, saw {fail_on_doubt!r:.60}")
     budgets = tuple(_budget(row, f"{path}: budget {number}") for number, row in enumerate(rows, start=1))
-    return Budgets(budgets=budgets, noise_floor=noise_floor)
+    return Budgets(budgets=budgets, noise_floor=noise_floor, fail_on_doubt=fail_on_doubt)
 
 
 def _budget(row: Mapping[str, Any], where: str) -> Budget:

@@ -32,16 +32,23 @@ class Judgement:
 
     label: str
     problems: Sequence[str]  # why the measurement is invalid; empty when it is valid
+    doubts: Sequence[str]  # why it may not be what the device can do
     checks: Sequence[Check]
+    fail_on_doubt: bool = False
 
     @property
     def outcome(self) -> Outcome:
-        """Invalid before missed before pass."""
-        outcomes = {check.outcome for check in self.checks}
-        return "invalid" if self.problems else "missed" if "missed" in outcomes else "pass"
+        """Invalid before missed before pass; a doubt misses where the budget file says that it fails."""
+        missed = any(check.outcome == "missed" for check in self.checks) or self.fails_by_doubt
+        return "invalid" if self.problems else "missed" if missed else "pass"
+
+    @property
+    def fails_by_doubt(self) -> bool:
+        """Whether a doubt alone is a failure here."""
+        return self.fail_on_doubt and bool(self.doubts)
 
 
-def judge(results: Mapping[str, Result], budgets: Sequence[Budget]) -> list[Judgement]:
+def judge(results: Mapping[str, Result], budgets: Sequence[Budget], *, fail_on_doubt: bool = False) -> list[Judgement]:
     """Judge each result, by label, with every budget that matches it.
 
     Raises BudgetError for a budget that matches nothing and a result without a budget: both would pass unseen.
@@ -63,7 +70,9 @@ def judge(results: Mapping[str, Result], budgets: Sequence[Budget]) -> list[Judg
             for budget in matching
             for limit_name, limit in budget.limits.items()
         ]
-        judgements.append(Judgement(label=label, problems=found, checks=checks))
+        judgements.append(
+            Judgement(label=label, problems=found, doubts=result.doubts, checks=checks, fail_on_doubt=fail_on_doubt)
+        )
     return judgements
 
 

@@ -22,10 +22,15 @@ def to_junit(judgements: Sequence[Judgement], comparison: Comparison | None) -> 
         suite = ElementTree.SubElement(root, "testsuite", name=_clean(judgement.label))
         for check in judgement.checks:
             _check(suite, judgement, check)
+        if judgement.fails_by_doubt:
+            case = ElementTree.SubElement(suite, "testcase", classname=_clean(judgement.label), name="fail_on_doubt")
+            ElementTree.SubElement(case, "failure", message=_clean(_doubtful(judgement)))
+        if judgement.doubts:
+            ElementTree.SubElement(suite, "system-out").text = _clean(_doubtful(judgement))
     if comparison is not None:
         _comparison(ElementTree.SubElement(root, "testsuite", name="baseline"), comparison)
     for suite in root:
-        suite.set("tests", str(len(suite)))
+        suite.set("tests", str(len(suite.findall("testcase"))))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
         suite.set("errors", str(len(suite.findall("testcase/error"))))
     for key in ("tests", "failures", "errors"):
@@ -43,6 +48,10 @@ def _check(suite: ElementTree.Element, judgement: Judgement, check: Check) -> No
         message = f"{check.metric}: seen {show(check.seen, unit)}, limit {show(check.limit, unit)}"
         exact = f"seen {check.seen!r}, limit {check.limit!r}"
         ElementTree.SubElement(case, "failure", message=_clean(message)).text = exact
+
+
+def _doubtful(judgement: Judgement) -> str:
+    return "doubtful: " + "; ".join(judgement.doubts)
 
 
 def _comparison(suite: ElementTree.Element, comparison: Comparison) -> None:

@@ -17,6 +17,7 @@ def to_text(judgements: Sequence[Judgement], comparison: Comparison | None) -> s
     for judgement in judgements:
         lines.append(f"{judgement.outcome}: {one_line(judgement.label)}")
         lines += [f"  invalid  {one_line(problem)}" for problem in judgement.problems]
+        lines += [f"  doubtful  {one_line(doubt)}" for doubt in judgement.doubts]
         for check in judgement.checks:
             unit = METRICS[check.metric].unit
             sign = "<=" if check.bound == "max" else ">="

@@ -55,7 +55,8 @@ def gate_command(
         check_writable(junit)
     results = read_results(files)
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
-    judgements = judge(dict(zip(labels(results), results, strict=True)), budgets.budgets) if chosen else []
+    named = dict(zip(labels(results), results, strict=True))
+    judgements = judge(named, budgets.budgets, fail_on_doubt=budgets.fail_on_doubt) if chosen else []
     comparison = (
         compare(read_measurement(files[0]), read_measurement(baseline_file), budgets.noise_floor)
         if baseline_file
