@@ -138,13 +138,13 @@ def choose(tensors: Mapping[str, Sequence[Choice]], max_bytes: float) -> dict[st
             f"{max_bytes / 1e6:.1f} MB for them; allow more, or take a scheme with larger blocks"
         )
     steps = [
-        (-(low.kl - high.kl) / (high.bytes - low.bytes), place, name, high)
+        (-(low.kl - high.kl) / (high.bytes - low.bytes), place, rung, name, high)
         for place, (name, ladder) in enumerate(ladders.items())
-        for low, high in itertools.pairwise(ladder)
+        for rung, (low, high) in enumerate(itertools.pairwise(ladder))
     ]
     heapq.heapify(steps)
     while steps:
-        _, _, name, high = heapq.heappop(steps)
+        _, _, _, name, high = heapq.heappop(steps)
         cost = high.bytes - chosen[name].bytes
         if 0 < cost <= left:
             left, chosen[name] = left - cost, high
