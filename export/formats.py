@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from export.artifact import Format
+from export.checkpoint.tokens import looks_ahead
 from export.coverage import Coverage
 from export.job import Job
 from export.weights.slots import Interleaved, SlotId, Slots
@@ -44,3 +46,13 @@ def _executorch(job: Job) -> Layout:
 
 # Each imports its library only when it is called.
 LAYOUTS: Mapping[Format, Callable[[Job], Layout]] = {"onnx": _onnx, "executorch": _executorch}
+
+
+def runner_notes(job: Job) -> list[str]:
+    """What a program that runs the artifact must be able to do, beyond what all of them do."""
+    if job.format == "executorch" and looks_ahead(json.loads(job.checkpoint.tokenizer)):
+        return [
+            "tokenizer.json splits text with a look-ahead: an ExecuTorch runner must be built with "
+            "SUPPORT_REGEX_LOOKAHEAD=ON, and link that library whole"
+        ]
+    return []

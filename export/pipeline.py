@@ -27,7 +27,7 @@ from export.artifact import (
 )
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, ProofError, SpaceError
-from export.formats import LAYOUTS, Layout
+from export.formats import LAYOUTS, Layout, runner_notes
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, peak_bytes
@@ -256,7 +256,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         loss=loss,
         tools=tool_versions(),
         files=files,
-        notes=job.checkpoint.notes,
+        notes=[*job.checkpoint.notes, *runner_notes(job)],
     )
 
 

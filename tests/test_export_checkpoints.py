@@ -590,3 +590,96 @@ def test_a_manifest_cannot_have_a_number_that_is_none(tiny_onnx: Path) -> None:
     manifest = open_artifact(tiny_onnx).manifest
     with pytest.raises(ValueError, match="Out of range float"):
         replace(manifest, loss=replace(manifest.loss, mean_kl=float("nan"))).to_json()
+
+
+# --- what ends an answer ---
+
+IM = ["<|im_start|>", "<|im_sep|>", "<|im_end|>"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_sep|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
+)
+# The first published Phi-4's: it opens the assistant's turn after every user's.
+OPENING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|im_start|>user<|im_sep|>' + m['content'] + "
+    "'<|im_end|><|im_start|>assistant<|im_sep|>' }}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+
+
+def with_tokens(folder: Path, texts: list[str], *, special: bool = True) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    flags = {"special": special, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": 760 + number, "content": text, **flags} for number, text in enumerate(texts)]
+    edit(folder / "tokenizer.json", added_tokens=[*content["added_tokens"], *added])
+
+
+@pytest.mark.parametrize("template", [CHATML, OPENING], ids=["ChatML", "the first Phi-4"])
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_the_template_says_what_ends_an_answer(copied: Path, template: str, place: str) -> None:
+    with_tokens(copied, IM)
+    edit(copied / "config.json", eos_token_id=755)
+    edit(copied / "tokenizer_config.json", eos_token="<|endoftext|>", chat_template=None)
+    if place == "chat_template.jinja":
+        (copied / place).write_text(template)
+    else:
+        edit(copied / place, chat_template=template)
+    checkpoint = open_checkpoint(str(copied))
+    assert checkpoint.tokens.stop[0] == 755 and 762 in checkpoint.tokens.stop
+    assert 760 not in checkpoint.tokens.stop
+    assert not checkpoint.notes
+
+
+def test_tokenizer_config_names_the_end_token(copied: Path) -> None:
+    with_tokens(copied, IM)
+    edit(copied / "tokenizer_config.json", eos_token={"content": "<|im_end|>"}, chat_template=None)
+    assert 762 in open_checkpoint(str(copied)).tokens.stop
+
+
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "writes no token behind an answer"),
+        ("{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}x", "has no text for an answer"),
+    ],
+)
+def test_a_template_that_ends_no_answer_is_noted(copied: Path, template: str, part: str) -> None:
+    edit(copied / "tokenizer_config.json", chat_template=template)
+    assert part in notes(copied)
+
+
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        ("{% for", "cannot be read"),
+        ("{% unknown %}", "cannot be read"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ raise_exception('never') }}", "never"),
+        (5, "chat_template is a int"),
+        ([{"name": "default", "template": 5}], "chat_template is a int"),
+        (["x", {"name": "other"}], None),
+    ],
+)
+def test_a_template_that_cannot_be_used(copied: Path, template: Any, part: str | None) -> None:
+    edit(copied / "tokenizer_config.json", chat_template=template)
+    if part is None:
+        assert open_checkpoint(str(copied)).chat.source is None
+    else:
+        refused(copied, "tokenizer_config.json", part)
+
+
+def test_a_template_without_an_end(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.checkpoint.chat.RENDER_LIMIT_S", 0.5)
+    loop = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+    edit(copied / "tokenizer_config.json", chat_template=loop)
+    refused(copied, "tokenizer_config.json", "still busy after")
+
+
+def test_a_tokenizer_that_splits_with_a_look_ahead_is_noted(copied: Path, tmp_path: Path) -> None:
+    """Phi-4-mini's does; an ExecuTorch runner may lack what it needs."""
+    splitter = {"type": "Split", "pattern": {"Regex": r"\s+(?!\S)|\s+"}, "behavior": "Isolated", "invert": False}
+    content = json.loads((copied / "tokenizer.json").read_text())["pre_tokenizer"]
+    content["pretokenizers"][0] = splitter
+    edit(copied / "tokenizer.json", pre_tokenizer=content)
+    for format, expected in (("executorch", True), ("onnx", False)):
+        manifest = export(copied, tmp_path / format, scheme="int4-b32", format=format)
+        assert any("SUPPORT_REGEX_LOOKAHEAD=ON" in note for note in manifest.notes) == expected

@@ -29,10 +29,10 @@ LLAMA_VOCAB = ["<unk>", "▁Hello", "▁world", "▁", "<0xF0>", "<0x9F>", "<0x8
 
 def llama() -> TokenBytes:
     vocab = {name: id for id, name in enumerate(LLAMA_VOCAB)}
-    added = [{"id": 0, "content": "<unk>"}, {"id": 11, "content": "<|end|>"}, {"id": 12, "content": "covid"}]
-    return TokenBytes(
-        {"decoder": LLAMA_DECODER, "model": {"vocab": vocab}, "added_tokens": added}, {"<unk>", "<|end|>"}
-    )
+    names = {0: "<unk>", 11: "<|end|>", 12: "covid", 13: "<|tool_call|>"}
+    added = [{"id": id, "content": content} for id, content in names.items()]
+    content = {"decoder": LLAMA_DECODER, "model": {"vocab": vocab}, "added_tokens": added}
+    return TokenBytes(content, {"<unk>", "<|end|>", "<|tool_call|>"}, {"<unk>", "<|end|>"})
 
 
 def joined(ids: Sequence[int], prompt: Sequence[int] = ()) -> list[str]:
@@ -56,13 +56,13 @@ def test_only_the_tokenizer_s_own_first_space_is_dropped() -> None:
     assert joined([9, 1]) == [" ", " Hello"]  # two spaces: one was the tokenizer's
 
 
-def test_control_tokens_have_no_text_and_padding_ids_neither() -> None:
-    assert joined([11, 1, 0, 12, 999]) == ["", "Hello", "", "covid", ""]
+def test_hidden_tokens_have_no_text_and_padding_ids_neither() -> None:
+    assert joined([11, 1, 0, 12, 13, 999]) == ["", "Hello", "", "covid", "<|tool_call|>", ""]
 
 
 def test_an_unknown_decoder_is_refused() -> None:
     with pytest.raises(EngineError, match="decoder WordPiece; known: ByteLevel"):
-        TokenBytes({"decoder": {"type": "WordPiece"}, "model": {"vocab": {}}, "added_tokens": []}, set())
+        TokenBytes({"decoder": {"type": "WordPiece"}, "model": {"vocab": {}}, "added_tokens": []}, set(), set())
 
 
 def scan(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, str | None]:

@@ -68,6 +68,19 @@ def turn_end(chat: Chat, ids: Mapping[str, int]) -> tuple[int | None, list[str]]
     return None, ["the chat template writes no token behind an answer: what ends one is known from the config alone"]
 
 
+def looks_ahead(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether tokenizer.json splits text by a pattern with a look-ahead or look-behind, which RE2 does not have."""
+    splitter = tokenizer.get("pre_tokenizer")
+    steps = splitter.get("pretokenizers", [splitter]) if isinstance(splitter, dict) else []
+    patterns = [step.get("pattern") for step in steps if isinstance(step, dict)]
+    return any(
+        mark in str(pattern.get("Regex", ""))
+        for pattern in patterns
+        if isinstance(pattern, dict)
+        for mark in ("(?=", "(?!", "(?<")
+    )
+
+
 def token_ids(tokenizer: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], int]:
     """The added tokens' ids by their text, and the largest id of all."""
     try:

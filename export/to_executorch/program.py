@@ -74,7 +74,7 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
 
     prefill, rope = min(PREFILL_TOKENS, context_tokens), runner.config.rope
     original = rope.original_context_tokens
-    example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    example = (torch.zeros(1, min(3, prefill), dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     tokens = torch.export.Dim("tokens", min=1, max=prefill)
     program = torch.export.export(runner.eval(), example, dynamic_shapes=({1: tokens}, None), strict=False)
     methods = {

@@ -55,7 +55,7 @@ def trace(config: Config, capacity: int) -> torch.export.ExportedProgram:
         torch.empty(1, config.num_key_value_heads, capacity, config.head_dim, device="meta")
         for _ in range(2 * config.num_hidden_layers)
     ]
-    ids = torch.zeros(1, 3, dtype=torch.int64, device="meta")
+    ids = torch.zeros(1, min(3, capacity), dtype=torch.int64, device="meta")
     length = torch.zeros(1, dtype=torch.int32, device="meta")
     tokens = torch.export.Dim("tokens", min=1, max=capacity)
     shapes = {

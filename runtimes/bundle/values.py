@@ -11,6 +11,7 @@ from export.strict import read_json
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.template import ChatTemplate, load_template
+from runtimes.text.token_bytes import control_names, hidden_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ def read_turns(artifact: Artifact) -> Turns | None:
     template = load_template(artifact.folder, config, names, artifact.manifest.files)
     if template is None:
         return None
+    if template.writes_date:
+        raise UnsupportedError(
+            "this artifact's chat template writes the date, and an app would write that of its bundle; write it by hand"
+        )
     user, answer = Message("user", "first"), Message("assistant", "second")
     single = _between(template, [user])
     triple = _between(template, [user, answer, Message("user", "third")])
@@ -58,8 +63,22 @@ def read_turns(artifact: Artifact) -> Turns | None:
 
 def control_tokens(artifact: Artifact) -> list[str]:
     """The texts that a tokenizer makes control tokens of: a message must not contain one."""
-    added = _json(artifact, "tokenizer.json").get("added_tokens", [])
-    return [token["content"] for token in added if token.get("special")]
+    return control_names(_json(artifact, "tokenizer.json"))
+
+
+def hidden_tokens(artifact: Artifact) -> list[str]:
+    """Those of them that are not shown: a runner that writes them has come to the end of its answer. Others, such as
+    Phi-4-mini's `<|tool_call|>`, are a part of it."""
+    hidden = hidden_names(_json(artifact, "tokenizer.json"), _json(artifact, "tokenizer_config.json"))
+    return [name for name in control_tokens(artifact) if name in hidden or name in stop_texts(artifact)]
+
+
+def stop_texts(artifact: Artifact) -> set[str]:
+    """The texts of the added tokens that end an answer."""
+    stop = artifact.manifest.tokens.stop
+    return {
+        token["content"] for token in _json(artifact, "tokenizer.json").get("added_tokens", ()) if token["id"] in stop
+    }
 
 
 def kotlin_text(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verify
-from runtimes.bundle.values import control_tokens, csharp_text, kotlin_text, read_turns, systemd_text
+from runtimes.bundle.values import control_tokens, csharp_text, hidden_tokens, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
 from runtimes.system.size import size_text
 
@@ -141,6 +141,8 @@ def _values(artifact: Artifact) -> dict[str, Any]:
         "context_tokens": manifest.context_tokens,
         "stop_ids": list(manifest.tokens.stop),
         "control_tokens": control_tokens(artifact),
+        "hidden_tokens": hidden_tokens(artifact),
+        "notes": list(manifest.notes),
         "turns": read_turns(artifact),
         "program": next((file for file in manifest.files if file.endswith(".pte")), None),
         "model_bytes": sum(file.bytes for file in manifest.files.values()),

@@ -5,18 +5,17 @@ The origin keeps a message from forging a special token: only text that the temp
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.marks import Marks, Piece
+from runtimes.text.template_language import CLOCK, clock, make_environment, writes_date
 from runtimes.text.tools import template_turn
-
-if TYPE_CHECKING:
-    import jinja2
 
 ToolsPlace = Literal["argument", "system message"]
 
@@ -32,10 +31,14 @@ class ChatTemplate:
         import jinja2
 
         try:
-            self._template = _environment().from_string(source)
+            self._template = make_environment().from_string(source)
+            self.writes_date = writes_date(source)
         except jinja2.TemplateSyntaxError as error:
-            raise EngineError(f"the artifact's chat template cannot be read ({error}); export it again") from error
+            raise EngineError(
+                f"the artifact's chat template cannot be read ({error}); give `prompt` or `token_ids`, not messages"
+            ) from error
         self._names = dict(names)
+        self._now = datetime.datetime.now()
 
     def render(
         self,
@@ -51,6 +54,7 @@ class ChatTemplate:
         Raises RequestError where the template refuses the messages, and UnsupportedError where it leaves one, or the
         tools, out.
         """
+        self._now = datetime.datetime.now()  # it is rendered several times, and must give one text
         continue_last = continue_last and messages[-1].content != ""
         ready = ready and not continue_last
         place = self._tools_place(messages, tools, ready)
@@ -111,7 +115,12 @@ class ChatTemplate:
             shown = None
         try:
             return self._template.render(
-                messages=turns, tools=shown, documents=None, add_generation_prompt=ready, **self._names
+                messages=turns,
+                tools=shown,
+                documents=None,
+                add_generation_prompt=ready,
+                **self._names,
+                **{CLOCK: clock(self._now)},
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"the artifact's chat template refuses these messages: {error}") from error
@@ -140,32 +149,6 @@ def load_template(
     if not isinstance(source, str):
         raise EngineError(f"{folder}: chat_template is a {type(source).__name__}, expected text; export it again")
     return ChatTemplate(source, names)
-
-
-def _environment() -> jinja2.Environment:
-    """As transformers sets it up, so that the same template gives the same text."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # jinja2's own escapes what HTML would misread.
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    return environment
 
 
 def _check_whole(messages: Sequence[Message], marks: Marks, marked: str) -> None:

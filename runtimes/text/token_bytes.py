@@ -8,6 +8,7 @@ from typing import Any
 
 from runtimes.errors import EngineError
 
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BYTE_NAMES = {f"<0x{value:02X}>": bytes([value]) for value in range(256)}
 
 
@@ -21,26 +22,41 @@ def control_names(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def hidden_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
+    """The tokens that have no text when they are written, as in transformers: the special ones, by tokenizer.json or by
+    tokenizer_config.json, whose content is `config`. Others, such as Phi-4-mini's `<|tool_call|>`, are shown."""
+    names = {token["content"] for token in content.get("added_tokens") or () if token.get("special")}
+    table = config.get("added_tokens_decoder")
+    entries = [entry for entry in (table.values() if isinstance(table, dict) else ()) if isinstance(entry, dict)]
+    names |= {str(entry.get("content")) for entry in entries if entry.get("special")}
+    extra = config.get("extra_special_tokens")  # by names; a mere list changes nothing there
+    tokens = [*(config.get(key) for key in NAMED), *(extra.values() if isinstance(extra, dict) else ())]
+    named = {token.get("content") if isinstance(token, dict) else token for token in tokens}
+    # transformers adds the tokens that are named to those of the table, where there is one, only if they are in it.
+    known = {entry.get("content") for entry in entries} if entries else named
+    return names | {text for text in named & known if isinstance(text, str)}
+
+
 class TokenBytes:
     """A table from id to bytes for the two families of tokenizers that Phi models have.
 
     Byte-level BPE (Phi-3-small, Phi-4-mini, ours): each character of a token is a byte. Llama-style (Phi-3-mini,
-    medium, 3.5): "▁" is a space and `<0xE2>` a byte. Control tokens have no text.
+    medium, 3.5): "▁" is a space and `<0xE2>` a byte. Hidden tokens have no text.
     """
 
-    def __init__(self, content: Mapping[str, Any], control: Collection[str]) -> None:
-        """`content` is tokenizer.json. Raises EngineError for a decoder that we do not know."""
+    def __init__(self, content: Mapping[str, Any], control: Collection[str], hidden: Collection[str]) -> None:
+        """`content` is tokenizer.json; see control_names and hidden_names. Raises EngineError for a decoder that we do
+        not know."""
         to_bytes, self.leading_space = _decoder(content.get("decoder"))
         vocab = content["model"]["vocab"]
         names = dict(vocab) if isinstance(vocab, dict) else {entry[0]: id for id, entry in enumerate(vocab)}
         self._table: list[bytes] = [b""] * (1 + max([*names.values(), *(t["id"] for t in content["added_tokens"])]))
         for name, id in names.items():
-            self._table[id] = to_bytes(name)
+            self._table[id] = b"" if name in hidden else to_bytes(name)
         self._control = set()
         for token in content["added_tokens"]:
-            is_control = token["content"] in control
-            self._table[token["id"]] = b"" if is_control else token["content"].encode()
-            if is_control:
+            self._table[token["id"]] = b"" if token["content"] in hidden else token["content"].encode()
+            if token["content"] in control:
                 self._control.add(token["id"])
 
     def __getitem__(self, id: int) -> bytes:

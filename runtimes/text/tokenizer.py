@@ -18,7 +18,7 @@ from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.marks import Piece
 from runtimes.text.template import is_there, load_template
-from runtimes.text.token_bytes import TokenBytes, control_names
+from runtimes.text.token_bytes import TokenBytes, control_names, hidden_names
 
 _CONFIG = "tokenizer_config.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -43,8 +43,12 @@ class Tokenizer:
         config = _read(folder / _CONFIG) if is_there(folder, _CONFIG, listed) else {}
         self._private = _private_names(content)
         names = {name: text for name in _NAMED if (text := _text(config.get(name))) is not None}
-        self._template = load_template(folder, config, names, listed)
-        self.bytes = TokenBytes(content, set(self._private))
+        self._template, self._fault = None, None
+        try:
+            self._template = load_template(folder, config, names, listed)
+        except EngineError as error:  # no reason to refuse prompts and token ids
+            self._fault = error
+        self.bytes = TokenBytes(content, set(self._private), hidden_names(content, config))
         control = "|".join(re.escape(name) for name in sorted(self._private, key=len, reverse=True))
         self._control = re.compile(control) if control else None
         _rename(content, self._private)
@@ -67,8 +71,8 @@ class Tokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether the artifact has a chat template."""
-        return self._template is not None
+        """Whether the artifact has a chat template, even one that cannot be read."""
+        return self._template is not None or self._fault is not None
 
     def encode_chat(
         self,
@@ -81,8 +85,11 @@ class Tokenizer:
         """The ids of a conversation put through the chat template, with `ready` for the assistant's turn, or with
         `continue_last` in the middle of the last message.
 
-        Raises UnsupportedError where the artifact has no template, RequestError where it refuses the messages.
+        Raises UnsupportedError where the artifact has no template, EngineError where it cannot be read, RequestError
+        where it refuses the messages.
         """
+        if self._fault is not None:
+            raise self._fault
         if self._template is None:
             raise UnsupportedError("this artifact has no chat template; give `prompt` or `token_ids`, not messages")
         for message in messages:

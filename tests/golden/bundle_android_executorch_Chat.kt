@@ -32,6 +32,16 @@ object Artifact {
         "<|assistant|>",
         "<|end|>"
     )
+
+    /** A runner that writes one of these has come to the end of its answer. */
+    val END_TOKENS: List<String> = listOf(
+        "<s>",
+        "<|endoftext|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|end|>"
+    )
 }
 
 object Chat {

@@ -24,7 +24,11 @@ class PhiEdge(folder: File) : AutoCloseable {
             module.load()
         } catch (failure: ExecutorchRuntimeException) {
             module.close()
-            throw IllegalStateException("ExecuTorch cannot load the model: are all files of model/ there?", failure)
+            throw IllegalStateException(
+                "ExecuTorch cannot load the model or tokenizer.json: are all files of model/ there, and can this " +
+                    "library read the tokenizer (README.md)?",
+                failure
+            )
         }
     }
 
@@ -36,7 +40,7 @@ class PhiEdge(folder: File) : AutoCloseable {
         require(request.maxNewTokens >= 1) { "maxNewTokens is ${request.maxNewTokens}; give 1 or more" }
         val prompt = Chat.prompt(request.messages)
         // The runner prints a stop id's text, and does not look whether its first token is one: both end here.
-        val scanner = StopScanner(request.stop + Artifact.CONTROL_TOKENS)
+        val scanner = StopScanner(request.stop + Artifact.END_TOKENS)
         var tokens = 0
         var error: String? = null
         cancelled = false
@@ -67,7 +71,7 @@ class PhiEdge(folder: File) : AutoCloseable {
         if (found == null) scanner.rest().let { if (it.isNotEmpty()) onText(it) }
         return when {
             error != null -> Done(Finish.ERROR, tokens, error = error)
-            found in Artifact.CONTROL_TOKENS -> Done(Finish.EOS, tokens - 1)
+            found in Artifact.END_TOKENS -> Done(Finish.EOS, tokens - 1)
             found != null -> Done(Finish.STOP, tokens, stopString = found)
             cancelled -> Done(Finish.CANCELLED, tokens)
             else -> Done(Finish.LENGTH, tokens)
