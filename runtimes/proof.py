@@ -30,7 +30,7 @@ def prove(artifact: Artifact) -> list[str]:
 
     Raises RuntimesError.
     """
-    tokenizer = Tokenizer(artifact.folder)
+    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
     runtime = text_runtime(artifact, open_tokens(artifact))
     remarks: list[str] = []
     with contextlib.closing(runtime):
