@@ -22,10 +22,10 @@ from runtimes.api import (
     Timings,
     TokenEvent,
 )
+from runtimes.asynchronous import in_thread
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.loop.tokens import NewToken, SessionStore, TokenRecord, TokensDone, TokenSource
 from runtimes.text import request as requests
-from runtimes.text.asynchronous import in_thread
 from runtimes.text.stream import StopScanner, TextJoiner
 from runtimes.text.suggested import NOTHING_SUGGESTED, Suggested
 from runtimes.text.tokenizer import Tokenizer
