@@ -62,10 +62,14 @@ class Marks:
         """The marked text with the texts in their places."""
         parts = _MARK.split(marked)
         return [
-            Piece(self._texts[int(part)], trusted=False) if place % 2 else Piece(part, trusted=True)
-            for place, part in enumerate(parts)
-            if part
+            self._meant(part) if place % 2 else Piece(part, trusted=True) for place, part in enumerate(parts) if part
         ]
+
+    def _meant(self, number: str) -> Piece:
+        """What a mark is for. The template may write what looks like one, with a number that no text has."""
+        if len(number) < 10 and int(number) < len(self._texts):
+            return Piece(self._texts[int(number)], trusted=False)
+        return Piece(f"{_OPEN}{number}{_CLOSE}", trusted=True)
 
     def is_in(self, marked: str, number: int) -> bool:
         """Whether a text, by its number, has a place in the marked text. An empty one needs none."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import threading
+import time
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
@@ -17,7 +19,12 @@ from runtimes.text.marks import Marks, Piece
 from runtimes.text.template_language import CLOCK, clock, make_environment, writes_date
 from runtimes.text.tools import template_turn
 
+if TYPE_CHECKING:
+    import jinja2
+
 ToolsPlace = Literal["argument", "system message"]
+
+RENDER_S = 5.0  # of a processor's time; the longest conversation takes a template a tenth of a second
 
 
 class ChatTemplate:
@@ -28,14 +35,14 @@ class ChatTemplate:
 
         Raises EngineError where the source is not a template.
         """
-        import jinja2
-
+        self._timer = _Timer()
         try:
-            self._template = make_environment().from_string(source)
+            self._template = _limited(make_environment(), source, self._timer)
             self.writes_date = writes_date(source)
-        except jinja2.TemplateSyntaxError as error:
+        except Exception as error:  # jinja2's own, and Python's for what jinja2 made of the source
             raise EngineError(
-                f"the artifact's chat template cannot be read ({error}); give `prompt` or `token_ids`, not messages"
+                f"the artifact's chat template cannot be read ({_said(error)}); "
+                "give `prompt` or `token_ids`, not messages"
             ) from error
         self._names = dict(names)
         self._now = datetime.datetime.now()
@@ -98,8 +105,6 @@ class ChatTemplate:
         place: ToolsPlace | None,
         ready: bool,
     ) -> str:
-        import jinja2
-
         contents = [marks.content(message.content) for message in messages]
         turns = [
             template_turn(message, content, [marks.call(call) for call in message.tool_calls])
@@ -113,6 +118,7 @@ class ChatTemplate:
             if shown is not None:
                 turns[0]["tools"] = json.dumps(shown, ensure_ascii=False)
             shown = None
+        self._timer.start()
         try:
             return self._template.render(
                 messages=turns,
@@ -122,8 +128,8 @@ class ChatTemplate:
                 **self._names,
                 **{CLOCK: clock(self._now)},
             )
-        except jinja2.TemplateError as error:
-            raise RequestError(f"the artifact's chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise RequestError(f"the artifact's chat template refuses these messages: {_said(error)}") from error
 
 
 def is_there(folder: Path, name: str, listed: Container[str] | None) -> bool:
@@ -143,12 +149,48 @@ def load_template(
         source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(source, list):
         # The older form: several templates by name.
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+        entries = [entry for entry in source if isinstance(entry, dict)]
+        source = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
     if source is None:
         return None
     if not isinstance(source, str):
         raise EngineError(f"{folder}: chat_template is a {type(source).__name__}, expected text; export it again")
     return ChatTemplate(source, names)
+
+
+class _Timer(threading.local):
+    """The time that a rendering has left, in each thread."""
+
+    end_s = 0.0
+
+    def start(self) -> None:
+        """A rendering begins."""
+        self.end_s = time.thread_time() + RENDER_S
+
+    def check(self) -> None:
+        """Raises TimeoutError once the time has passed."""
+        if time.thread_time() > self.end_s:
+            raise TimeoutError(f"it takes longer than {RENDER_S:g} s")
+
+
+def _limited(environment: jinja2.Environment, source: str, timer: _Timer) -> jinja2.Template:
+    """The compiled template. It looks at the clock in every round of a loop and every call of a macro, so it ends in
+    any thread and on every system."""
+    from jinja2 import nodes
+
+    environment.extend(check_time=timer.check)
+    tree = environment.parse(source)
+    blocks: list[nodes.For | nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
+    for block in [*blocks, *tree.find_all(nodes.CallBlock)]:
+        call = nodes.Call(nodes.EnvironmentAttribute("check_time"), [], [], None, None)
+        block.body.insert(0, nodes.ExprStmt(call).set_lineno(block.lineno).set_environment(environment))
+    code = environment.compile(tree)
+    return environment.template_class.from_code(environment, code, environment.make_globals(None))
+
+
+def _said(error: Exception) -> str:
+    """What an error says; its kind where it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def _check_whole(messages: Sequence[Message], marks: Marks, marked: str) -> None:

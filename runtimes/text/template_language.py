@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
 
 CLOCK = "strftime_now"  # the name by which a template writes the date
+MOST_ITEMS = 10_000_000  # characters of a text, items of a list or bits of a number that + or * may make
 
 
 def make_environment() -> jinja2.Environment:
@@ -81,6 +82,9 @@ def make_environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
+    environment.intercepted_binops = frozenset({"+", "*", "**"})
+    environment.binop_table |= {"+": _add, "*": _multiply, "**": _power}
+    del environment.globals["lipsum"]  # writes as long a text as it is asked for, and looks at no clock
     environment.globals.update(
         {
             "raise_exception": raise_exception,
@@ -108,3 +112,29 @@ def writes_date(source: str) -> bool:
     environment = make_environment()
     del environment.globals[CLOCK]  # what the environment has is not reported
     return CLOCK in find_undeclared_variables(environment.parse(source))
+
+
+def _add(left: Any, right: Any) -> Any:
+    if isinstance(left, Sized) and isinstance(right, Sized):
+        _check_size(len(left) + len(right))
+    return left + right
+
+
+def _multiply(left: Any, right: Any) -> Any:
+    for many, times in ((left, right), (right, left)):
+        if isinstance(many, Sized) and isinstance(times, int):
+            _check_size(len(many) * times)
+    if isinstance(left, int) and isinstance(right, int):
+        _check_size(left.bit_length() + right.bit_length())
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        _check_size(left.bit_length() * right)
+    return left**right
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_ITEMS:
+        raise OverflowError(f"it makes a text, a list or a number of more than {MOST_ITEMS} parts")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from runtimes.errors import EngineError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MOST_IDS = 1 << 22  # 4 million; the largest vocabulary of a published model has 262,144
+_FAULT = "the artifact's tokenizer.json is broken at "
+_FIX = f"ids go from 0 to {MOST_IDS - 1}; export the artifact again"
 _BYTE_NAMES = {f"<0x{value:02X}>": bytes([value]) for value in range(256)}
 
 
@@ -31,10 +34,47 @@ def hidden_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> set[s
     names |= {str(entry.get("content")) for entry in entries if entry.get("special")}
     extra = config.get("extra_special_tokens")  # by names; a mere list changes nothing there
     tokens = [*(config.get(key) for key in NAMED), *(extra.values() if isinstance(extra, dict) else ())]
-    named = {token.get("content") if isinstance(token, dict) else token for token in tokens}
+    named = _texts(token.get("content") if isinstance(token, dict) else token for token in tokens)
     # transformers adds the tokens that are named to those of the table, where there is one, only if they are in it.
-    known = {entry.get("content") for entry in entries} if entries else named
-    return names | {text for text in named & known if isinstance(text, str)}
+    known = _texts(entry.get("content") for entry in entries) if entries else named
+    return names | (named & known)
+
+
+def _texts(values: Iterable[object]) -> set[str]:
+    return {value for value in values if isinstance(value, str)}
+
+
+def check_content(content: Mapping[str, Any]) -> None:
+    """Whether tokenizer.json's content has the parts that we read. Raises EngineError: what is wrong, and where."""
+    model = content.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    added = content.get("added_tokens", [])
+    if isinstance(vocab, dict):
+        sound = all(is_id(id) for id in vocab.values())
+    else:
+        sound = isinstance(vocab, list) and all(_is_scored(entry) for entry in vocab)
+    if not sound:
+        raise EngineError(f"{_FAULT}model.vocab: expected ids by names, or names with scores; {_FIX}")
+    if not isinstance(added, list) or not all(_is_added(token) for token in added):
+        raise EngineError(f"{_FAULT}added_tokens: expected a list of tokens with id, content and special; {_FIX}")
+
+
+def is_id(value: object) -> bool:
+    """Whether this can be a token's id."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_IDS
+
+
+def _is_scored(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def _is_added(token: object) -> bool:
+    return (
+        isinstance(token, dict)
+        and is_id(token.get("id"))
+        and isinstance(token.get("content"), str)
+        and isinstance(token.get("special"), bool)
+    )
 
 
 class TokenBytes:
@@ -48,13 +88,13 @@ class TokenBytes:
         """`content` is tokenizer.json; see control_names and hidden_names. Raises EngineError for a decoder that we do
         not know."""
         to_bytes, self.leading_space = _decoder(content.get("decoder"))
-        vocab = content["model"]["vocab"]
+        vocab, added = content["model"]["vocab"], content.get("added_tokens", ())
         names = dict(vocab) if isinstance(vocab, dict) else {entry[0]: id for id, entry in enumerate(vocab)}
-        self._table: list[bytes] = [b""] * (1 + max([*names.values(), *(t["id"] for t in content["added_tokens"])]))
+        self._table: list[bytes] = [b""] * (1 + max([-1, *names.values(), *(t["id"] for t in added)]))
         for name, id in names.items():
             self._table[id] = b"" if name in hidden else to_bytes(name)
         self._control = set()
-        for token in content["added_tokens"]:
+        for token in added:
             self._table[token["id"]] = b"" if token["content"] in hidden else token["content"].encode()
             if token["content"] in control:
                 self._control.add(token["id"])
@@ -76,7 +116,10 @@ def _decoder(decoder: Any) -> tuple[Callable[[str], bytes], bool]:
     if kind == "Metaspace":
         return _metaspace, decoder.get("prepend_scheme", "always") != "never"
     if kind == "Sequence":
-        steps = [step["type"] for step in decoder["decoders"]]
+        decoders = decoder.get("decoders")
+        steps = (
+            [str(step.get("type")) for step in decoders if isinstance(step, dict)] if isinstance(decoders, list) else []
+        )
         if steps == ["ByteLevel"]:
             return _byte_level, False
         if steps[:3] == ["Replace", "ByteFallback", "Fuse"] and steps[3:] in ([], ["Strip"]):

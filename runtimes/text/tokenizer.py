@@ -18,7 +18,7 @@ from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.marks import Piece
 from runtimes.text.template import is_there, load_template
-from runtimes.text.token_bytes import TokenBytes, control_names, hidden_names
+from runtimes.text.token_bytes import TokenBytes, check_content, control_names, hidden_names
 
 _CONFIG = "tokenizer_config.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -40,6 +40,7 @@ class Tokenizer:
         if listed is not None and "tokenizer.json" not in listed:
             raise EngineError(f"{folder}: its manifest lists no tokenizer.json; export the artifact again")
         content = _read(folder / "tokenizer.json")
+        check_content(content)
         config = _read(folder / _CONFIG) if is_there(folder, _CONFIG, listed) else {}
         self._private = _private_names(content)
         names = {name: text for name in _NAMED if (text := _text(config.get(name))) is not None}
