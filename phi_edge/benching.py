@@ -39,11 +39,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell's measurement, or in one line why there is none."""
+    """A cell's measurement, or why there is none."""
 
     cell: Cell
     measurement: Measurement | None = None
-    missing: str | None = None
+    error: DeviceError | RuntimesError | None = None
 
 
 def cells_of(
@@ -85,4 +85,4 @@ def bench_cells(
                     write_text(cell.out, measurement.to_json())
                     yield Outcome(cell, measurement)
                 except (DeviceError, RuntimesError) as error:
-                    yield Outcome(cell, missing=str(error))
+                    yield Outcome(cell, error=error)

@@ -21,7 +21,7 @@ from ci.four_engines import (
 )
 from export.artifact import open_artifact
 
-PROMPTS = 13  # on x86-64 the formats part at none of these: looking one up takes 15 s
+PROMPTS = 12  # on x86-64 the formats part at none of these: looking one up takes 15 s
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,9 @@ def bench(artifact: Path, agent: list[str], *options: str) -> tuple[Result, Path
     (folder / "lab.toml").write_text(f"[device.desk]\nagent = {command}\n")
     out = folder / "m.json"
     given = ["--device", "desk", "--lab", str(folder / "lab.toml"), "--out", str(out), *options]
-    small = ["--prompt-tokens", "9", "--generate-tokens", "5", "--reps", "2"]
+    small = ["--generate-tokens", "5", "--reps", "2"]
+    if "--prompt-tokens" not in options:
+        small += ["--prompt-tokens", "9"]
     return CliRunner().invoke(main, ["bench", str(artifact), *small, *given]), out
 
 
@@ -167,7 +169,7 @@ def test_an_agent_that_speaks_nonsense_is_refused(artifact: Path) -> None:
         (["--device", "desk2"], "unknown device 'desk2'; known: desk, local"),
         (["--prompt-tokens", "510"], "more than the artifact's context of 512"),
         (["--out", "/nowhere/m.json"], "/nowhere/m.json: its folder does not exist"),
-        (["--reps", "0"], "0 is not in the range x>=1"),
+        (["--reps", "0"], "0 is not in the range 1<=x<=1000"),
     ],
 )
 def test_the_users_fault_is_one_line(artifact: Path, options: list[str], said: str) -> None:

@@ -49,7 +49,7 @@ def test_a_second_demo_removes_only_what_the_first_made(tmp_path: Path) -> None:
 def test_a_step_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "plan", lambda out: [demo.Step("Fails", ["report", str(tmp_path / "no file.json")])])
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"Error: step 1 of 1 failed with exit code 2: phi-edge report '{tmp_path}/no file.json'" in result.stderr
 
 

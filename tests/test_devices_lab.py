@@ -33,7 +33,7 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ("[device.a]\ntransport = 'usb'", "transport 'usb'; known: local, ssh, windows, adb"),
         ("[device.a]\nthreads = '4'", "threads: expected int, saw '4'"),
         ("[device.a]\nthreads = true", "threads: expected int, saw True"),
-        ("[device.a]\nthreads = 0", "threads 0; give 1 or more"),
+        ("[device.a]\nthreads = 0", "threads 0; give 1 to 1024"),
         ("[device.a]\nagent = []", "agent is an empty list"),
         ("[device.a]\nagent = 'python'", "agent: expected"),
         ("[device.a]\ntransport = 'ssh'", "lacks 'host'"),

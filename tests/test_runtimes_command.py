@@ -86,7 +86,7 @@ def test_a_dash_reads_stdin(folder: Path) -> None:
     [
         (["x" * 600, "--raw"], "the prompt has 600 tokens; a context of 512 takes at most 511"),
         (["Hello", "--top-p", "2"], "top_p is 2.0; allowed"),
-        (["Hello", "--threads", "0"], "threads is 0; allowed: 1 or more"),
+        (["Hello", "--threads", "0"], "threads is 0; allowed: 1 to 1024"),
         (["Hello", "--system", "a", "--raw"], "--system is for a chat, and --raw gives"),
         ([], "no prompt; give one"),
         (["--chat"], "no prompt; give one"),

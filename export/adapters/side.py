@@ -7,6 +7,7 @@ onnxruntime-genai load too.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def parameters(adapter: SideAdapter, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 def write_side(adapter: SideAdapter, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Write the adapter's file. Raises AdapterError without onnxruntime, which knows the format."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: it reports usage to its maker
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -78,13 +78,13 @@ def bench_command(
     from export.artifact import open_artifact
     from phi_edge.benching import Cell, bench_cells, cells_of
 
+    devices = {name: find_device(name, lab) for name in names}
     many = len(set(artifacts)) * len(set(names)) * len(set(prompts))
     if (out is None) == (out_dir is None) or (out is not None and many > 1):
         raise DeviceError(
             f"{many} measurement{'s' if many > 1 else ''}: give "
             + ("--out-dir FOLDER, in which each has a file" if many > 1 else "either --out FILE or --out-dir FOLDER")
         )
-    devices = {name: find_device(name, lab) for name in names}
     plans = {
         name: Plan(
             generate_tokens=generate_tokens,
@@ -119,10 +119,11 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
         cell = outcome.cell
         row = [cell.artifact.folder.resolve().name, cell.device, str(cell.plan.prompt_tokens)]
         if outcome.measurement is None:
+            assert outcome.error is not None
             if count == 1:
-                raise DeviceError(outcome.missing or "")
+                raise outcome.error
             missing.append(outcome)
-            echo(f"not measured: {cell.title}: {one_line(outcome.missing or '')}", err=True)
+            echo(f"not measured: {cell.title}: {one_line(str(outcome.error))}", err=True)
             rows.append([*row, *["-"] * len(MAIN)])
             continue
         result = Result(outcome.measurement, None)

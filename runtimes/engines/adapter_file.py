@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import EngineError
+from runtimes.system.telemetry import switch_telemetry_off
 
 
 def empty_values(session: Any) -> dict[str, Any]:
     """No adapter: the graph's inputs for A and B, with rank 0."""
     import numpy as np
+
+    switch_telemetry_off()
     import onnxruntime
 
     shapes = {item.name: item.shape for item in session.get_overridable_initializers()}
@@ -28,6 +31,7 @@ def empty_values(session: Any) -> dict[str, Any]:
 
 def read_values(file: Path, empty: Mapping[str, Any]) -> dict[str, Any]:
     """An adapter's file. Its values must be the graph's, of one rank for each matrix. Raises EngineError."""
+    switch_telemetry_off()
     import onnxruntime
 
     try:
