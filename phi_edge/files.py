@@ -8,17 +8,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from devices.errors import DeviceError
 
-FILE = click.Path(path_type=Path)
+
+class AnyPath(click.Path):
+    """A path, which may not be there. What the system itself takes for no path is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A Path."""
+        if "\0" in str(value):
+            self.fail(f"{str(value)!r} has a NUL character; a path has none", param, ctx)
+        return super().convert(value, param, ctx)
 
 
-class Folder(click.Path):
+FILE = AnyPath(path_type=Path)
+
+
+class Folder(AnyPath):
     """A path of which completion offers folders alone. Whether it is one is checked by the verb's work."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
