@@ -125,7 +125,10 @@ def test_every_option_has_a_help_and_says_its_default(name: str) -> None:
         (["export", "tiny", "out", "--target", "raspbery-pi"], "did you mean raspberry-pi?"),
         (["export", "tiny", "out", "--max-file-size", "5 feet"], "--max-file-size: '5 feet' is not a size; give "),
         (["export", "tiny"], "OUT is missing; an example: phi-edge export tiny my-artifact; see `phi-edge export --he"),
-        (["bench", "artifact"], "--out is missing; an example: phi-edge bench my-artifact --out here.json"),
+        (
+            ["bench", "artifact"],
+            "give either --out FILE or --out-dir FOLDER; an example: phi-edge bench my-artifact --out here.json",
+        ),
         (["bundle", "artifact", "out", "--for", "androit"], "did you mean android?"),
         (["doctor", "no-such-device"], "unknown device 'no-such-device'; known: local"),
     ],

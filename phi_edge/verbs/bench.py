@@ -83,7 +83,11 @@ def bench_command(
     if (out is None) == (out_dir is None) or (out is not None and many > 1):
         raise DeviceError(
             f"{many} measurement{'s' if many > 1 else ''}: give "
-            + ("--out-dir FOLDER, in which each has a file" if many > 1 else "either --out FILE or --out-dir FOLDER")
+            + (
+                "--out-dir FOLDER, in which each has a file"
+                if many > 1
+                else "either --out FILE or --out-dir FOLDER; an example: phi-edge bench my-artifact --out here.json"
+            )
         )
     plans = {
         name: Plan(
