@@ -147,7 +147,7 @@ class PythonBoardDriver:
             return f"the device cannot be reached any more ({error.message})"
         except DeviceError as error:  # it answers, but not with conditions
             return f"why is unknown ({error})"
-        if boot_id is not None and now.boot_id != boot_id:
+        if None not in (boot_id, now.boot_id) and now.boot_id != boot_id:
             return "the device was restarted in between (its boot id changed)"
         return (
             "the device is up and was not restarted, so the connection was cut or the agent was ended there "
