@@ -151,7 +151,9 @@ def compare(artifacts: Mapping[str, Artifact], prompts: Sequence[str], *, text_t
     partings: list[Parting] = []
     if places := first_differences(answers):
         references = {
-            name: open_reference(open_checkpoint("tiny"), read_weights(artifact))
+            name: open_reference(
+                open_checkpoint("tiny"), dict(read_weights(artifact))
+            )  # in memory: each is asked often
             for name, artifact in artifacts.items()
         }
         partings = [explain(number, place, ids, answers, references, spelling) for number, place in places]

@@ -21,6 +21,7 @@ from devices.transports.adb.host import AdbHost
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact, File
 from runtimes.errors import TransportError
+from runtimes.system.boot import restarted
 from runtimes.system.conditions import Conditions
 
 _ENDED = (
@@ -199,7 +200,7 @@ class AdbDriver:
             now = AdbHost(self._device.serial, client=self._client(), timeouts=hurried).boot_id()
         except TransportError as error:
             return f"the device cannot be reached any more ({error.message})"
-        return None if now == boot_id else "the device was restarted in between (its boot id changed)"
+        return "the device was restarted in between (its boot id changed)" if restarted(boot_id, now) else None
 
 
 def _plain_name(library: Path) -> str:

@@ -16,6 +16,7 @@ from devices.transports.host import Host
 from export.artifact import Artifact, Format
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import TransportError
+from runtimes.system.boot import restarted
 from runtimes.system.conditions import Conditions
 
 
@@ -147,7 +148,7 @@ class PythonBoardDriver:
             return f"the device cannot be reached any more ({error.message})"
         except DeviceError as error:  # it answers, but not with conditions
             return f"why is unknown ({error})"
-        if None not in (boot_id, now.boot_id) and now.boot_id != boot_id:
+        if restarted(boot_id, now.boot_id):
             return "the device was restarted in between (its boot id changed)"
         return (
             "the device is up and was not restarted, so the connection was cut or the agent was ended there "

@@ -7,6 +7,7 @@ import itertools
 
 from devices.measure.measurement import Measurement, Repetition, Run, Workload, sha256_ids
 from devices.measure.throttling import during
+from runtimes.system.boot import restarted
 
 # Background services stay below it; another program on one core of three does not.
 BUSY_SHARE = 0.3
@@ -30,8 +31,7 @@ def problems(measurement: Measurement) -> list[str]:
         found.append(
             f"nondeterministic: greedy token ids of repetition {', '.join(differing)} differ from repetition 1's"
         )
-    boots = {measurement.before.boot_id, measurement.after.boot_id}
-    if len(boots - {None}) > 1:
+    if restarted(measurement.before.boot_id, measurement.after.boot_id):
         found.append("the device was restarted in the middle (its boot id changed)")
     return found
 

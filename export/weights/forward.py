@@ -71,7 +71,7 @@ class StreamedLinear(nn.Module):
             exact[:, :, rows], rounded[:, :, rows] = x_exact @ weight.T, x_rounded @ dequantised.T
 
         stream.matrix(self.tensor, self.slot, quantiser, use)
-        stream.check_range(self.tensor, batch.split(x)[0])
+        stream.check_range(self.tensor, x_exact)
         stream.check_range(self.tensor, exact)
         return out if self.bias is None else out + stream.vector(self.bias)
 

@@ -45,14 +45,7 @@ class Answering:
 
 async def whole_chat(answering: Answering, events: AsyncIterator[Event]) -> dict[str, Any]:
     """The answer in one object. Raises ApiError where the engine failed."""
-    text, entries, done = "", [], None
-    async for event in events:
-        text += event.text
-        if isinstance(event, TokenEvent):
-            entries.append(logprob_entry(answering.runtime, event))
-        else:
-            done = event
-    done = ended(done)
+    text, entries, done = await gathered(answering.runtime, events)
     calls = [_call(call) for call in done.tool_calls]
     message: dict[str, Any] = {"role": "assistant", "content": None if calls else text, "refusal": None}
     if calls:
@@ -113,6 +106,18 @@ async def completion_pieces(answering: Answering, events: AsyncIterator[Event]) 
             yield answering.object([choice], piece=True)
         if done and answering.usage:
             yield answering.object([], piece=True, usage=usage(done.usage))
+
+
+async def gathered(runtime: TextRuntime, events: AsyncIterator[Event]) -> tuple[str, list[dict[str, Any]], DoneEvent]:
+    """All of an answer: its text, an entry of log-probabilities for each token, its end. Raises ApiError."""
+    text, entries, done = "", [], None
+    async for event in events:
+        text += event.text
+        if isinstance(event, TokenEvent):
+            entries.append(logprob_entry(runtime, event))
+        else:
+            done = event
+    return text, entries, ended(done)
 
 
 def ended(done: Event | None) -> DoneEvent:

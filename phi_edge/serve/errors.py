@@ -1,4 +1,4 @@
-"""What a client is told when a request fails: OpenAI's error object, with the field's name where there is one."""
+"""What a client gets when a request fails: OpenAI's error object, with the field's name where there is one."""
 
 from __future__ import annotations
 

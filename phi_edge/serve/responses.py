@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi_edge.serve.chat import call_id, ended, logprob_entry
+from phi_edge.serve.chat import call_id, ended, gathered, logprob_entry
 from phi_edge.serve.responses_body import ResponsesBody, echo
 from runtimes.api import DoneEvent, Event, TokenEvent, ToolCall
 from runtimes.text.runtime import TextRuntime
@@ -49,14 +49,7 @@ class Responding:
 
 async def whole_response(responding: Responding, events: AsyncIterator[Event]) -> dict[str, Any]:
     """The answer in one object. Raises ApiError where the engine failed."""
-    text, entries, done = "", [], None
-    async for event in events:
-        text += event.text
-        if isinstance(event, TokenEvent):
-            entries.append(logprob_entry(responding.runtime, event))
-        else:
-            done = event
-    done = ended(done)
+    text, entries, done = await gathered(responding.runtime, events)
     if done.tool_calls:
         return responding.object([_call(call) for call in done.tool_calls], done)
     item = _message(_new_id("msg"), "completed", [_part(text, entries if responding.logprobs else [])])

@@ -135,9 +135,10 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
             echo(f"invalid: {one_line(problem)}", err=True)
         for doubt in result.doubts:
             echo(f"doubtful: {one_line(doubt)}", err=True)
-        echo(f"{cell.title}: {figures_line(result)}", err=True)
+        figures = main_figures(result)
+        echo(f"{cell.title}: {figures_line(figures)}", err=True)
         echo(str(cell.out))
-        rows.append([*row, *main_figures(result)])
+        rows.append([*row, *figures])
     if count > 1:
         echo(figures_table(rows), err=True)
     if missing:

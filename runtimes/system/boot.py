@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 
+def restarted(before: str | None, now: str | None) -> bool:
+    """Whether a device was restarted between two readings of its boot id; not where one of them could not be had."""
+    return None not in (before, now) and before != now
+
+
 def boot_id(root: Path = Path("/")) -> str | None:
     """The kernel's boot id; on Windows the number of its start. None where there is none. `root` contains proc/."""
     if sys.platform == "win32":

@@ -67,7 +67,11 @@ def fit_budget(job: Job, journal: Journal, progress: Callable[[str, int], None])
     plain = sum(stored_bytes(job, name, shapes[name], scheme.linear) for name in matrices)
     # What is left for the layers' matrices; the rest is as it is.
     left = plain + budget_bytes(job) - weight_bytes(job)
-    choose({name: choices(job, name, shapes[name], 0.0) for name in matrices}, left)  # refused before the long part
+    if plain > left:
+        raise OptionError(
+            f"the layers' matrices take {plain / 1e6:.1f} MB at least, and the budget leaves {left / 1e6:.1f} MB for "
+            "them; allow more, or take a scheme with larger blocks"
+        )
     measured = kept_or_measured(job, journal, progress)
     chosen = choose({name: choices(job, name, shapes[name], measured[name]) for name in matrices}, left)
     overrides = {name: choice.precision for name, choice in chosen.items() if choice.precision != scheme.linear}
@@ -123,7 +127,7 @@ def stored_bytes(job: Job, name: str, shape: tuple[int, ...], precision: Precisi
 
 
 def choose(tensors: Mapping[str, Sequence[Choice]], max_bytes: float) -> dict[str, Choice]:
-    """The choice for every tensor. Raises OptionError where the smallest choices together are beyond `max_bytes`.
+    """The choice for every tensor, together within `max_bytes`, for which the smallest choices leave room.
 
     Greedy: from each tensor's smallest, the step with the largest fall of KL a byte first. A step that does not fit is
     left out and smaller ones are tried. Ties go to the tensor that comes first, so that the choice is the same in every
@@ -132,11 +136,6 @@ def choose(tensors: Mapping[str, Sequence[Choice]], max_bytes: float) -> dict[st
     ladders = {name: sorted(choices, key=lambda choice: choice.bytes) for name, choices in tensors.items()}
     chosen = {name: ladder[0] for name, ladder in ladders.items()}
     left = max_bytes - sum(choice.bytes for choice in chosen.values())
-    if left < 0:
-        raise OptionError(
-            f"the layers' matrices take {(max_bytes - left) / 1e6:.1f} MB at least, and the budget leaves "
-            f"{max_bytes / 1e6:.1f} MB for them; allow more, or take a scheme with larger blocks"
-        )
     steps = [
         (-(low.kl - high.kl) / (high.bytes - low.bytes), place, rung, name, high)
         for place, (name, ladder) in enumerate(ladders.items())
