@@ -6,6 +6,9 @@
     description = "the board on my desk"
     threads = 4
 
+    [leases]                              # where it is kept which job uses which device; may be left out
+    coordinator = "lab.example.com:20408"   # labgrid's, for devices with a `place`
+
 The device `local`, this machine, needs no file. A row holds facts only; its transport (devices.drivers.table) adds keys
 of its own and knows what to do with them.
 """
@@ -28,12 +31,28 @@ class Device:
     transport: str
     description: str = ""
     threads: int | None = None  # default for --threads; None is all cores the process may use
+    place: str | None = None  # its name in labgrid, whose coordinator then says which job has it
+    ready_below_c: float | None = None  # the warmest that its processor may be when a repetition starts
 
     def problem(self) -> str | None:
         """What is wrong with a value whose type is right, and what to write instead; None if nothing is."""
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             return f"threads {self.threads}; give 1 to {MOST_THREADS}"
+        if self.ready_below_c is not None and not 0 < self.ready_below_c <= 150:
+            return f"ready_below_c {self.ready_below_c:g}; give degrees Celsius above 0, up to 150"
         return None
+
+    def key(self) -> str:
+        """What tells this device from every other one that this machine reaches, by whatever name in whatever file."""
+        return self.transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseSettings:
+    """The table [leases] of a lab file."""
+
+    file: str | None = None  # of SQLite; None is one of this user
+    coordinator: str | None = None  # HOST:PORT of labgrid's
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Lab:
     """All devices by name."""
 
     devices: Mapping[str, Device]
+    leases: LeaseSettings = LeaseSettings()
 
     def device(self, name: str) -> Device:
         """The device of this name. Raises LabError, which lists the known ones."""
@@ -58,11 +78,16 @@ def read_lab(path: Path | None, rows: Mapping[str, type[Device]]) -> Lab:
     if path is None:
         return Lab(local)
     content = read_toml(path, LabError)
-    refuse_unknown(content, ["device"], str(path), LabError)
+    refuse_unknown(content, ["device", "leases"], str(path), LabError)
     devices = content.get("device", {})
     if not isinstance(devices, dict):
         raise LabError(f"{path}: write each device as a table [device.NAME]")
-    return Lab(local | {name: _row(row, f"{path}: device.{name}", rows) for name, row in devices.items()})
+    found = local | {name: _row(row, f"{path}: device.{name}", rows) for name, row in devices.items()}
+    leases = build(LeaseSettings, content.get("leases", {}), f"{path}: leases", LabError)
+    for name, device in found.items():
+        if device.place is not None and leases.coordinator is None:
+            raise LabError(f"{path}: device.{name}: has a place, and [leases] names no coordinator = 'HOST:PORT'")
+    return Lab(found, leases)
 
 
 def _row(row: object, where: str, rows: Mapping[str, type[Device]]) -> Device:

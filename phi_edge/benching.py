@@ -12,8 +12,10 @@ from pathlib import Path
 
 from devices.drivers.driver import Driver
 from devices.drivers.table import open_driver
-from devices.errors import DeviceError
-from devices.lab import Device
+from devices.errors import DeviceError, LeaseError
+from devices.lab import Device, Lab
+from devices.leases.choose import lease_device
+from devices.leases.lease import Lease, Say
 from devices.measure.bench import Plan, measure
 from devices.measure.measurement import DeviceFacts, Measurement
 from export.artifact import Artifact
@@ -68,21 +70,43 @@ def cells_of(
 
 def bench_cells(
     cells: Sequence[Cell],
-    devices: Mapping[str, Device],
+    lab: Lab,
+    wait_s: float,
+    say: Say,
     open_device: Callable[[str, Device], Driver] = open_driver,
 ) -> Iterator[Outcome]:
     """Measure one cell after the other, a device's together; each is written as soon as it is there.
 
-    A cell that fails is an outcome, too: the next ones are measured all the same.
+    A device is leased meanwhile; one that another job uses is waited for. A cell that fails is an outcome, too: the
+    next ones are measured all the same.
     """
-    for device, own in itertools.groupby(cells, key=lambda cell: cell.device):
-        facts = DeviceFacts(name=device, transport=devices[device].transport)
-        with contextlib.closing(open_device(device, devices[device])) as driver:
-            for cell in own:
-                try:
-                    with steps(f"bench {cell.title}", cell.plan.requests) as step:
-                        measurement = measure(cell.artifact, facts, driver, cell.plan, step)
-                    write_text(cell.out, measurement.to_json())
-                    yield Outcome(cell, measurement)
-                except (DeviceError, RuntimesError) as error:
-                    yield Outcome(cell, error=error)
+    for name, own in itertools.groupby(cells, key=lambda cell: cell.device):
+        device, here = lab.device(name), list(own)
+        job = f"bench {here[0].title}"
+        try:
+            with (
+                lease_device(lab, name, job, wait_s=wait_s, say=say) as lease,
+                contextlib.closing(open_device(name, device)) as driver,
+            ):
+                while here:
+                    yield _bench(here[0], DeviceFacts(name=name, transport=device.transport), driver, lease)
+                    del here[0]
+        except LeaseError as error:
+            yield from (Outcome(cell, error=error) for cell in here)
+
+
+def _bench(cell: Cell, facts: DeviceFacts, driver: Driver, lease: Lease) -> Outcome:
+    try:
+        with steps(f"bench {cell.title}", cell.plan.requests) as step:
+
+            def leased_step(done: int, doing: str) -> None:
+                lease.check()
+                step(done, doing)
+
+            measurement = measure(cell.artifact, facts, driver, cell.plan, leased_step)
+        write_text(cell.out, measurement.to_json())
+    except LeaseError:
+        raise
+    except (DeviceError, RuntimesError) as error:
+        return Outcome(cell, error=error)
+    return Outcome(cell, measurement)

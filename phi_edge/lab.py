@@ -1,7 +1,8 @@
-"""The two options by which a verb names a device: --device and --lab."""
+"""The options by which a verb names a device, and waits for it: --device, --lab and --wait-s."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +36,23 @@ class DeviceName(click.ParamType[str]):
 lab_option = click.option(
     "--lab", type=FILE, metavar="FILE", show_default="lab.toml in this folder, if there is one",
     help="The file that lists your devices.",
+)  # fmt: skip
+
+
+class Wait(click.FloatRange):
+    """Seconds to wait for another job, 0 for none."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+wait_option = click.option(
+    "--wait-s", type=Wait(), metavar="SECONDS", default=0.0,
+    help="How long to wait for a device that another job uses.",
 )  # fmt: skip

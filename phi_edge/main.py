@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "bench": "phi_edge.verbs.bench:bench_command",
     "report": "phi_edge.verbs.report:report_command",
     "gate": "phi_edge.verbs.gate:gate_command",
+    "lab list": "phi_edge.verbs.lab_list:lab_list_command",
     "bundle": "phi_edge.verbs.bundle:bundle_command",
     "doctor": "phi_edge.verbs.doctor:doctor_command",
     "demo": "phi_edge.verbs.demo:demo_command",
@@ -75,11 +76,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb. Raises UserError, which names the one that was probably meant."""
+        """Find the verb, of one word or two. Raises UserError, which names the one that was probably meant."""
+        if (two := " ".join(args[:2])) in VERBS and len(args) > 1:
+            return two, self.get_command(ctx, two), args[2:]
         if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             habit = verb_habit(args[0], VERBS)
-            hint = f"; {habit}" if habit is not None else did_you_mean(args[0], VERBS)
-            raise UserError(f"unknown verb {args[0]!r}; known: {', '.join(VERBS)}{hint}")
+            word = two if any(name.startswith(f"{args[0]} ") for name in VERBS) else args[0]
+            hint = f"; {habit}" if habit is not None else did_you_mean(word, VERBS)
+            raise UserError(f"unknown verb {word!r}; known: {', '.join(VERBS)}{hint}")
         return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

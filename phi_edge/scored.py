@@ -88,14 +88,24 @@ class There:
 
 @contextlib.contextmanager
 def open_there(
-    artifact: Artifact, name: str, lab: Path | None, threads: int | None, say: Callable[[str], None]
+    artifact: Artifact,
+    name: str,
+    lab: Path | None,
+    wait_s: float,
+    threads: int | None,
+    say: Callable[[str], None],
 ) -> Iterator[There]:
-    """The artifact on a device of the lab: staged, loaded, ready. Raises RuntimesError and DeviceError."""
+    """The artifact on a device of the lab: leased, staged, loaded, ready. Raises RuntimesError and DeviceError."""
     from devices.drivers.driver import Loading
-    from devices.drivers.table import find_device, open_driver
+    from devices.drivers.table import open_driver, open_lab
+    from devices.leases.choose import lease_device
 
-    device = find_device(name, lab)
-    with contextlib.closing(open_driver(name, device)) as driver:
+    the_lab = open_lab(lab)
+    device, job = the_lab.device(name), f"score {artifact.folder.resolve().name}"
+    with (
+        lease_device(the_lab, name, job, wait_s=wait_s, say=say),
+        contextlib.closing(open_driver(name, device)) as driver,
+    ):
         driver.stage(artifact, say)
         say("loading")
         opened = driver.open(artifact, Loading(threads=device.threads if threads is None else threads))

@@ -80,6 +80,7 @@ def make_score(
     *,
     device: str | None,
     lab: Path | None,
+    wait_s: float,
     threads: int | None,
 ) -> files.Score:
     """Read and ask everything. Raises ExportError, RuntimesError and DeviceError."""
@@ -91,7 +92,7 @@ def make_score(
         if device is None:
             scored: Scored = stack.enter_context(open_here(artifact, threads))
         else:
-            scored = stack.enter_context(open_there(artifact, device, lab, threads, lambda what: step(0, what)))
+            scored = stack.enter_context(open_there(artifact, device, lab, wait_s, threads, lambda what: step(0, what)))
         reference = None
         if against is not None and inputs.blocks:
             reference = stack.enter_context(_open_reference(artifact, against, threads, step))

@@ -58,7 +58,7 @@ def verb(name: str) -> Verb:
     return command
 
 
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in VERBS)], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], *([*name.split(), "--help"] for name in VERBS)], ids=" ".join)
 def test_help_needs_click_alone(words: list[str]) -> None:
     shown = bare(*words)
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -99,7 +99,8 @@ def test_every_help_has_examples_that_parse(name: str) -> None:
     for example in command.examples:
         words = example.rpartition("| ")[2]
         assert words.startswith(f"phi-edge {name}")
-        command.make_context(name, shlex.split(words)[2:], parent=click.Context(main, **main.context_settings))
+        rest = shlex.split(words)[1 + len(name.split()) :]
+        command.make_context(name, rest, parent=click.Context(main, **main.context_settings))
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -119,6 +120,9 @@ def test_every_option_has_a_help_and_says_its_default(name: str) -> None:
     [
         (["exprot"], "unknown verb 'exprot'; known: export, check, "),
         (["exprot"], "did you mean export?"),
+        (["lab"], "unknown verb 'lab'; known: "),
+        (["lab", "lits"], "unknown verb 'lab lits'; known: "),
+        (["lab", "lits"], "did you mean lab list?"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
         (["export", "tiny", "out", "--tarrget", "cpu"], "unknown option --tarrget; did you mean --target?"),
         (["export", "tiny", "out", "--target", "raspbery-pi"], "--target: unknown 'raspbery-pi'; known: cpu, "),

@@ -41,7 +41,7 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\nport = 0", "port 0; give 1 to 65535"),
         (
             "[device.a]\ntransport = 'ssh'\nhost = 'a'\nserial = 'x'",
-            "unknown key 'serial'; known: transport, description, threads, host",
+            "unknown key 'serial'; known: transport, description, threads, place, ready_below_c, host",
         ),
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\ncache = '~/x'", "cache '~/x'; give a folder"),
         ("[device.a]\ntransport = 'adb'\nserail = 'x'", "unknown key 'serail' (did you mean 'serial'?)"),
@@ -52,6 +52,9 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ),
         ("[device.a]\ntransport = 'windows'\nhost = 'a'\npackages = 'cuda'", "'cuda'; allowed: 'winml', 'directml'"),
         ("[device.a]\ntransport = 'windows'\nhost = 'a'\nadapter = 0", "adapter: expected str, saw 0"),
+        ("[device.a]\nplace = 'a'", "device.a: has a place, and [leases] names no coordinator = 'HOST:PORT'"),
+        ("[device.a]\nready_below_c = 400", "ready_below_c 400; give degrees Celsius above 0, up to 150"),
+        ("[leases]\ncordinator = 'a'", "leases: unknown key 'cordinator' (did you mean 'coordinator'?)"),
         ("device = 3", "write each device as a table"),
         ("[device", "is not TOML"),
     ],

@@ -12,6 +12,7 @@ from devices.checks.adb import examine_phone
 from devices.drivers import memory_plan
 from devices.drivers.adb_conditions import read_adb_conditions
 from devices.drivers.driver import Finding, Loading, Opened, Program, Say, Transport
+from devices.drivers.identity import Identity, identify_android
 from devices.drivers.opening import open_agent
 from devices.drivers.staging import describe, push_file, stage_artifact
 from devices.errors import DeviceError
@@ -44,6 +45,10 @@ class AdbDevice(Device):
     libraries: Sequence[str] = ()  # on this machine: what the program loads, libonnxruntime.so first
     prefix: Sequence[str] = ()  # before the program on the device, such as ["taskset", "f0"] for its fast cores
 
+    def key(self) -> str:
+        """See Device.key."""
+        return f"adb:{self.server or ''}:{self.serial or ''}"
+
 
 class AdbDriver:
     """See devices.drivers.driver.Driver. It connects when it is first asked for something."""
@@ -58,6 +63,10 @@ class AdbDriver:
     def conditions(self) -> Conditions:
         """See Driver.conditions."""
         return read_adb_conditions(self._host())
+
+    def identify(self) -> Identity:
+        """See Driver.identify."""
+        return identify_android(self._host())
 
     def stage(self, artifact: Artifact, say: Say) -> None:
         """See Driver.stage."""

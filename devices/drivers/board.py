@@ -8,8 +8,9 @@ from pathlib import Path
 
 from devices.drivers import memory_plan
 from devices.drivers.driver import Finding, Loading, Opened, Say
+from devices.drivers.identity import Identity, identify_posix, identity_of
 from devices.drivers.opening import AGENT, conditions_of, open_agent
-from devices.drivers.provision import Python, System, bring_code, bring_venv, look_at_python
+from devices.drivers.provision import POSIX, Python, System, bring_code, bring_venv, look_at_python
 from devices.drivers.staging import stage_artifact
 from devices.errors import DeviceError
 from devices.transports.host import Host
@@ -56,6 +57,10 @@ class PythonBoardDriver:
     def conditions(self) -> Conditions:
         """See Driver.conditions."""
         return self._conditions(self.board.host.timeouts.command_s)
+
+    def identify(self) -> Identity:
+        """See Driver.identify."""
+        return identify_posix(self.board.host) if self.board.system is POSIX else identity_of(self.look())
 
     def stage(self, artifact: Artifact, say: Say) -> None:
         """See Driver.stage."""

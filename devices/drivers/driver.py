@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
+from devices.drivers.identity import Identity
 from devices.lab import Device
 from export.artifact import Artifact
 from runtimes.loop.tokens import TokenSource
@@ -58,6 +59,10 @@ class Driver(Protocol):
 
     def conditions(self) -> Conditions:
         """The state of the device's machine now."""
+        ...
+
+    def identify(self) -> Identity:
+        """What the device is. Brings nothing to it that takes long."""
         ...
 
     def stage(self, artifact: Artifact, say: Say) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from devices.drivers.driver import Finding, Loading, Opened, Say, Transport
+from devices.drivers.identity import Identity, identity_of
 from devices.drivers.opening import AGENT, open_agent
 from devices.lab import Device
 from devices.transports.local import LocalHost
@@ -44,6 +45,10 @@ class LocalDriver:
     def conditions(self) -> Conditions:
         """See Driver.conditions."""
         return read_conditions()
+
+    def identify(self) -> Identity:
+        """See Driver.identify."""
+        return identity_of(self.conditions())
 
     def stage(self, artifact: Artifact, say: Say) -> None:
         """Everything is here already."""

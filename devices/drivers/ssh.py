@@ -40,6 +40,10 @@ class OverSsh(Device):
             return f"cache {self.cache!r}; give a folder, absolute or relative to the home folder"
         return super().problem()
 
+    def key(self) -> str:
+        """See Device.key."""
+        return f"ssh:{self.host}:{self.port or ''}:{self.config or ''}"
+
     def config_file(self) -> Path | None:
         """ssh's configuration on this machine; None is ssh's own default."""
         return None if self.config is None else Path(self.config).expanduser()

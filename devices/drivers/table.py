@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
@@ -13,6 +14,7 @@ from devices.drivers.local import LOCAL
 from devices.drivers.ssh import SSH
 from devices.drivers.windows import WINDOWS_SSH
 from devices.lab import Device, Lab, read_lab
+from devices.leases.choose import lease_device
 from export.artifact import Artifact, open_artifact
 from runtimes.loop.tokens import TokenRecord, TokenRequest, TokenSource
 from runtimes.registry import text_runtime
@@ -48,40 +50,47 @@ def open_device_runtime(
     threads: int | None = None,
     say: Say = lambda _: None,
     deadline_s: float = 600.0,
+    wait_s: float = 0.0,
 ) -> TextRuntime:
-    """Text in, text out on a device of the lab: staged, loaded, ready.
+    """Text in, text out on a device of the lab: staged, loaded, ready, and leased until the runtime is closed.
 
-    `lab` None is lab.toml of the current folder; `threads` None what it says; `say` gets each step, for people. Raises
+    `lab` None is lab.toml of the current folder; `threads` None what it says; `say` gets each step, for people;
+    `wait_s` is for a device that another job uses. This machine needs no lease: it runs several programs anyway. Raises
     DeviceError, RuntimesError and, for a folder that is not an artifact, export's ArtifactError.
     """
     artifact = open_artifact(Path(folder))
-    device = find_device(name, lab)
-    driver = open_driver(name, device)
-    try:
-        return _open(artifact, device, driver, threads, say, deadline_s)
-    except BaseException:
-        driver.close()
-        raise
+    the_lab = open_lab(lab)
+    device = the_lab.device(name)
+    with contextlib.ExitStack() as stack:
+        if device.transport != "local":
+            job = f"run {artifact.folder.resolve().name}"
+            stack.enter_context(lease_device(the_lab, name, job, wait_s=wait_s, say=say))
+        driver = stack.enter_context(contextlib.closing(open_driver(name, device)))
+        source = _open(artifact, device, driver, threads, say, deadline_s)
+        rest = contextlib.ExitStack()
+        runtime = text_runtime(artifact, DeviceTokens(source, rest))
+        rest.callback(stack.pop_all().close)
+        return runtime
 
 
 def _open(
     artifact: Artifact, device: Device, driver: Driver, threads: int | None, say: Say, deadline_s: float
-) -> TextRuntime:
+) -> TokenSource:
     driver.stage(artifact, say)
     say("loading")
     threads = device.threads if threads is None else threads
     opened = driver.open(artifact, Loading(threads=threads, wait_s=deadline_s))
     if artifact.manifest.engine.get("provider") == "dml" and opened.accelerator is None:
         say("warning: the CPU runs this artifact, which was exported for a graphics adapter")
-    return text_runtime(artifact, DeviceTokens(opened.source, driver))
+    return opened.source
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceTokens:
-    """A TokenSource whose end also drops the connection."""
+    """A TokenSource whose end also drops the connection, and the lease."""
 
     source: TokenSource
-    driver: Driver
+    rest: contextlib.ExitStack
 
     def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
         """See TokenSource.stream."""
@@ -96,4 +105,4 @@ class DeviceTokens:
         try:
             self.source.close()
         finally:
-            self.driver.close()
+            self.rest.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from devices.measure.metrics import METRICS
 from devices.measure.result import Result
@@ -28,13 +28,13 @@ def figures_line(figures: Sequence[str]) -> str:
     return ", ".join(f"{label} {figure}" for label, figure in zip(MAIN.values(), figures, strict=True))
 
 
-def figures_table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells in columns, the first two to the left, the others to the right; the first row is the header's."""
+def figures_table(rows: Sequence[Sequence[str]], left: Container[int] = (0, 1)) -> str:
+    """Cells in columns, those of `left` to the left, the others to the right; the first row is the header's."""
     widths = [max(len(row[place]) for row in rows if place < len(row)) for place in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
+            cell.ljust(width) if place in left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         lines.append("  ".join(cells).rstrip())

@@ -11,7 +11,7 @@ import click
 
 from devices.errors import DeviceError
 from phi_edge.files import FILE, FOLDER, check_writable, make_folder
-from phi_edge.lab import DeviceName, lab_option
+from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Seconds, Verb
 from runtimes.system.cores import MOST_THREADS
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         "phi-edge bench a b --device pi5 --device phone --prompt-tokens 128 --prompt-tokens 512 --out-dir night",
     ],
     groups={
-        "Where": ("names", "lab", "threads"),
+        "Where": ("names", "lab", "wait_s", "threads"),
         "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s"),
     },
 )
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--device", "names", type=DeviceName(), multiple=True, default=("local",),
               help="A device of the lab file, or local. Give it again for each further device.")  # fmt: skip
 @lab_option
+@wait_option
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="Threads of the engine.",
               show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
 @click.option("--prompt-tokens", "prompts", type=click.IntRange(1), metavar="N", multiple=True, default=(128,),
@@ -58,6 +59,7 @@ def bench_command(
     artifacts: tuple[Path, ...],
     names: tuple[str, ...],
     lab: Path | None,
+    wait_s: float,
     prompts: tuple[int, ...],
     generate_tokens: int,
     reps: int,
@@ -73,12 +75,13 @@ def bench_command(
     with `phi-edge report`, judge it with `phi-edge gate`. With --out-dir many are measured, one after the other. Where
     a device does not answer, the others are measured all the same, and the exit code is 2.
     """
-    from devices.drivers.table import find_device
+    from devices.drivers.table import open_lab
     from devices.measure.bench import Plan
     from export.artifact import open_artifact
     from phi_edge.benching import Cell, bench_cells, cells_of
 
-    devices = {name: find_device(name, lab) for name in names}
+    the_lab = open_lab(lab)
+    devices = {name: the_lab.device(name) for name in names}
     many = len(set(artifacts)) * len(set(names)) * len(set(prompts))
     if (out is None) == (out_dir is None) or (out is not None and many > 1):
         raise DeviceError(
@@ -109,7 +112,7 @@ def bench_command(
         assert out_dir is not None
         make_folder(out_dir)
         cells = cells_of(opened, plans, list(dict.fromkeys(prompts)), out_dir)
-    show_outcomes(bench_cells(cells, devices), len(cells))
+    show_outcomes(bench_cells(cells, the_lab, wait_s, lambda what: echo(what, err=True)), len(cells))
 
 
 def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:

@@ -15,7 +15,7 @@ import click
 
 from export.artifact import open_artifact
 from phi_edge.files import FOLDER
-from phi_edge.lab import DeviceName, lab_option
+from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo, echo_answer
 from phi_edge.verb import Verb
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
@@ -41,7 +41,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
     groups={
         "Prompt": ("as_chat", "system"),
         "Answer": ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "deadline", "lora", "as_json"),
-        "Where": ("threads", "device", "lab", "adapter", "allow_cpu"),
+        "Where": ("threads", "device", "lab", "wait_s", "adapter", "allow_cpu"),
     },
 )
 @click.argument("artifact", type=FOLDER)
@@ -69,6 +69,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
               show_default="all cores that the process may use; with --device, what the lab file says")  # fmt: skip
 @click.option("--device", type=DeviceName(), help="A device of the lab file.", show_default="this process")
 @lab_option
+@wait_option
 @click.option("--adapter", metavar="WHICH", show_default="the one with most memory",
               help="Windows with DirectML: a graphics adapter's number, LUID or part of its name.")  # fmt: skip
 @click.option("--allow-cpu", is_flag=True,
@@ -90,6 +91,7 @@ def run_command(
     lora: str | None,
     device: str | None,
     lab: Path | None,
+    wait_s: float,
     adapter: str | None,
     allow_cpu: bool,
     as_json: bool,
@@ -131,7 +133,9 @@ def run_command(
     else:
         from devices.drivers.table import open_device_runtime
 
-        runtime = open_device_runtime(artifact, device, lab=lab, threads=threads, say=lambda what: echo(what, err=True))
+        runtime = open_device_runtime(
+            artifact, device, lab=lab, threads=threads, say=lambda what: echo(what, err=True), wait_s=wait_s
+        )
     with contextlib.closing(runtime):
         if (hint := str(runtime.suggested)) and (temperature, top_k, top_p) == (0, None, None):
             click.echo(

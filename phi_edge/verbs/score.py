@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
-from phi_edge.lab import DeviceName, lab_option
+from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 from runtimes.system.cores import MOST_THREADS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     ],
     groups={
         "What is read and asked": ("against", "text", "tokens", "questions"),
-        "Where": ("device", "lab", "threads"),
+        "Where": ("device", "lab", "wait_s", "threads"),
     },
     extra="export",
 )
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--device", type=DeviceName(), metavar="NAME", show_default="this process",
               help="A device of the lab file.")  # fmt: skip
 @lab_option
+@wait_option
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="Threads of the engine.",
               show_default="the device's threads in the lab file, else all cores that the process may use")  # fmt: skip
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
@@ -54,6 +55,7 @@ def score_command(
     questions: Path | None,
     device: str | None,
     lab: Path | None,
+    wait_s: float,
     threads: int | None,
     out: Path | None,
 ) -> None:
@@ -70,7 +72,7 @@ def score_command(
     if out is not None:
         check_writable(out)
     inputs = read_inputs(opened, text, questions, tokens)
-    score = make_score(opened, inputs, against, device=device, lab=lab, threads=threads)
+    score = make_score(opened, inputs, against, device=device, lab=lab, wait_s=wait_s, threads=threads)
     if out is not None:
         write_text(out, score.to_json())
     if str(out) != "-":
