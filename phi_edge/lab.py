@@ -40,7 +40,7 @@ lab_option = click.option(
 
 
 class Wait(click.FloatRange):
-    """Seconds to wait for another job, 0 for none."""
+    """Seconds to wait: 0 for one look, and as long as one likes."""
 
     def __init__(self) -> None:
         super().__init__(0)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from phi_edge.terminal import echo
+from runtimes.terminal import one_line
 
 if TYPE_CHECKING:
     from export.pipeline import Progress
@@ -36,6 +40,44 @@ def steps(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
             bar.update(task, completed=done, description=doing)
 
         yield step
+
+
+@contextmanager
+def board(names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
+    """A function, for any thread, to call with one of the names and its state in words: a line each that is drawn again
+    on a terminal, and elsewhere a line for each new state."""
+    lock = threading.Lock()
+    states = dict.fromkeys(names, "")
+    if not sys.stderr.isatty():
+
+        def say(name: str, state: str) -> None:
+            with lock:
+                head = state.partition(": ")[0]  # "repetition 3 of 5", not each of its steps
+                if states[name] != head:
+                    states[name] = head
+                    echo(f"{name}: {one_line(state)}", err=True)
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def table() -> Table:
+        drawn = Table.grid(padding=(0, 2))
+        with lock:
+            for name, state in states.items():
+                drawn.add_row(Text(one_line(name)), Text(one_line(state)))
+        return drawn
+
+    with Live(get_renderable=table, console=Console(stderr=True), refresh_per_second=2):
+
+        def tell(name: str, state: str) -> None:
+            with lock:
+                states[name] = state
+
+        yield tell
 
 
 @contextmanager

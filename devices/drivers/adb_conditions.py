@@ -70,22 +70,29 @@ def parse_conditions(text: str, at: datetime) -> Conditions:
         thermal_status=int(status[1]) if status else None,
         battery_share=_share(battery.get("level", ""), battery.get("scale", "100")),
         battery_charging=_charging(battery),
+        processor_c=max(_from_hal(found.get("thermal", ""), of_type="0").values(), default=None),
     )
 
 
 def _temperatures(thermal: str, battery: str | None) -> dict[str, float]:
-    """The HAL's readings. The block "Cached temperatures" is stale; 0, NaN and -3.4e38 mean that there is none."""
+    found = _from_hal(thermal)
+    if battery is not None and re.fullmatch("-?[0-9]{1,9}", battery):
+        found["battery"] = int(battery) / 10
+    return found
+
+
+def _from_hal(thermal: str, of_type: str | None = None) -> dict[str, float]:
+    """The HAL's readings; 0 is the type of a processor's sensors, whatever their names (CPU0, BIG, AP). The block
+    "Cached temperatures" is stale; 0, NaN and -3.4e38 mean that there is none."""
     found: dict[str, float] = {}
     current = thermal.partition("Current temperatures from HAL:")[2].partition("Current cooling devices")[0]
-    for value, name in re.findall(r"Temperature\{mValue=([^,]+), mType=[^,]+, mName=([^,]+),", current):
+    for value, kind, name in re.findall(r"Temperature\{mValue=([^,]+), mType=([^,]+), mName=([^,]+),", current):
         try:
             degrees = float(value)
         except ValueError:
             continue
-        if math.isfinite(degrees) and degrees != 0.0 and degrees > -100.0:
+        if math.isfinite(degrees) and degrees != 0.0 and degrees > -100.0 and of_type in (None, kind):
             found[name] = degrees
-    if battery is not None and re.fullmatch("-?[0-9]{1,9}", battery):
-        found["battery"] = int(battery) / 10
     return found
 
 

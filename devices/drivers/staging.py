@@ -35,8 +35,12 @@ def stage_artifact(host: Host, artifact: Artifact, cache: str, say: Say) -> str:
     missing = {name: file for name, file in artifact.manifest.files.items() if not there[name]}
     size = sum(file.bytes for file in missing.values())
     _check_room(host, folder, size)
+    sent = 0
     for name, file in missing.items():
-        push_file(host, artifact.folder / name, f"{folder}/{name}", file, say)
+        push_file(
+            host, artifact.folder / name, f"{folder}/{name}", file, say, f"{size_text(sent)} of {size_text(size)}"
+        )
+        sent += file.bytes
     files.sync(deadline_s=timeouts.transfer_s(size))  # the files are on the disk before the manifest is
     manifest = artifact.folder / MANIFEST
     push_file(host, manifest, f"{folder}/{MANIFEST}", describe(manifest), say)
@@ -48,12 +52,15 @@ def describe(path: Path) -> File:
     return File(bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def push_file(host: Host, local: Path, remote: str, file: File, say: Say) -> None:
-    """Push one file: to `.part`, continued where an earlier push broke, verified on the device, renamed."""
+def push_file(host: Host, local: Path, remote: str, file: File, say: Say, so_far: str | None = None) -> None:
+    """Push one file: to `.part`, continued where an earlier push broke, verified on the device, renamed.
+
+    `so_far` is how much of all files is there, for people.
+    """
     files, part = host.files, remote + ".part"
     files.make_folder(str(PurePosixPath(remote).parent))
     for _ in range(WHOLE_ATTEMPTS):
-        say(f"pushing {PurePosixPath(remote).name} ({file.bytes / 1e6:.1f} MB)")
+        say(f"pushing {PurePosixPath(remote).name} ({so_far or size_text(file.bytes)})")
         _push_on(host, local, part, file, say)
         if files.verify_and_rename(part, remote, file.sha256, deadline_s=host.timeouts.transfer_s(file.bytes)):
             return

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from devices.drivers.driver import Driver, Loading, Opened
-from devices.errors import DeviceError
+from devices.drivers.driver import Driver, Loading
+from devices.errors import DeviceError, NotReadyError
 from devices.measure.measurement import (
     SCHEMA,
     DeviceFacts,
+    Dropped,
     Measurement,
     PageCache,
     Repetition,
@@ -21,10 +23,13 @@ from devices.measure.measurement import (
     describe_artifact,
     sha256_ids,
 )
+from devices.measure.readiness import NO_GATE, Readiness, wait_until_ready
 from export.artifact import Artifact, Manifest
 from runtimes.api import MemoryUse
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone
+from runtimes.system.conditions import Conditions
 
+MOST_DROPPED = 3
 Step = Callable[[int, str], None]  # requests done so far, and what is being done
 
 
@@ -38,6 +43,7 @@ class Plan:
     warmups: int = 1
     threads: int | None = None
     deadline_s: float = 600.0  # for each repetition
+    readiness: Readiness = NO_GATE
 
     @property
     def requests(self) -> int:
@@ -50,42 +56,89 @@ def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan,
 
     Raises DeviceError or TransportError when a repetition fails: there are no partial measurements.
     """
-    manifest = artifact.manifest
-    total = plan.prompt_tokens + plan.generate_tokens
-    if total > manifest.context_tokens:
-        raise DeviceError(
-            f"{plan.prompt_tokens} prompt + {plan.generate_tokens} generated tokens are more than the artifact's "
-            f"context of {manifest.context_tokens}; lower --prompt-tokens or --generate-tokens"
-        )
-    prompt = prompt_ids(manifest, plan.prompt_tokens)
+    check_context(artifact, plan)
     driver.stage(artifact, functools.partial(step, 0))
     before = driver.conditions()
     repetitions: list[Repetition] = []
-    versions: dict[str, str] = {}
-    accelerator: str | None = None
-    for number in range(plan.repetitions):
-        counted = functools.partial(_count_from, step, number * (plan.warmups + 1))
-        repetition, opened = _repeat(artifact, driver, plan, prompt, number == 0, counted)
-        repetitions.append(repetition)
-        versions, accelerator = dict(opened.versions), opened.accelerator
+    dropped: list[Dropped] = []
+    while len(repetitions) < plan.repetitions:
+        made = repeat(artifact, driver, plan, len(repetitions), step)
+        if isinstance(made, Repetition):
+            repetitions.append(made)
+        else:
+            dropped.append(made)
+            give_up(dropped)
+    return assemble(artifact, device, plan, (before, driver.conditions()), repetitions, dropped)
+
+
+def check_context(artifact: Artifact, plan: Plan) -> None:
+    """Refuse a workload that is longer than the artifact's context. Raises DeviceError."""
+    total = plan.prompt_tokens + plan.generate_tokens
+    if total > artifact.manifest.context_tokens:
+        raise DeviceError(
+            f"{plan.prompt_tokens} prompt + {plan.generate_tokens} generated tokens are more than the artifact's "
+            f"context of {artifact.manifest.context_tokens}; lower --prompt-tokens or --generate-tokens"
+        )
+
+
+def give_up(dropped: Sequence[Dropped]) -> None:
+    """Raises NotReadyError after MOST_DROPPED repetitions for which the device was not ready."""
+    if len(dropped) >= MOST_DROPPED:
+        raise NotReadyError(f"{dropped[-1].reason}; that was the {len(dropped)}th time, and it is given up")
+
+
+def repeat(artifact: Artifact, driver: Driver, plan: Plan, number: int, step: Step) -> Repetition | Dropped:
+    """Repetition `number` of a staged artifact: wait until the device is ready, then one fresh process.
+
+    Raises DeviceError and TransportError.
+    """
+    counted = functools.partial(_count_from, step, number * (plan.warmups + 1))
+    ready = None
+    if plan.readiness.wait_s is not None:
+        try:
+            ready = wait_until_ready(driver.conditions, plan.readiness, functools.partial(counted, 0))
+        except NotReadyError as error:
+            return Dropped(number=number, waited_s=plan.readiness.wait_s, reason=str(error))
+    repetition = _repeat(artifact, driver, plan, cold=number == 0, step=counted)
+    if ready is None:
+        return repetition
+    return dataclasses.replace(repetition, entered=ready.conditions, left=driver.conditions(), waited_s=ready.waited_s)
+
+
+def assemble(
+    artifact: Artifact,
+    device: DeviceFacts,
+    plan: Plan,
+    conditions: tuple[Conditions, Conditions],
+    repetitions: Sequence[Repetition],
+    dropped: Sequence[Dropped],
+) -> Measurement:
+    """The measurement of repetitions, with the conditions before the first and after the last."""
+    last = repetitions[-1]
     return Measurement(
         schema=SCHEMA,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         artifact=describe_artifact(artifact),
         device=device,
-        workload=Workload(
-            prompt_tokens=plan.prompt_tokens,
-            prompt_sha256=sha256_ids(prompt),
-            generate_tokens=plan.generate_tokens,
-            repetitions=plan.repetitions,
-            warmups=plan.warmups,
-            threads=plan.threads,
-        ),
-        versions=versions,
-        accelerator=accelerator,
-        before=before,
-        after=driver.conditions(),
+        workload=describe_workload(artifact.manifest, plan),
+        versions=last.versions or {},
+        accelerator=last.accelerator,
+        before=conditions[0],
+        after=conditions[1],
         repetitions=repetitions,
+        dropped=dropped,
+    )
+
+
+def describe_workload(manifest: Manifest, plan: Plan) -> Workload:
+    """What every repetition of the plan does."""
+    return Workload(
+        prompt_tokens=plan.prompt_tokens,
+        prompt_sha256=sha256_ids(prompt_ids(manifest, plan.prompt_tokens)),
+        generate_tokens=plan.generate_tokens,
+        repetitions=plan.repetitions,
+        warmups=plan.warmups,
+        threads=plan.threads,
     )
 
 
@@ -100,10 +153,9 @@ def prompt_ids(manifest: Manifest, count: int) -> list[int]:
     return random.Random(0).choices(ordinary, k=count)
 
 
-def _repeat(
-    artifact: Artifact, driver: Driver, plan: Plan, prompt: Sequence[int], cold: bool, step: Step
-) -> tuple[Repetition, Opened]:
+def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step: Step) -> Repetition:
     """One fresh process from its start to its end."""
+    prompt = prompt_ids(artifact.manifest, plan.prompt_tokens)
     step(0, "loading")
     # The tokens are sent at the end of each answer: writing between two of them would count as their gap.
     limit_s = plan.deadline_s
@@ -121,7 +173,7 @@ def _repeat(
     finally:
         opened.source.close()
     step(plan.warmups + 1, "done")
-    repetition = Repetition(
+    return Repetition(
         page_cache=_page_cache(opened.cached_share),
         cached_share=opened.cached_share,
         load_s=opened.load_s,
@@ -129,8 +181,9 @@ def _repeat(
         load_mode=opened.load_mode,
         warmups=warmups,
         run=run,
+        versions=dict(opened.versions),
+        accelerator=opened.accelerator,
     )
-    return repetition, opened
 
 
 def _count_from(step: Step, first: int, done: int, doing: str) -> None:

@@ -93,6 +93,21 @@ class Repetition:
     load_mode: LoadMode | None  # are the weights' files mapped into the process?
     warmups: Sequence[Run]
     run: Run
+    session: int = 0  # repetitions of one session follow one another, without a restart or another artifact between
+    entered: Conditions | None = None  # just before the process was started, where the device had to be ready
+    left: Conditions | None = None  # just after it had ended
+    waited_s: float | None = None  # until the device was ready
+    versions: Mapping[str, str] | None = None
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A repetition that was not made, because the device did not become ready for it in time."""
+
+    number: int  # of the repetition, from 0
+    waited_s: float
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +124,7 @@ class Measurement:
     after: Conditions
     repetitions: Sequence[Repetition]
     accelerator: str | None = None  # the graphics adapter that computed; None is the CPU
+    dropped: Sequence[Dropped] = ()
 
     def to_json(self) -> str:
         """The text of the file; lists of numbers take one line each."""

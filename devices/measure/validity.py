@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 from devices.measure.measurement import Measurement, Repetition, Run, Workload, sha256_ids
+from devices.measure.readiness import BUSY_SHARE
 from devices.measure.throttling import during
 from runtimes.system.boot import restarted
-
-# Background services stay below it; another program on one core of three does not.
-BUSY_SHARE = 0.3
 
 
 def problems(measurement: Measurement) -> list[str]:
@@ -31,9 +30,10 @@ def problems(measurement: Measurement) -> list[str]:
         found.append(
             f"nondeterministic: greedy token ids of repetition {', '.join(differing)} differ from repetition 1's"
         )
-    if restarted(measurement.before.boot_id, measurement.after.boot_id):
+    watched = all(repetition.entered is not None for repetition in repetitions)  # each by itself: see _conditions
+    if not watched and restarted(measurement.before.boot_id, measurement.after.boot_id):
         found.append("the device was restarted in the middle (its boot id changed)")
-    return found
+    return found + _changed_versions(repetitions) + _dropped(measurement)
 
 
 def doubts(measurement: Measurement) -> list[str]:
@@ -45,7 +45,8 @@ def doubts(measurement: Measurement) -> list[str]:
         )
     if measurement.artifact.provider == "dml" and measurement.accelerator is None:
         found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not DirectML's times")
-    if before.throttled is not None and after.throttled is not None:
+    watched = all(repetition.entered is not None for repetition in measurement.repetitions)  # then it is invalid
+    if not watched and before.throttled is not None and after.throttled is not None:
         found += [f"the board's firmware slowed it down: {why}" for why in during(before.throttled, after.throttled)]
     return found
 
@@ -64,10 +65,51 @@ def _repetition(repetition: Repetition, workload: Workload) -> list[str]:
         found += [f"{what}: {problem}" for problem in _impossible(run)]
     if repetition.load_s is not None and repetition.load_s <= 0:
         found.append(f"it was loaded in {repetition.load_s:g} s")
+    found += _conditions(repetition)
     swap_bytes = repetition.run.memory.swap_bytes
     if swap_bytes:
         found.append(f"{swap_bytes} bytes of the process were swapped out, so its times include swapping")
     return found
+
+
+def _conditions(repetition: Repetition) -> list[str]:
+    """What happened to the device during a repetition, where it was looked at before and after."""
+    before, after = repetition.entered, repetition.left
+    if before is None or after is None:
+        return []
+    found = []
+    if restarted(before.boot_id, after.boot_id):
+        found.append("the device was restarted in the middle (its boot id changed)")
+    if before.throttled is not None and after.throttled is not None:
+        found += [f"its firmware slowed it down: {why}" for why in during(before.throttled, after.throttled)]
+    if (after.thermal_status or 0) > (before.thermal_status or 0):
+        found.append(
+            f"it throttled: Android's thermal status rose from {before.thermal_status} to {after.thermal_status}"
+        )
+    return found
+
+
+def _changed_versions(repetitions: Sequence[Repetition]) -> list[str]:
+    """An engine that was updated in the middle measured two things."""
+    known = [(number, each.versions) for number, each in enumerate(repetitions, start=1) if each.versions is not None]
+    return [
+        f"repetition {number} had {name} {versions.get(name)}, and repetition {known[0][0]} {known[0][1].get(name)}"
+        for number, versions in known[1:]
+        for name in sorted({*versions, *known[0][1]})
+        if versions.get(name) != known[0][1].get(name)
+    ]
+
+
+def _dropped(measurement: Measurement) -> list[str]:
+    """The repetitions that were made are those for which it happened to be cool: no verdict may rest on them."""
+    dropped = measurement.dropped
+    if not dropped:
+        return []
+    tries = len(dropped) + len(measurement.repetitions)
+    return [
+        f"{len(dropped)} of {tries} tries were dropped, because the device was not ready in time; the last time: "
+        f"{dropped[-1].reason}"
+    ]
 
 
 def _impossible(run: Run) -> list[str]:

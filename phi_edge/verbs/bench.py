@@ -11,7 +11,7 @@ import click
 
 from devices.errors import DeviceError
 from phi_edge.files import FILE, FOLDER, check_writable, make_folder
-from phi_edge.lab import DeviceName, lab_option, wait_option
+from phi_edge.lab import DeviceName, Wait, lab_option, wait_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Seconds, Verb
 from runtimes.system.cores import MOST_THREADS
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     ],
     groups={
         "Where": ("names", "lab", "wait_s", "threads"),
-        "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s"),
+        "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s", "ready_s"),
     },
 )
 @click.argument("artifacts", type=FOLDER, nargs=-1, required=True, metavar="ARTIFACT...")
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
               help="Requests before the measured one, in each process.")  # fmt: skip
 @click.option("--deadline-s", type=Seconds(), metavar="SECONDS", default=600.0,
               help="The longest time for one repetition.")  # fmt: skip
+@click.option("--ready-s", type=Wait(), metavar="SECONDS", show_default="neither waited for nor looked at",
+              help="How long to wait before each repetition until the device is cool and idle.")  # fmt: skip
 @click.option("--out", type=FILE, metavar="FILE", show_default="a file in --out-dir",
               help="The measurement file to write, of one measurement.")  # fmt: skip
 @click.option("--out-dir", type=FILE, metavar="FOLDER", show_default="only --out",
@@ -66,6 +68,7 @@ def bench_command(
     warmup: int,
     threads: int | None,
     deadline_s: float,
+    ready_s: float | None,
     out: Path | None,
     out_dir: Path | None,
 ) -> None:
@@ -77,6 +80,7 @@ def bench_command(
     """
     from devices.drivers.table import open_lab
     from devices.measure.bench import Plan
+    from devices.measure.readiness import Readiness
     from export.artifact import open_artifact
     from phi_edge.benching import Cell, bench_cells, cells_of
 
@@ -99,6 +103,7 @@ def bench_command(
             warmups=warmup,
             threads=threads if threads is not None else device.threads,
             deadline_s=deadline_s,
+            readiness=Readiness(wait_s=ready_s, below_c=device.ready_below_c),
         )
         for name, device in devices.items()
     }

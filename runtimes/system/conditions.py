@@ -25,6 +25,8 @@ from runtimes.system.proc import busy_share, parse_cpu_times, parse_loadavg, par
 
 BUSY_LOOK_S = 0.25
 VCGENCMD_S = 5.0
+# Types of thermal zones that are in the processor. A trip point ("cpu-hw-trip-0") is a constant.
+_PROCESSOR = re.compile(r"(?!.*trip)(?:.* )?(?:cpu|soc|x86_pkg_temp|k10temp|coretemp|vcgencmd)", re.IGNORECASE)
 CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
 
 
@@ -52,6 +54,7 @@ class Conditions:
     thermal_status: int | None = None  # Android's, 0 (none) to 6 (shutdown)
     battery_share: float | None = None  # 0 to 1
     battery_charging: bool | None = None  # a cable or a pad gives it power
+    processor_c: float | None = None  # the warmest sensor of its processor: not the battery's, skin's or a charger's
 
 
 def read_conditions(root: Path = Path("/")) -> Conditions:
@@ -61,6 +64,7 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
 
 def _linux_conditions(root: Path) -> Conditions:
     memory, swaps = parse_meminfo(_text(root / "proc/meminfo") or ""), _text(root / "proc/swaps")
+    temperatures = _temperatures(root)
     return Conditions(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -70,7 +74,7 @@ def _linux_conditions(root: Path) -> Conditions:
         allowed_cores=available_cores(),
         governor=_text(root / CPUFREQ.format(0, "scaling_governor")),
         frequency_hz=_frequencies(root),
-        temperature_c=_temperatures(root),
+        temperature_c=temperatures,
         load_average_1min=parse_loadavg(_text(root / "proc/loadavg") or ""),
         busy_share=_busy_share(lambda: parse_cpu_times(_text(root / "proc/stat") or "")),
         memory_total_bytes=memory.total_bytes,
@@ -79,6 +83,7 @@ def _linux_conditions(root: Path) -> Conditions:
         swap_used_bytes=memory.swap_used_bytes,
         swap_devices=None if swaps is None else parse_swaps(swaps),
         throttled=_throttled(),
+        processor_c=max((c for name, c in (temperatures or {}).items() if _PROCESSOR.match(name)), default=None),
     )
 
 

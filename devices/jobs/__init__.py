@@ -1,0 +1,1 @@
+"""Artifacts x devices x workloads in one job that survives being killed. Start at run.py."""
