@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def bench_cells(
     wait_s: float,
     say: Say,
     open_device: Callable[[str, Device], Driver] = open_driver,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Measure one cell after the other, a device's together; each is written as soon as it is there.
 
     A device is leased meanwhile; one that another job uses is waited for. A cell that fails is an outcome, too: the

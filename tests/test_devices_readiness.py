@@ -47,7 +47,7 @@ def test_what_a_device_must_be(seen: Mapping[str, Any], below_c: float | None, s
 
 
 def test_it_is_waited_for_until_the_deadline_and_no_longer() -> None:
-    now, heard = [0.0], []
+    now, heard = [0.0], list[str]()
     looks = iter([conditions(busy_share=0.9), conditions(busy_share=0.8), conditions()])
 
     def sleep(seconds: float) -> None:

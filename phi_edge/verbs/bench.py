@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,7 +118,9 @@ def bench_command(
         assert out_dir is not None
         make_folder(out_dir)
         cells = cells_of(opened, plans, list(dict.fromkeys(prompts)), out_dir)
-    show_outcomes(bench_cells(cells, the_lab, wait_s, lambda what: echo(what, err=True)), len(cells))
+    outcomes = bench_cells(cells, the_lab, wait_s, lambda what: echo(what, err=True))
+    with contextlib.closing(outcomes):  # gives the device back, also where an outcome is an error
+        show_outcomes(outcomes, len(cells))
 
 
 def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
