@@ -143,6 +143,7 @@ class Loss:
     top1_agreement: float  # share of positions where both prefer the same token
     float_perplexity: float | None
     perplexity: float | None
+    kv_cache_kl: float | None = None  # nats per token, quantised against itself with an int8 KV cache; None for float
 
 
 # Of a float scheme: nothing is lost, and nothing is measured.

@@ -38,6 +38,11 @@ class Job:
         """Whether the precision of each tensor is still to be chosen."""
         return self.request.max_bytes is not None or self.request.bits_per_weight is not None
 
+    @property
+    def int8_cache(self) -> bool:
+        """Whether the KV cache is int8, with scales from the export's pass."""
+        return self.request.kv_cache == "int8"
+
 
 def resolve(request: ExportRequest) -> Job:
     """Open the checkpoint and check every option. Raises OptionError, CheckpointError or AdapterError."""
@@ -93,6 +98,7 @@ def resolve(request: ExportRequest) -> Job:
     if request.lengths_as_inputs and target.provider != "dml":
         directml = ", ".join(other.name for other in TARGETS.values() if other.provider == "dml")
         raise OptionError(f"--lengths-as-inputs is for {directml}; target {target.name} takes an attention mask")
+    check_cache(request, checkpoint, target, format, scheme)
     return Job(
         request=request,
         checkpoint=checkpoint,
@@ -104,6 +110,27 @@ def resolve(request: ExportRequest) -> Job:
         side_adapters=resolve_side(request, checkpoint, target, format),
         model=describe_model(checkpoint),
     )
+
+
+def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, format: Format, scheme: Scheme) -> None:
+    """Raises OptionError where the engine has no such KV cache, or nothing that its scales could come from."""
+    if request.kv_cache == "float":
+        return
+    if request.kv_cache != "int8":
+        raise OptionError(f"unknown --kv-cache {request.kv_cache!r}; known: float, int8")
+    what = ""
+    if format == "executorch":
+        what = "an ExecuTorch program has its cache inside, in float"
+    elif target.provider:
+        what = f"target {target.name} has attention over a float cache only"
+    elif checkpoint.config_content["model_type"] == "phi3small":
+        what = "phi3small's block-sparse attention takes a float cache only"
+    elif scheme.linear is None:
+        what = f"scheme {scheme.name} is copied, so that no text is computed which its scales could come from"
+    elif request.side_adapters:
+        what = "its scales fit the keys and values without side adapters; merge one with --adapter"
+    if what:
+        raise OptionError(f"--kv-cache int8: {what}; leave it out")
 
 
 def sketch(request: ExportRequest) -> Job | None:

@@ -35,4 +35,5 @@ def plan_memory(job: Job, weights_bytes: int) -> Memory:
 def kv_bytes_per_token(job: Job) -> int:
     """Keys and values of one token in all layers."""
     model = job.model
-    return 2 * model.layers * model.kv_heads * model.head_dim * (2 if job.activations == "float16" else 4)
+    number_bytes = 1 if job.int8_cache else 2 if job.activations == "float16" else 4
+    return 2 * model.layers * model.kv_heads * model.head_dim * number_bytes

@@ -205,7 +205,7 @@ def fill_weights(
     job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress
 ) -> tuple[Source, Loss, dict[SlotId, str]]:
     """Stream the checkpoint into the weight files, hashing the source meanwhile; -> the slots' digests too."""
-    batch = make_batch(job.checkpoint, job.scheme.method, job.request.calibration)
+    batch = make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
     progress.step("quantising" if job.scheme.linear else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
     with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.interleaved) as sink:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from export.artifact import Memory
 from export.job import Job
-from export.memory import plan_memory
+from export.memory import kv_bytes_per_token, plan_memory
 from export.scheme import EMBEDDING, HEAD, Precision
 from export.system import workers
 
@@ -80,16 +80,20 @@ def calibration_bytes(job: Job) -> int:
     from export.weights.calibration import pass_tokens
 
     config, method = job.checkpoint.config, job.scheme.method
-    values = pass_tokens(method, config) * (5 * config.intermediate_size + 4 * config.hidden_size)
+    values = pass_tokens(method, config, int8_cache=job.int8_cache) * (
+        5 * config.intermediate_size + 4 * config.hidden_size
+    )
     moments = GPTQ_MATRICES * config.intermediate_size**2 if method == "gptq" else 0
     return 4 * (values + moments)
 
 
 def weight_bytes(job: Job) -> int:
-    """Bytes of the weight file, to a few kilobytes: codes, scales in the format's type, norms, rotary tables."""
+    """Bytes of the weight file, to a few kilobytes: codes, scales in the format's type, norms, tables."""
     config, scheme = job.checkpoint.config, job.scheme
     float_bytes = 2 if job.activations == "float16" else 4
     total = 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
+    if job.int8_cache:  # a scale for each channel of keys and values
+        total += kv_bytes_per_token(job) * float_bytes
     shapes = config.tensor_shapes()
     if job.format == "executorch" and config.tie_word_embeddings and not scheme.row_table:
         shapes[HEAD] = shapes[EMBEDDING]
@@ -136,7 +140,6 @@ def seconds_per_weight(job: Job) -> float:
         chunk_loss(weight, quantised)
         best = min(best, time.perf_counter() - start)
     torch.set_num_threads(threads)
-    further = (
-        pass_tokens(scheme.method, job.checkpoint.config) / PRODUCTS_PER_S if scheme.method != "data-free" else 0.0
-    )
+    tokens = pass_tokens(scheme.method, job.checkpoint.config, int8_cache=job.int8_cache)
+    further = tokens / PRODUCTS_PER_S if scheme.method != "data-free" or job.int8_cache else 0.0
     return best / weight.numel() + further + (GPTQ_S_PER_WEIGHT if scheme.method == "gptq" else 0.0)

@@ -170,10 +170,17 @@ class ExportRequest:
     )
     activations: str | None = _option(
         "--activations",
-        "The number type in the ONNX graph and its KV cache.",
+        "The number type in the ONNX graph and its float KV cache.",
         None,
         choices=tuple(dict.fromkeys(name for target in TARGETS.values() for name in target.activations)),
         default_text=_by_target(lambda target: target.activations[0]),
+    )
+    kv_cache: str = _option(
+        "--kv-cache",
+        "The number type of the KV cache: float is that of --activations; int8 takes a quarter of float32's memory, "
+        "with a scale for each channel from the calibration text. ONNX on the CPU only.",
+        "float",
+        choices=("float", "int8"),
     )
     lengths_as_inputs: bool = _option(
         "--lengths-as-inputs",

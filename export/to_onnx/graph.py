@@ -39,6 +39,7 @@ class GraphStyle:
     activations: str  # float32 or float16: of weights that stay float, scales, KV cache and logits too
     scales: str  # what scales are rounded to: a graph with other activations has the same weights
     zero_points: bool  # whether MatMulNBits is given the zero points that it has by default
+    int8_cache: bool = False  # whether the KV cache is int8, with scales among the weights
 
 
 @dataclass
@@ -61,6 +62,10 @@ class Graph:
     @property
     def float_type(self) -> ir.DataType:
         return FLOATS[self.style.activations]
+
+    @property
+    def cache_type(self) -> ir.DataType:
+        return ir.DataType.INT8 if self.style.int8_cache else self.float_type
 
     def add(
         self,
@@ -200,7 +205,7 @@ def graph_input(node: fx.Node, graph: Graph) -> ir.Value:
     layer, part = divmod(int(node.name.removeprefix("past_")), 2)
     return ir.Value(
         name=f"past_key_values.{layer}.{('key', 'value')[part]}",
-        type=ir.TensorType(graph.float_type),
+        type=ir.TensorType(graph.cache_type),
         shape=ir.Shape(["batch_size", graph.config.num_key_value_heads, "past_sequence_length", graph.config.head_dim]),
     )
 
@@ -211,7 +216,7 @@ def name_outputs(program: torch.export.ExportedProgram, graph: Graph, config: Co
     outputs: list[ir.Value] = []
     for index, node in enumerate(results):
         value: ir.Value = graph.values[node]
-        value.type = ir.TensorType(graph.float_type)
+        value.type = ir.TensorType(graph.cache_type if index else graph.float_type)
         if index == 0:
             value.name, value.shape = "logits", ir.Shape(["batch_size", 1, config.vocab_size])
         else:

@@ -18,6 +18,7 @@ from export.models.shape import on_meta
 from export.to_onnx import graph
 from export.to_onnx.directml import directml_style
 from export.to_onnx.genai_config import genai_config
+from export.to_onnx.int8_cache import INT8_CACHE
 from export.to_onnx.operators import CPU
 from export.to_onnx.slots import COS, SIN, shared_zero_points, slots_for, split_slots
 from export.weights.slots import Interleaved, SlotId, Slots, weight_files
@@ -30,7 +31,7 @@ class OnnxLayout:
     def __init__(self, job: Job) -> None:
         config = job.checkpoint.config
         self.job = job
-        style = CPU
+        style = INT8_CACHE if job.int8_cache else CPU
         if job.target.provider == "dml":
             style = directml_style(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
         whole = slots_for(config, job.scheme, job.context_tokens, style, job.request.max_file_bytes)
@@ -56,10 +57,11 @@ class OnnxLayout:
         quantised = job.scheme.bits is not None
         int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
         self.activations = job.activations + int8
+        cache = "int8, a scale for each channel" if job.int8_cache else job.activations
         self.options: Mapping[str, Any] = {
             "opset": self.graph.opset_imports[""],
             "accuracy_level": job.target.accuracy_level if quantised else None,
-            "kv_cache": f"{job.activations}, one buffer for past and present",
+            "kv_cache": f"{cache}, one buffer for past and present",
             "logits": "last token only",
             "max_file_bytes": job.request.max_file_bytes,
             "lengths": "inputs" if job.request.lengths_as_inputs else "attention mask",

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from export.models.attention import AttentionNode
 from export.models.shape import EMBEDDING
 from export.scheme import Precision
 from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label, parent
@@ -194,26 +195,27 @@ def attention(graph: Graph, node: fx.Node) -> None:
     if call.blocks:
         block_sparse_attention(graph, node)
         return
-    graph.values[node] = graph.add(
-        f"/model/layers.{graph.attentions()}/attn/GroupQueryAttention",
-        "GroupQueryAttention",
-        [
-            graph.values[call.qkv], None, None, graph.values[call.past_key], graph.values[call.past_value],
-            graph.values[call.last_position], graph.values[call.total_tokens],
-            graph.values[call.cos], graph.values[call.sin],
-            *([graph.values[call.rows]] if call.rows is not None else []),
-        ],
-        {
-            "num_heads": call.heads,
-            "kv_num_heads": call.kv_heads,
-            "do_rotary": 1,
-            "rotary_interleaved": 0,
-            "local_window_size": call.window,
-            "scale": float(call.scale or graph.config.head_dim**-0.5),
-        },
-        domain=MICROSOFT,
-        outputs=3,
-    )  # fmt: skip
+    inputs, attributes = group_query_attention(graph, call)
+    name = f"/model/layers.{graph.attentions()}/attn/GroupQueryAttention"
+    graph.values[node] = graph.add(name, "GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
+
+
+def group_query_attention(graph: Graph, call: AttentionNode) -> tuple[list[ir.Value | None], dict[str, Any]]:
+    """The operator's inputs up to the rows of the tables, and its attributes."""
+    inputs = [
+        graph.values[call.qkv], None, None, graph.values[call.past_key], graph.values[call.past_value],
+        graph.values[call.last_position], graph.values[call.total_tokens],
+        graph.values[call.cos], graph.values[call.sin],
+        *([graph.values[call.rows]] if call.rows is not None else []),
+    ]  # fmt: skip
+    return inputs, {
+        "num_heads": call.heads,
+        "kv_num_heads": call.kv_heads,
+        "do_rotary": 1,
+        "rotary_interleaved": 0,
+        "local_window_size": call.window,
+        "scale": float(call.scale or graph.config.head_dim**-0.5),
+    }
 
 
 def table_rows(graph: Graph, node: fx.Node) -> None:

@@ -13,6 +13,7 @@ from export.models.layers import Rows
 from export.models.shape import EMBEDDING, Config
 from export.scheme import Scheme
 from export.to_onnx.graph import GraphStyle
+from export.weights.kv_scales import scale_ids
 from export.weights.slots import Interleaved, Slot, SlotId, Slots, lay_out
 
 DATA_FILE = "model.onnx.data"
@@ -50,6 +51,11 @@ def slots_for(
             zeros[bits] = max(zeros.get(bits, 0), rows * -(-blocks * bits // 8))
     table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
     tensors += [(COS, style.activations, table), (SIN, style.activations, table)]
+    if style.int8_cache:
+        per_channel = (config.num_key_value_heads, config.head_dim)
+        tensors += [
+            (id, "float32", per_channel) for layer in range(config.num_hidden_layers) for id in scale_ids(layer)
+        ]
     tensors += [(shared_zero_points(bits), "uint8", (count,)) for bits, count in zeros.items()]
     slots = lay_out(tensors, file=DATA_FILE, alignment=ALIGNMENT, max_file_bytes=max_file_bytes)
     return {

@@ -32,27 +32,30 @@ SHUFFLE_SEED = 0
 # docs/quality.md says what fewer and more of them give.
 CALIBRATION_BLOCKS: Mapping[Method, tuple[int, int]] = {"data-free": (0, 0), "weighted": (8, 32), "gptq": (16, 32)}
 CALIBRATED_WEIGHTS = 32_000_000_000
+# Blocks that an int8 KV cache's scales come from, at least.
+CACHE_BLOCKS = 8
 # A pass without calibration is little more than reading and writing: each further token is a tenth of a percent of it.
 MEASURED_TOKENS = 80
 
 
-def calibration_blocks(method: Method, config: Config) -> int:
-    """How many blocks a method looks at for a model of this size."""
+def calibration_blocks(method: Method, config: Config, *, int8_cache: bool = False) -> int:
+    """How many blocks a method, and an int8 KV cache, look at for a model of this size."""
     least, most = CALIBRATION_BLOCKS[method]
     weights = sum(math.prod(shape) for shape in config.tensor_shapes().values())
-    return max(least, min(CALIBRATED_WEIGHTS // weights, most))
+    return max(least, min(CALIBRATED_WEIGHTS // weights, most), CACHE_BLOCKS if int8_cache else 0)
 
 
-def pass_tokens(method: Method, config: Config) -> int:
+def pass_tokens(method: Method, config: Config, *, int8_cache: bool = False) -> int:
     """How many tokens go through each layer in the pass of a method."""
-    count = calibration_blocks(method, config)
-    return (2 + count) * BLOCK_TOKENS if count else 2 * MEASURED_TOKENS
+    count = calibration_blocks(method, config, int8_cache=int8_cache)
+    return (2 + int8_cache + count) * BLOCK_TOKENS if count else 2 * MEASURED_TOKENS
 
 
 @dataclass(frozen=True)
 class Batch:
     """The text of one pass over the model: `ids` int64 [sequences, tokens], of which the first `measured` give the loss
-    figures and the others calibrate.
+    figures and the others calibrate; with an int8 KV cache the last `cached` are the measured ones again, which are
+    computed with that cache.
 
     Values go through the pass as [measured + sequences, tokens, ...]: the measured sequences with float weights, then
     all sequences with dequantised ones.
@@ -60,6 +63,7 @@ class Batch:
 
     ids: Tensor
     measured: int
+    cached: int = 0
 
     def first_values(self) -> Tensor:
         """What the first stage takes."""
@@ -71,25 +75,28 @@ class Batch:
 
     def calibration(self, values: Tensor) -> Tensor:
         """The values of the sequences that calibrate; there may be none."""
-        return values[2 * self.measured :]
+        return values[2 * self.measured : len(values) - self.cached]
 
     def compared(self, values: Tensor) -> Tensor:
-        """The values that the loss is measured on: both halves, without the calibration."""
-        return values[: 2 * self.measured]
+        """The values that the loss is measured on: both halves, without the calibration, then the cached ones."""
+        both = values[: 2 * self.measured]
+        return torch.cat((both, values[len(values) - self.cached :])) if self.cached else both
 
 
-def make_batch(checkpoint: Checkpoint, method: Method, calibration: str | None) -> Batch:
+def make_batch(checkpoint: Checkpoint, method: Method, calibration: str | None, *, int8_cache: bool = False) -> Batch:
     """The text for a method. `calibration` is the user's own file; None takes the one that ships with us.
 
     Raises OptionError.
     """
     longest = min(checkpoint.config.rope.original_context_tokens, checkpoint.config.max_position_embeddings)
-    count = calibration_blocks(method, checkpoint.config)
+    count = calibration_blocks(method, checkpoint.config, int8_cache=int8_cache)
     tokens = min(BLOCK_TOKENS if count else MEASURED_TOKENS, longest)
     blocks = text_blocks(checkpoint, HELD_OUT, 1, tokens)
     if count:
         blocks += text_blocks(checkpoint, Path(calibration) if calibration else CALIBRATION, count, tokens)
-    return Batch(torch.tensor(blocks), measured=1)
+    if int8_cache:
+        blocks.append(blocks[0])
+    return Batch(torch.tensor(blocks), measured=1, cached=int(int8_cache))
 
 
 def text_blocks(checkpoint: Checkpoint, file: Path, count: int, tokens: int) -> list[list[int]]:

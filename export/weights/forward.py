@@ -27,6 +27,7 @@ from export.scheme import EMBEDDING, HEAD, Scheme
 from export.system import workers
 from export.weights.calibration import Batch
 from export.weights.journal import Journal
+from export.weights.kv_scales import attend_through_cache
 from export.weights.loss import logit_figures
 from export.weights.slots import SlotId
 from export.weights.stream import Progress, Stream
@@ -202,10 +203,22 @@ def forward_stages(stream: Stream) -> list[Stage]:
     replace_layers(model, functools.partial(streamed_layer, stream))
 
     def one_layer(layer: int, qkv: Tensor) -> Tensor:
-        return attend(config.attention(layer), Cached(qkv, empty, empty, length - 1, length, cos, sin))[0]
+        call = Cached(qkv, empty, empty, length - 1, length, cos, sin)
+        if batch.cached:
+            return attend_through_cache(stream, layer, call)
+        return attend(config.attention(layer), call)[0]
+
+    def figures(values: Tensor) -> Tensor:
+        exact, rounded = batch.split(values)
+        next_ids = batch.ids[: batch.measured]
+        found = [logit_figures(exact, rounded, next_ids=next_ids)]
+        if batch.cached:
+            rounded, cached = rounded[: batch.measured], rounded[batch.measured :]
+            found.append(logit_figures(rounded, cached, next_ids=next_ids))
+        return torch.cat(found)
 
     *stages, head = model.stages(one_layer)
-    return [*stages, lambda values: logit_figures(*batch.split(head(values)), next_ids=batch.ids[: batch.measured])]
+    return [*stages, lambda values: figures(head(values))]
 
 
 def copy_stages(stream: Stream) -> list[Stage]:

@@ -51,10 +51,11 @@ class LossMeter:
         self.squared_weight += chunk.squared_weight
 
     def result(self, figures: Tensor) -> Loss:
-        """`figures`: what logit_figures gave. Raises CheckpointError where the model itself gives no numbers."""
+        """`figures`: what logit_figures gave; behind them the same for an int8 KV cache, where there is one. Raises
+        CheckpointError where the model itself gives no numbers."""
         if not bool(torch.isfinite(figures).all()):
             raise CheckpointError("the model's logits on a plain text are not finite; is the checkpoint whole?")
-        differences, kl, same, exact_nll, nll = figures
+        differences, kl, same, exact_nll, nll = figures[:FIGURES]
         return Loss(
             text_tokens=figures.shape[1],
             worst_group_error=self.worst,
@@ -66,6 +67,7 @@ class LossMeter:
             top1_agreement=float(same.mean()),
             float_perplexity=perplexity(exact_nll),
             perplexity=perplexity(nll),
+            kv_cache_kl=float(figures[FIGURES + 1].mean()) if len(figures) > FIGURES else None,
         )
 
 
@@ -75,6 +77,7 @@ def perplexity(losses: Tensor) -> float | None:
     return math.exp(mean) if mean < MOST_NATS else None
 
 
+FIGURES = 5  # that logit_figures gives
 # Logits that are compared at a time, so that a large vocabulary takes no more memory than a small one.
 COMPARED_TOKENS = 32
 

@@ -113,6 +113,7 @@ def summary(artifact: Artifact) -> str:
     size = sum(file.bytes for file in manifest.files.values())
     needed = manifest.memory.needed_bytes(manifest.context_tokens)
     loss = manifest.loss
+    cache = "" if loss.kv_cache_kl is None else f"; its int8 KV cache {loss.kv_cache_kl:.4f}"
     lines = [
         f"{artifact.folder}: {manifest.format} for {one_line(manifest.target)}, "
         f"{size_text(size)} in {len(manifest.files)} files",
@@ -121,7 +122,7 @@ def summary(artifact: Artifact) -> str:
         f"  scheme   {one_line(f'{manifest.scheme.name}, activations {manifest.scheme.activations}')}",
         f"  context  {manifest.context_tokens} tokens, {size_text(needed)} of memory when it is full",
         f"  stop ids {', '.join(map(str, manifest.tokens.stop))}",
-        f"  loss     KL {loss.mean_kl:.4f} nats a token, top-1 agreement {loss.top1_agreement:.0%}",
+        f"  loss     KL {loss.mean_kl:.4f} nats a token, top-1 agreement {loss.top1_agreement:.0%}{cache}",
         f"  digest   {manifest.digest()[:16]}",
         *(f"  note     {note}" for note in manifest.notes),
     ]

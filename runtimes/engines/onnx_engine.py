@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtimes.engines.engine import Engine, Logits
 
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_CACHE_TYPES = _ELEMENT_TYPES | {"tensor(int8)": "int8"}
 _CPU = ("cpu", 0)
 
 
@@ -227,9 +228,9 @@ def _check_graph(session: Any, model: Model) -> npt.DTypeLike:
             raise EngineError(f"the graph's {kind} are not those of a phi-edge export ({odd}, ...); export it again")
     _check_shapes(session, model)
     types = {item.type for item in session.get_inputs() if re.match("past_key_values", item.name)}
-    if len(types) != 1 or not types <= set(_ELEMENT_TYPES):
-        raise EngineError(f"the graph's KV cache is {', '.join(sorted(types))}; known: {', '.join(_ELEMENT_TYPES)}")
-    return _ELEMENT_TYPES[types.pop()]
+    if len(types) != 1 or not types <= set(_CACHE_TYPES):
+        raise EngineError(f"the graph's KV cache is {', '.join(sorted(types))}; known: {', '.join(_CACHE_TYPES)}")
+    return _CACHE_TYPES[types.pop()]
 
 
 def _logits_type(session: Any) -> npt.DTypeLike:
