@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from export.artifact import MANIFEST, describe_files, open_artifact, seal
 from hostile.mutate import Grammar, mutate
@@ -54,16 +53,43 @@ def sound_run(folder: Path) -> Sequence[str]:
     return ASK
 
 
+def sound_file(name: str) -> bytes:
+    """What a file of the sound artifact has."""
+    return (_sound() / name).read_bytes()
+
+
+def with_manifest(folder: Path, data: bytes) -> Sequence[str]:
+    """An artifact with these bytes as its manifest."""
+    sound(folder)
+    (folder / "a" / MANIFEST).write_bytes(data)
+    return ["check", "a"]
+
+
+def with_file(folder: Path, name: str, data: bytes) -> Sequence[str]:
+    """An artifact with these bytes as one of its other files, and the hashes of that."""
+    sound(folder)
+    artifact = open_artifact(folder / "a")
+    (folder / "a" / name).write_bytes(data)
+    described = describe_files(folder / "a", list(artifact.manifest.files))
+    seal(folder / "a", dataclasses.replace(artifact.manifest, files=described))
+    return ASK
+
+
+def with_template(folder: Path, source: str) -> Sequence[str]:
+    """An artifact with this chat template."""
+    config = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "chat_template": source}
+    return [*with_file(folder, "tokenizer_config.json", json.dumps(config).encode()), "--chat"]
+
+
 def manifest(rng: random.Random) -> Trial:
     """A manifest with one fault."""
-    content = json.loads((_sound() / MANIFEST).read_text())
+    content = json.loads(sound_file(MANIFEST))
     grammar = Grammar(free=lambda path: path[0] in FREE or path[:2] in FREE_IN or path[-1] in OPTIONAL)
     mutation = mutate(rng, content, grammar)
     words = rng.choice([["check", "a"], ["check", "a"], ASK, ["bundle", "a", "app", "--for", "android"]])
 
     def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        (folder / "a" / MANIFEST).write_bytes(mutation.data)
+        with_manifest(folder, mutation.data)
         return words
 
     return Trial(f"{words[0]}: manifest {mutation.what}", make, mutation.breaks, may_write=("app",))
@@ -112,29 +138,12 @@ def _folder(path: Path, share: float) -> None:
     path.mkdir()
 
 
-def _reseal(folder: Path, changed: dict[str, bytes]) -> None:
-    """Change files of the artifact and make the manifest's hashes right again."""
-    artifact = open_artifact(folder)
-    for name, data in changed.items():
-        (folder / name).write_bytes(data)
-    described = describe_files(folder, list(artifact.manifest.files))
-    seal(folder, dataclasses.replace(artifact.manifest, files=described))
-
-
 def tokenizer(rng: random.Random) -> Trial:
     """A tokenizer.json or tokenizer_config.json with one fault, in an artifact whose hashes are right."""
-    contents: dict[str, Any] = {
-        name: json.loads((_sound() / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")
-    }
+    contents = {name: json.loads(sound_file(name)) for name in ("tokenizer.json", "tokenizer_config.json")}
     name = rng.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"])
     mutation = mutate(rng, contents[name], Grammar(free=lambda path: True))
-
-    def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        _reseal(folder / "a", {name: mutation.data})
-        return ASK
-
-    return Trial(f"{name} {mutation.what}", make, mutation.breaks)
+    return Trial(f"{name} {mutation.what}", lambda folder: with_file(folder, name, mutation.data), mutation.breaks)
 
 
 # Fragments of templates; each is used alone and among the others.
@@ -174,10 +183,4 @@ def template(rng: random.Random) -> Trial:
 
 
 def _template(source: str, *, breaks: bool) -> Trial:
-    def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        config = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "chat_template": source}
-        _reseal(folder / "a", {"tokenizer_config.json": json.dumps(config).encode()})
-        return [*ASK, "--chat"]
-
-    return Trial(f"template {source!r:.120}", make, breaks)
+    return Trial(f"template {source!r:.120}", lambda folder: with_template(folder, source), breaks)

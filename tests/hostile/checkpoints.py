@@ -53,44 +53,45 @@ def sound(folder: Path) -> Sequence[str]:
     return EXPORT
 
 
-def _write(path: Path, data: bytes) -> None:
+def sound_file(name: str) -> bytes:
+    """What a file of the sound checkpoint has."""
+    return (_sound() / name).read_bytes()
+
+
+def with_file(folder: Path, name: str, data: bytes) -> Sequence[str]:
+    """A checkpoint with these bytes as one of its files."""
+    sound(folder)
+    path = folder / "ck" / name
     path.unlink(missing_ok=True)  # a hard link: the others keep their content
     path.write_bytes(data)
+    return EXPORT
 
 
 def config(rng: random.Random) -> Trial:
     """A config.json with one fault."""
-    content = json.loads((_sound() / "config.json").read_text())
+    content = json.loads(sound_file("config.json"))
     grammar = Grammar(free=lambda path: path[0] not in TYPED, needs_keys=lambda path: path[0] in NEEDED)
     mutation = mutate(rng, content, grammar)
-
-    def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        _write(folder / "ck" / "config.json", mutation.data)
-        return EXPORT
-
-    return Trial(f"config {mutation.what}", make, mutation.breaks)
+    return Trial(
+        f"config {mutation.what}", lambda folder: with_file(folder, "config.json", mutation.data), mutation.breaks
+    )
 
 
 def tokenizer(rng: random.Random) -> Trial:
     """A tokenizer of a checkpoint with one fault: it is refused before the export, or it runs."""
-    contents = {name: json.loads((_sound() / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")}
+    contents = {name: json.loads(sound_file(name)) for name in ("tokenizer.json", "tokenizer_config.json")}
     name = rng.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"])
     mutation = mutate(rng, contents[name], Grammar(free=lambda path: True))
-
-    def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        _write(folder / "ck" / name, mutation.data)
-        return EXPORT
-
-    return Trial(f"checkpoint's {name} {mutation.what}", make, mutation.breaks)
+    return Trial(
+        f"checkpoint's {name} {mutation.what}", lambda folder: with_file(folder, name, mutation.data), mutation.breaks
+    )
 
 
 Header = dict[str, Any]
 
 
 def _split() -> tuple[Header, bytes]:
-    data = (_sound() / WEIGHTS).read_bytes()
+    data = sound_file(WEIGHTS)
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
@@ -203,16 +204,19 @@ def header(rng: random.Random) -> Trial:
     fault = rng.choice(HEADER_FAULTS)
     content, body = _split()
     data = fault(rng, content, body)
-    return Trial(f"safetensors: {fault.__name__.strip('_')}", _weights(data), breaks=True)
+    return Trial(
+        f"safetensors: {fault.__name__.strip('_')}", lambda folder: with_file(folder, WEIGHTS, data), breaks=True
+    )
 
 
-def _weights(data: bytes) -> Callable[[Path], Sequence[str]]:
-    def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        _write(folder / "ck" / WEIGHTS, data)
-        return EXPORT
+def sound_header() -> bytes:
+    """The header of the sound checkpoint's safetensors file, which is JSON."""
+    return json.dumps(_split()[0]).encode()
 
-    return make
+
+def with_header(folder: Path, header: bytes) -> Sequence[str]:
+    """A checkpoint with these bytes as the header of its safetensors file."""
+    return with_file(folder, WEIGHTS, _join(header, _split()[1]))
 
 
 def index(rng: random.Random) -> Trial:
@@ -230,10 +234,4 @@ def index(rng: random.Random) -> Trial:
         data = json.dumps({"weight_map": rng.choice([None, [], 5, "x", {}, {"a": {}}])}).encode()
     elif rng.random() < 0.3:
         data = data[: rng.randrange(1, len(data) - 2)]
-
-    def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        _write(folder / "ck" / INDEX, data)
-        return EXPORT
-
-    return Trial(f"index: {name} in {shard!r:.40}", make, breaks=False)
+    return Trial(f"index: {name} in {shard!r:.40}", lambda folder: with_file(folder, INDEX, data), breaks=False)

@@ -27,23 +27,28 @@ LAB: dict[str, Any] = {
 UNKNOWN = ["doctor", "no-such-device", "--lab", "lab.toml"]  # opens nothing: the lab is read, and the name is not in it
 
 
-def sound_lab(folder: Path) -> Sequence[str]:
-    """A lab that is read; `doctor` of this machine may find something wrong with it."""
-    (folder / "lab.toml").write_bytes(as_toml(LAB))
-    return ["run", "a", "Hello", "--device", "here", "--lab", "lab.toml"]
-
-
 def lab(rng: random.Random) -> Trial:
     """A lab file with one fault."""
     grammar = Grammar(write=as_toml, needs_keys=lambda path: path[-1] in ("host",))
     mutation = mutate(rng, LAB, grammar)
-
-    def make(folder: Path) -> Sequence[str]:
-        (folder / "lab.toml").write_bytes(mutation.data)
-        return UNKNOWN
-
     breaks = mutation.breaks and not mutation.what.startswith(("cut", "empty"))
-    return Trial(f"lab {mutation.what}", make, breaks, not_about="unknown device 'no-such-device'")
+    return Trial(
+        f"lab {mutation.what}",
+        lambda folder: with_lab(folder, mutation.data),
+        breaks,
+        not_about="unknown device 'no-such-device'",
+    )
+
+
+def sound_lab() -> bytes:
+    """A lab file that is read."""
+    return as_toml(LAB)
+
+
+def with_lab(folder: Path, data: bytes) -> Sequence[str]:
+    """A lab file of these bytes."""
+    (folder / "lab.toml").write_bytes(data)
+    return UNKNOWN
 
 
 # The agent says its first line, waits for the request, and says the rest. It ends when its input does.
@@ -81,6 +86,11 @@ def _lines(lines: Sequence[dict[str, Any]]) -> list[bytes]:
     return [json.dumps(line).encode() + b"\n" for line in lines]
 
 
+def sound_lines() -> bytes:
+    """All that a sound agent says in that conversation."""
+    return b"".join(_lines(conversation()))
+
+
 def _lay_out(folder: Path, said: bytes) -> Sequence[str]:
     artifacts.sound(folder)
     (folder / "said").write_bytes(said)
@@ -91,7 +101,7 @@ def _lay_out(folder: Path, said: bytes) -> Sequence[str]:
 
 def sound_agent(folder: Path) -> Sequence[str]:
     """An agent that answers as it should."""
-    return _lay_out(folder, b"".join(_lines(conversation())))
+    return _lay_out(folder, sound_lines())
 
 
 def agent(rng: random.Random) -> Trial:

@@ -39,6 +39,12 @@ def sound(folder: Path) -> Sequence[str]:
     return VERBS[2]
 
 
+def with_file(folder: Path, name: str, data: bytes) -> None:
+    """A measurement that keeps its budgets, and these bytes as m.json, s.json or b.toml."""
+    sound(folder)
+    (folder / name).write_bytes(data)
+
+
 # What a device may not be able to say, and maps with keys of their own.
 FREE = {"before", "after", "versions"}
 FREE_IN = {"memory", "threads", "samples", "accelerator", "provider"}
@@ -52,8 +58,7 @@ def measurement(rng: random.Random) -> Trial:
     words = rng.choice(VERBS)
 
     def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        (folder / "m.json").write_bytes(mutation.data)
+        with_file(folder, "m.json", mutation.data)
         return words
 
     return Trial(f"{' '.join(words)}: measurement {mutation.what}", make, mutation.breaks)
@@ -71,8 +76,7 @@ def score(rng: random.Random) -> Trial:
     words = [*rng.choice(VERBS[:2]), "s.json"]
 
     def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        (folder / "s.json").write_bytes(mutation.data)
+        with_file(folder, "s.json", mutation.data)
         return words
 
     return Trial(f"score {mutation.what}", make, mutation.breaks)
@@ -84,8 +88,7 @@ def budget(rng: random.Random) -> Trial:
     mutation = mutate(rng, BUDGETS, grammar)
 
     def make(folder: Path) -> Sequence[str]:
-        sound(folder)
-        (folder / "b.toml").write_bytes(mutation.data)
+        with_file(folder, "b.toml", mutation.data)
         return VERBS[2]
 
     # Half of a TOML file is often one.

@@ -9,18 +9,15 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import resource
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from click.testing import CliRunner
 
-import phi_edge.verbs.run
-from export import plan
+from hostile.cheap import little_memory, make_cheap
 from hostile.devices import answers_to, request_lines
 from hostile.kinds import KINDS, REQUEST_LINES, REQUESTS, total
 from hostile.trial import Trial, fault, seeded, time_limit
@@ -29,34 +26,18 @@ from phi_edge.main import main
 from runtimes import open_runtime
 from runtimes.engines.fake import fake_artifact, fake_opener
 from runtimes.errors import RuntimesError
-from runtimes.text import template
-from runtimes.text.runtime import TextRuntime
 
 ONLY = os.environ.get("HOSTILE", "")
 TIMES = int(os.environ.get("HOSTILE_TIMES", "1"))
-MORE_BYTES = 4 << 30  # of address space, beyond what Python and torch have
 PAGE = Path(__file__).parents[2] / "docs" / "robustness.md"
 
 
 @pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is the fake, a plan does not time this machine, and templates get less time."""
-
-    def open_fake(artifact: object, **_: object) -> TextRuntime:
-        return open_runtime(artifact, engine=fake_opener("Well."))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(phi_edge.verbs.run, "open_runtime", open_fake)
-    monkeypatch.setattr(plan, "seconds_per_weight", lambda job: 1e-9)
-    monkeypatch.setattr(template, "RENDER_S", 0.5)
-
-
-@pytest.fixture(autouse=True)
-def little_memory() -> Iterator[None]:
-    """What asks for memory without a bound is refused it, here and in every process that is started from here."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MORE_BYTES, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+def cheap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cheap enough for thousands of inputs."""
+    make_cheap(monkeypatch.setattr)
+    with little_memory():
+        yield
 
 
 @pytest.fixture

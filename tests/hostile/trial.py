@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from phi_edge.main import main
 
@@ -72,13 +72,18 @@ def fault(trial: Trial, folder: Path) -> str | None:
             result = CliRunner().invoke(main, words, prog_name="phi-edge")
     except Hang:
         return f"no end within {LIMIT_S:.0f} s"
+    return result_fault(result, before | set(trial.may_write), folder) or _acceptance(trial, result)
+
+
+def result_fault(result: Result, known: Set[str], folder: Path) -> str | None:
+    """What is wrong with how a command ended, whatever its input. `known` are the names that the folder may have."""
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return f"traceback: {type(result.exception).__name__}: {result.exception}"
     if result.exit_code not in (0, 1, 2):
         return f"exit code {result.exit_code}: {result.stderr[-300:]}"
-    if (left := sorted(listing(folder) - before - set(trial.may_write))) and result.exit_code == 2:
+    if (left := sorted(listing(folder) - known)) and result.exit_code == 2:
         return f"left behind: {', '.join(left)}"
-    return words_fault(result.stderr, result.exit_code) or _acceptance(trial, result.exit_code, result.stderr)
+    return words_fault(result.stderr, result.exit_code)
 
 
 def words_fault(stderr: str, exit_code: int) -> str | None:
@@ -96,11 +101,11 @@ def words_fault(stderr: str, exit_code: int) -> str | None:
     return None
 
 
-def _acceptance(trial: Trial, exit_code: int, stderr: str) -> str | None:
-    if trial.breaks and exit_code == 0:
+def _acceptance(trial: Trial, result: Result) -> str | None:
+    if trial.breaks and result.exit_code == 0:
         return "accepted in silence"
-    if trial.breaks and trial.not_about is not None and trial.not_about in stderr:
-        return f"accepted; what was refused is another thing: {stderr!r}"
+    if trial.breaks and trial.not_about is not None and trial.not_about in result.stderr:
+        return f"accepted; what was refused is another thing: {result.stderr!r}"
     return None
 
 
