@@ -1,9 +1,9 @@
-# make setup | demo | test | check | format | golden | docs
+# make setup | demo | test | fuzz | check | format | golden | docs
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check format golden docs
+.PHONY: setup demo test fuzz check format golden docs
 setup: $(VENV)/.ready
 
 # torch comes first and pinned: an unpinned one brings several GB of CUDA.
@@ -19,6 +19,12 @@ demo: setup
 # A worker on each core, four at most: each takes 1 to 3 GB.
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+# SECONDS for each target; TARGETS="manifest agent_lines" are some of them. What is found is in build/fuzz.
+SECONDS := 60
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python ci/fuzz/fuzz.py --seconds $(SECONDS) $(TARGETS)
 
 check: setup
 	$(BIN)/ruff format --check .

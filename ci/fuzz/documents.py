@@ -1,5 +1,5 @@
-"""Mutations that keep a document's form: half of a fuzzer's inputs are still JSON or TOML, so that they reach what reads
-the values behind the parser."""
+"""Mutations that keep a document's form: half of a fuzzer's inputs are still JSON or TOML, so that they reach what is
+behind the parser."""
 
 from __future__ import annotations
 

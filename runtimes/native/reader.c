@@ -42,8 +42,10 @@ enum read_end read_lines(on_line *take) {
             poll(&input, 1, -1);
         if (got < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
-        if (got <= 0)
+        if (got <= 0) {
+            free(buffer.text);
             return INPUT_ENDED;
+        }
         take_lines(&buffer, (size_t)got, take);
         if (buffer.used == buffer.room)
             buffer.text = realloc(buffer.text, buffer.room *= 2);
