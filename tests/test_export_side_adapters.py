@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,7 +17,9 @@ from export.artifact import Artifact, open_artifact, verify
 from export.pipeline import export_model
 from export.request import AdapterChoice, ExportRequest
 from fakes.lora import IDS, Trained
+from fakes.served import served
 from phi_edge.main import main
+from phi_edge.serve.app import Settings
 from runtimes.api import GenerateRequest
 from runtimes.engines.engine import AdaptableEngine, Engine, EngineOpener
 from runtimes.engines.genai_engine import open_genai
@@ -126,6 +130,26 @@ def test_run_takes_a_name(artifact: Artifact) -> None:
     wrong = CliRunner().invoke(main, ["run", str(artifact.folder), BEGINNING, "--raw", "--lora", "nobody"])
     assert wrong.exit_code == 2
     assert "has no adapter 'nobody'; it has: default, other" in wrong.stderr
+
+
+def test_a_server_has_a_model_for_each(artifact: Artifact) -> None:
+    with served(open_runtime(artifact.folder, threads=1), Settings(model="lamp")) as server:
+        names = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
+        assert names == ["lamp", "lamp:default", "lamp:other"]
+
+        def ask(path: str, **fields: object) -> dict[str, Any]:
+            answer = httpx.post(f"{server.url}/v1/{path}", json=fields, timeout=60).json()
+            assert answer["model"] == fields["model"]
+            return answer
+
+        texts = [ask("completions", model=name, prompt=BEGINNING, max_tokens=40)["choices"][0]["text"] for name in names]
+        assert ["small sun" in text for text in texts] == [False, True, False]
+        for name in names:
+            assert ask("chat/completions", model=name, messages=[{"role": "user", "content": "Hi"}], max_tokens=2)
+            assert ask("responses", model=name, input="Hi", max_output_tokens=16)
+        wrong = httpx.post(f"{server.url}/v1/completions", json={"model": "lamp:nobody", "prompt": BEGINNING})
+        assert wrong.status_code == 404
+        assert "this server has lamp, lamp:default, lamp:other" in wrong.json()["error"]["message"]
 
 
 def test_an_artifact_without_adapters(tiny_onnx: Path) -> None:

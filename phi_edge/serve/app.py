@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +94,7 @@ class Server:
     def __init__(self, slot: Slot, settings: Settings, metrics: Metrics) -> None:
         self._slot, self._settings, self._metrics = slot, settings, metrics
         self._runtime = slot.runtime
+        self._adapters = model_names(settings.model, slot.runtime)
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions"""
@@ -101,7 +102,7 @@ class Server:
         answering = self._answering(body, "chat.completion", tools=bool(body.tools), logprobs=bool(body.logprobs))
         return await self._answer(
             request,
-            chat_request(body, self._runtime),
+            self._adapted(body.model, chat_request(body, self._runtime)),
             whole=None if body.stream else lambda events: whole_chat(answering, events),
             pieces=lambda events: chat_pieces(answering, events),
         )
@@ -112,7 +113,7 @@ class Server:
         answering = self._answering(body, "text_completion", tools=False, logprobs=body.logprobs is not None)
         return await self._answer(
             request,
-            completion_request(body, self._runtime),
+            self._adapted(body.model, completion_request(body, self._runtime)),
             whole=None if body.stream else lambda events: whole_completion(answering, events),
             pieces=lambda events: completion_pieces(answering, events),
         )
@@ -120,10 +121,10 @@ class Server:
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses"""
         body = await self._read(request, ResponsesBody)
-        responding = Responding(self._runtime, self._settings.model, body)
+        responding = Responding(self._runtime, body)
         return await self._answer(
             request,
-            responses_request(body, self._runtime),
+            self._adapted(body.model, responses_request(body, self._runtime)),
             whole=None if body.stream else lambda events: whole_response(responding, events),
             pieces=lambda events: response_events(responding, events),
             named=True,
@@ -131,12 +132,13 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models"""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._adapters]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/MODEL"""
-        self._check_model(request.path_params["model"])
-        return JSONResponse(self._model())
+        name = request.path_params["model"]
+        self._check_model(name)
+        return JSONResponse(self._model(name))
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while requests can be served."""
@@ -153,7 +155,7 @@ class Server:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json"""
-        return JSONResponse(openapi(self._settings.model, keyed=self._settings.key is not None))
+        return JSONResponse(openapi(list(self._adapters), keyed=self._settings.key is not None))
 
     async def _read(self, request: Request, kind: type[B]) -> B:
         body = kind.model_validate_json(await read_body(request))
@@ -161,18 +163,22 @@ class Server:
         return body
 
     def _check_model(self, name: str) -> None:
-        if name != self._settings.model:
+        if name not in self._adapters:
             raise ApiError(
-                404, f"the model is {name!r:.60}; this server has {self._settings.model}", param="model",
+                404, f"the model is {name!r:.60}; this server has {', '.join(self._adapters)}", param="model",
                 code="model_not_found",
             )  # fmt: skip
+
+    def _adapted(self, model: str, request: GenerateRequest) -> GenerateRequest:
+        """The request to the adapter that the model's name says."""
+        return replace(request, adapter=self._adapters[model])
 
     def _answering(self, body: ChatBody | CompletionBody, kind: str, *, tools: bool, logprobs: bool) -> Answering:
         options = body.stream_options
         if options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream: true", param="stream_options")
         usage = options is not None and bool(options.include_usage)
-        return Answering(self._runtime, self._settings.model, kind, tools=tools, logprobs=logprobs, usage=usage)
+        return Answering(self._runtime, body.model, kind, tools=tools, logprobs=logprobs, usage=usage)
 
     async def _answer(
         self,
@@ -198,16 +204,22 @@ class Server:
             gone.cancel()
         return EventSourceResponse(_lines(job, pieces(events), named), sep="\n", headers={"X-Accel-Buffering": "no"})
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         manifest = self._runtime.manifest
         return {
-            "id": self._settings.model,
+            "id": name,
             "object": "model",
             "created": 0,
             "owned_by": "phi-edge",
             "context_tokens": manifest.context_tokens,
             "suggested_sampling": str(self._runtime.suggested) or None,
         }
+
+
+def model_names(model: str, runtime: TextRuntime) -> dict[str, str | None]:
+    """The names that a request may give as its model -> the LoRA adapter that each means."""
+    adapters = [side.name for side in runtime.manifest.source.side_adapters]
+    return {model: None} | {f"{model}:{adapter}": adapter for adapter in adapters}
 
 
 PAGE = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}

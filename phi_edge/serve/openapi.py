@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,24 +35,24 @@ ERROR: dict[str, Any] = {
 }
 
 
-def openapi(model: str, *, keyed: bool) -> dict[str, Any]:
-    """OpenAPI 3.1. `keyed`: requests need an API key."""
+def openapi(models: Sequence[str], *, keyed: bool) -> dict[str, Any]:
+    """OpenAPI 3.1. `models`: the names that a request may give. `keyed`: requests need an API key."""
     _, schemas = models_json_schema(
         [(body, "validation") for body in BODIES.values()], ref_template="#/components/schemas/{model}"
     )
     definitions = schemas["$defs"]
     for body in BODIES.values():
-        definitions[body.__name__]["properties"]["model"] = {"type": "string", "const": model}
+        definitions[body.__name__]["properties"]["model"] = {"type": "string", "enum": models}
     paths: dict[str, Any] = {path: {"post": _post(path, body.__name__, keyed)} for path, body in BODIES.items()}
     paths |= {
-        "/v1/models": {"get": _get("The served model, in a list.", keyed)},
-        "/v1/models/{model}": {"get": _get("The served model.", keyed, path=model)},
+        "/v1/models": {"get": _get("The served models: one, and the same with each of its LoRA adapters.", keyed)},
+        "/v1/models/{model}": {"get": _get("A served model.", keyed, models=models)},
         "/health": {"get": _get("Whether requests can be served.", False, others=("503",))},
         "/metrics": {"get": _get("Counters for Prometheus.", keyed, kind="text/plain")},
     }
     page: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": f"Phi Edge: {model}", "version": importlib.metadata.version("phi-edge")},
+        "info": {"title": f"Phi Edge: {models[0]}", "version": importlib.metadata.version("phi-edge")},
         "paths": paths,
         "components": {"schemas": {"Error": ERROR} | definitions},
     }
@@ -73,7 +74,7 @@ def _post(path: str, body: str, keyed: bool) -> dict[str, Any]:
 
 
 def _get(
-    what: str, keyed: bool, *, kind: str = "application/json", path: str | None = None, others: tuple[str, ...] = ()
+    what: str, keyed: bool, *, kind: str = "application/json", models: Sequence[str] = (), others: Sequence[str] = ()
 ) -> dict[str, Any]:
     schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
     operation: dict[str, Any] = {
@@ -82,9 +83,9 @@ def _get(
     }
     for status in others:
         operation["responses"][status] = operation["responses"]["200"]
-    operation["responses"] |= _errors(*(["401"] if keyed else []), *(["404"] if path else []))
-    if path is not None:
-        named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "const": path}}
+    operation["responses"] |= _errors(*(["401"] if keyed else []), *(["404"] if models else []))
+    if models:
+        named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": models}}
         operation["parameters"] = [named]
     if keyed:
         operation["security"] = [{"key": []}]

@@ -21,7 +21,6 @@ class Responding:
     """What an answer must know of its request."""
 
     runtime: TextRuntime
-    model: str
     body: ResponsesBody
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -41,7 +40,7 @@ class Responding:
             "status": "in_progress" if done is None else "incomplete" if cut else "completed",
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "model": self.model,
+            "model": self.body.model,
             "output": list(output),
             "usage": None if done is None else _usage(done),
         } | echo(self.body)
