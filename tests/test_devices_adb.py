@@ -13,22 +13,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from devices.drivers.adb import AdbDevice, AdbDriver
 from devices.drivers.adb_conditions import parse_conditions
 from devices.drivers.driver import Loading
 from devices.errors import DeviceError
 from devices.measure.bench import Plan, measure
-from devices.measure.measurement import DeviceFacts
+from devices.measure.measurement import DeviceFacts, read_measurement
+from devices.measure.metrics import METRICS, summarize
 from devices.measure.validity import problems
 from devices.transports.adb.devices import Client
 from devices.transports.timeouts import Timeouts
 from export.artifact import Artifact, open_artifact, verify
 from fakes.adbd import FakeAdbd
-from fakes.android import AndroidSoftware
+from fakes.android import AndroidSoftware, llama_main_row
 from fakes.near_ties import CLOSE_LOGITS, partings, questions
 from fakes.odd_text import odd_texts
 from fakes.phone import BATTERY, THERMAL, FakePhone
+from phi_edge.main import main
 from runtimes import open_runtime
 from runtimes.api import Message
 from runtimes.errors import DeviceBusyError, DiskFullError, EngineError, RequestError, TransportError, UnsupportedError
@@ -317,6 +320,33 @@ def test_llama_main_says_what_our_engine_says(runner: AdbDevice, tiny_executorch
             assert [token.id for token in tokens if isinstance(token, NewToken)] == ids_of(here, request)
             assert {token.at_s for token in tokens if isinstance(token, NewToken)} <= {None}
     here.close()
+
+
+@pytest.mark.parametrize("warmups", ["0", "1"])
+def test_bench_reads_llama_mains_own_figures(
+    phone: FakeAdbd, adb: Client, llama_main: Path, tiny_executorch: Path, tmp_path: Path, warmups: str
+) -> None:
+    lab, out = tmp_path / "lab.toml", tmp_path / "m.json"
+    lab.write_text(llama_main_row(llama_main, phone, adb))
+    words = ["--device", "phone", "--lab", str(lab), "--reps", "2", "--warmup", warmups]
+    words += ["--prompt-tokens", "100", "--generate-tokens", "20", "--out", str(out)]
+    done = CliRunner().invoke(main, ["bench", str(tiny_executorch), *words])
+    assert done.exit_code == 0, done.output
+    measured = read_measurement(out)
+    assert not problems(measured)
+    for repetition in measured.repetitions:
+        run = repetition.run
+        assert (run.prompt_tokens, run.completion_tokens, len(run.token_at_s)) == (100, 20, 0)
+        assert repetition.open_s is not None and repetition.load_s is None
+        assert run.first_token_s is not None and run.last_token_s is not None and run.total_s is not None
+        assert 0 < run.first_token_s < run.last_token_s <= run.total_s
+    known = {name for name, metric in METRICS.items() if summarize(metric, measured) is not None}
+    assert {"ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "artifact_bytes"} == known
+    shown = CliRunner().invoke(main, ["report", str(out)])
+    assert shown.exit_code == 0 and "Time to first token" in shown.stdout
+    refused = CliRunner().invoke(main, ["bench", str(tiny_executorch), *words, "--warmup", "2", "--out", str(out)])
+    assert refused.exit_code == 2
+    assert "the device's runner warms up once at most" in refused.output
 
 
 def runner_that(device: AdbDevice, folder: Path, does: str) -> AdbDevice:

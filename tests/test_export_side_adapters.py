@@ -142,7 +142,9 @@ def test_a_server_has_a_model_for_each(artifact: Artifact) -> None:
             assert answer["model"] == fields["model"]
             return answer
 
-        texts = [ask("completions", model=name, prompt=BEGINNING, max_tokens=40)["choices"][0]["text"] for name in names]
+        texts = [
+            ask("completions", model=name, prompt=BEGINNING, max_tokens=40)["choices"][0]["text"] for name in names
+        ]
         assert ["small sun" in text for text in texts] == [False, True, False]
         for name in names:
             assert ask("chat/completions", model=name, messages=[{"role": "user", "content": "Hi"}], max_tokens=2)

@@ -132,6 +132,7 @@ class AdbDriver:
             cached_share=None,
             versions={},
             finish=source.close,
+            timed=source.time,
         )
 
     def _client(self) -> Client:
@@ -146,7 +147,7 @@ class AdbDriver:
         wanted = {"agent": "onnx", "llama_main": "executorch"}[self._device.runner]
         if artifact.manifest.format != wanted:
             advice = (
-                'export it with --format onnx; or set runner = "llama_main" in lab.toml, which cannot bench'
+                'export it with --format onnx; or set runner = "llama_main" in lab.toml'
                 if wanted == "onnx"
                 else 'set runner = "agent" in lab.toml'
             )

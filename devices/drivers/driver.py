@@ -11,6 +11,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from devices.drivers.identity import Identity
 from devices.lab import Device
+from devices.transports.self_timed import Timed
 from export.artifact import Artifact
 from runtimes.loop.tokens import TokenSource
 from runtimes.system.conditions import Conditions
@@ -42,6 +43,7 @@ class Opened:
     versions: Mapping[str, str]
     accelerator: str | None = None  # what it computes on; None is the CPU, or unknown
     finish: Callable[[], None]  # ends the process and raises TransportError if it fails at its end
+    timed: Timed | None = None  # instead of the source, where the runner reports no token's time
 
 
 @dataclass(frozen=True, kw_only=True)

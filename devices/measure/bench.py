@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from devices.drivers.driver import Driver, Loading
+from devices.drivers.driver import Driver, Loading, Opened
 from devices.errors import DeviceError, NotReadyError
 from devices.measure.measurement import (
     SCHEMA,
@@ -161,14 +161,19 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
     limit_s = plan.deadline_s
     loading = Loading(threads=plan.threads, hold=True, cold=cold, wait_s=limit_s, total_s=limit_s)
     opened = driver.open(artifact, loading)
+    warmups: list[Run] = []
+    open_s = opened.open_s
     try:
-        request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
-        warmups = []
-        for number in range(plan.warmups):
-            step(number, "warming up")
-            warmups.append(_run(list(opened.source.stream(request))))
-        step(plan.warmups, "measuring")
-        run = _run(list(opened.source.stream(request)))
+        if opened.timed is not None:
+            step(0, "measuring")
+            run, open_s = _self_timed(opened, plan)
+        else:
+            request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
+            for number in range(plan.warmups):
+                step(number, "warming up")
+                warmups.append(_run(list(opened.source.stream(request))))
+            step(plan.warmups, "measuring")
+            run = _run(list(opened.source.stream(request)))
         opened.finish()
     finally:
         opened.source.close()
@@ -177,7 +182,7 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
         page_cache=_page_cache(opened.cached_share),
         cached_share=opened.cached_share,
         load_s=opened.load_s,
-        open_s=opened.open_s,
+        open_s=open_s,
         load_mode=opened.load_mode,
         warmups=warmups,
         run=run,
@@ -194,6 +199,30 @@ def _page_cache(cached_share: float | None) -> PageCache | None:
     if cached_share is None:
         return None
     return "cold" if cached_share <= 0.05 else "warm" if cached_share >= 0.95 else "mixed"
+
+
+def _self_timed(opened: Opened, plan: Plan) -> tuple[Run, float | None]:
+    """One answer of a runner that reports the times of the whole alone; and how long it took to open the artifact."""
+    assert opened.timed is not None
+    if plan.warmups > 1:
+        raise DeviceError(f"the device's runner warms up once at most, and --warmup is {plan.warmups}")
+    answer = opened.timed(plan.prompt_tokens, plan.generate_tokens, plan.warmups == 1)
+    run = Run(
+        finish="length" if answer.completion_tokens == plan.generate_tokens else "eos",
+        prompt_tokens=answer.prompt_tokens,
+        reused_tokens=0,
+        prefilled_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        prefill_s=answer.prefill_s,
+        total_s=answer.last_token_s,
+        token_ids_sha256=sha256_ids(answer.token_ids),
+        token_ids=answer.token_ids,
+        token_at_s=(),
+        memory=MemoryUse(),
+        first_token_s=answer.first_token_s,
+        last_token_s=answer.last_token_s,
+    )
+    return run, answer.load_s
 
 
 def _run(records: Sequence[TokenRecord]) -> Run:

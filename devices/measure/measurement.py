@@ -78,8 +78,10 @@ class Run:
     total_s: float | None
     token_ids_sha256: str
     token_ids: Sequence[int]
-    token_at_s: Sequence[float]
+    token_at_s: Sequence[float]  # empty where the runner reports only the two below
     memory: MemoryUse
+    first_token_s: float | None = None
+    last_token_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,8 @@ def load_measurement(content: object, path: Path) -> Measurement:
             f"{path}: has {count or 'no'} repetitions; allowed: 1 to {MOST_REPETITIONS}; run bench again"
         )
     for number, repetition in enumerate(measurement.repetitions, start=1):
-        if len(repetition.run.token_ids) != len(repetition.run.token_at_s):
+        run = repetition.run
+        if run.first_token_s is None and len(run.token_ids) != len(run.token_at_s):
             raise MeasurementError(
                 f"{path}: repetition {number} has ids and times of different length; run bench again"
             )

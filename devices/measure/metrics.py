@@ -84,7 +84,7 @@ def interval(estimates: NDArray[np.float64]) -> tuple[float, float]:
 def ttft_s(repetition: Repetition) -> float | None:
     """The first token's stamp: the clock started when the request was accepted."""
     stamps = repetition.run.token_at_s
-    return stamps[0] if stamps else None
+    return stamps[0] if stamps else repetition.run.first_token_s
 
 
 def prefill_tokens_per_s(repetition: Repetition) -> float | None:
@@ -95,10 +95,11 @@ def prefill_tokens_per_s(repetition: Repetition) -> float | None:
 
 def decode_tokens_per_s(repetition: Repetition) -> float | None:
     """Tokens after the first by the time they took; None for an answer of one token."""
-    stamps = repetition.run.token_at_s
-    if len(stamps) < 2 or stamps[-1] <= stamps[0]:
+    run = repetition.run
+    first, last = (run.token_at_s[0], run.token_at_s[-1]) if run.token_at_s else (run.first_token_s, run.last_token_s)
+    if first is None or last is None or last <= first:
         return None
-    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+    return (run.completion_tokens - 1) / (last - first)
 
 
 def itl_s(repetition: Repetition) -> list[float]:

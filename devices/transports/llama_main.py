@@ -3,7 +3,7 @@
 It takes and prints text, so ids are checked on the way in (the prompt's text must be these ids) and recovered on the
 way out (the answer's text is tokenised, and must have as many tokens as the runner counted). What it cannot do is
 refused: sampling with our seeds, other stop ids than the program's own, sessions, prompts beyond long rope's switch,
-where its context ends. Its tokens' at_s is None.
+where its context ends. Its tokens' at_s is None: what `bench` reads is the runner's own account of the whole (`time`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from devices.transports.host import Host, LineProcess
 from devices.transports.pipes import MOST_OUTPUT_BYTES
+from devices.transports.self_timed import SelfTimed, spelt_ids
 from export.artifact import Artifact
 from export.strict import parse_json
 from runtimes.api import Finish, Usage
 from runtimes.errors import RequestError, TransportError, UnsupportedError
-from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, TokenSource, check_request
+from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_request
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,7 +38,7 @@ def open_llama_main(
     threads: int | None,
     deadline_s: float,
     diagnose: Callable[[], str | None] = lambda: None,
-) -> TokenSource:
+) -> LlamaMain:
     """`start` is the command that starts the program; `folder` is the artifact's on the device. `deadline_s` ends a
     request that takes longer. `diagnose` says why the device is gone, if it is. Loads nothing yet: the runner loads for
     each request."""
@@ -83,6 +84,28 @@ class LlamaMain:
         text = self._text(request.ids)
         self._cut = None
         return self._stream(request, text)
+
+    def time(self, prompt_tokens: int, new_tokens: int, warm_up: bool) -> SelfTimed:
+        """Answer a prompt of ordinary words and go on past stop ids. Raises TransportError, UnsupportedError."""
+        ids = spelt_ids(self._tokenizer, self._manifest.tokens, prompt_tokens)
+        request = TokenRequest(ids=ids, max_new_tokens=new_tokens)
+        check_request(request, self._manifest.context_tokens, self._manifest.model.vocab_size)
+        self._refuse(request)
+        text = self._text(ids)
+        self._cut = None
+        output = self._run(request, text, *(["--warmup"] if warm_up else []))
+        if output is None:
+            raise TransportError(f"llama_main did not answer within {self._deadline_s:g} s", command=self._command)
+        answer, observed = output
+        return SelfTimed(
+            prompt_tokens=observed["prompt_tokens"],
+            completion_tokens=observed["generated_tokens"] + 1,  # the runner does not count the first
+            token_ids=self._encode(text + answer)[prompt_tokens:],
+            load_s=_seconds(observed, "model_load_start_ms", "model_load_end_ms"),
+            prefill_s=_seconds(observed, "inference_start_ms", "prompt_eval_end_ms"),  # its tokenising is in it
+            first_token_s=_seconds(observed, "inference_start_ms", "first_token_ms"),
+            last_token_s=_seconds(observed, "inference_start_ms", "inference_end_ms"),
+        )
 
     def cancel(self) -> None:
         """Ends the process: the runner has no other way."""
@@ -148,7 +171,7 @@ class LlamaMain:
         finally:
             self._running.release()
 
-    def _run(self, request: TokenRequest, text: str) -> tuple[str, Mapping[str, int]] | None:
+    def _run(self, request: TokenRequest, text: str, *flags: str) -> tuple[str, Mapping[str, int]] | None:
         """The answer's text and the runner's figures; None when it was cut short."""
         room = min(request.max_new_tokens, self._context_tokens - len(request.ids))
         # Through a file: a NUL or 100 kB of text cannot be an argument.
@@ -158,7 +181,7 @@ class LlamaMain:
             "writing the prompt"
         )
         stops = [] if request.stop_ids else ["--ignore_eos"]
-        command = [*self._command, f"--prompt_file={prompt}", f"--max_new_tokens={room}", *stops]
+        command = [*self._command, f"--prompt_file={prompt}", f"--max_new_tokens={room}", *stops, *flags]
         reason: str | None = None
         timer = threading.Timer(request.deadline_s or self._deadline_s, self._end, ("deadline",))
         try:

@@ -1,0 +1,58 @@
+"""A runner that takes text and reports no token's time, only times of the whole answer: its prompt, and its account."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from export.artifact import Tokens
+from runtimes.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# A token that begins a word: "▁" and "Ġ" are SentencePiece's and byte-level BPE's blank.
+WORD = re.compile("[▁Ġ][A-Za-z]{3,}")
+# How many ids before a new one can decide whether it is read as it was written.
+SEEN = 8
+TRIES = 100  # for each id
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTimed:
+    """One answer. Seconds since the request began, but for load_s, which came before; None: it does not say."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    token_ids: Sequence[int]  # what the answer's text reads as, which may be other ids, more or fewer
+    load_s: float | None
+    prefill_s: float | None
+    first_token_s: float | None
+    last_token_s: float | None
+
+
+# (prompt tokens, new tokens, whether to warm up before, in the same process)
+Timed = Callable[[int, int, bool], SelfTimed]
+
+
+def spelt_ids(tokenizer: Tokenizer, tokens: Tokens, count: int) -> list[int]:
+    """`count` ordinary ids whose text the tokenizer reads as these ids again: the same for all artifacts of one
+    tokenizer. Raises UnsupportedError where it has no such text."""
+    special = {tokens.bos, tokens.pad, *tokens.stop}
+    vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    words = [id_ for text, id_ in vocabulary if id_ not in special and WORD.fullmatch(text)]
+    draw = random.Random(0)
+    ids: list[int] = []
+    for _ in range(TRIES * count if words else 0):
+        if len(ids) == count:
+            break
+        longer = [*ids[-SEEN:], draw.choice(words)]
+        text = tokenizer.decode(longer, skip_special_tokens=False)
+        if tokenizer.encode(text, add_special_tokens=False).ids == longer:
+            ids.append(longer[-1])
+    if len(ids) < count:
+        raise UnsupportedError("its runner takes text, and the tokenizer has no words that it reads as it wrote them")
+    return ids
