@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -138,7 +138,7 @@ def test_a_server_has_a_model_for_each(artifact: Artifact) -> None:
         assert names == ["lamp", "lamp:default", "lamp:other"]
 
         def ask(path: str, **fields: object) -> dict[str, Any]:
-            answer = httpx.post(f"{server.url}/v1/{path}", json=fields, timeout=60).json()
+            answer: dict[str, Any] = httpx.post(f"{server.url}/v1/{path}", json=fields, timeout=60).json()
             assert answer["model"] == fields["model"]
             return answer
 
