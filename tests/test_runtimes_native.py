@@ -74,6 +74,10 @@ def test_tokens_are_those_of_the_python_engine(agent: RemoteTokens, here: TokenS
             temperature=generator.choice([0.0, 0.7, 1.5]),
             top_k=generator.choice([None, 1, 5, 60, 700]),
             top_p=generator.choice([None, 0.3, 0.9, 0.999]),
+            min_p=generator.choice([None, 0.0, 0.02, 0.3, 1.0]),
+            repetition_penalty=generator.choice([1.0, 1.0, 0.7, 1.3]),
+            presence_penalty=generator.choice([0.0, 0.0, 1.1, -0.4]),
+            frequency_penalty=generator.choice([0.0, 0.0, 0.3, -2.0]),
             seed=generator.getrandbits(64),
         )
         ids = [generator.randrange(3, 755) for _ in range(generator.randrange(1, 30))]
@@ -82,12 +86,18 @@ def test_tokens_are_those_of_the_python_engine(agent: RemoteTokens, here: TokenS
             max_new_tokens=12,
             sampling=sampling,
             stop_ids=generator.choice([(), artifact.manifest.tokens.stop]),
+            logprobs=generator.choice([None, 0, 1, 20]),
         )
         (*ours, done), (*theirs, done_there) = here.stream(request), agent.stream(request)
         assert isinstance(done, TokensDone) and isinstance(done_there, TokensDone)
         assert [each.id for each in theirs if isinstance(each, NewToken)] == [
             each.id for each in ours if isinstance(each, NewToken)
         ], (number, sampling)
+        for one, other in zip(theirs, ours, strict=True):
+            assert isinstance(one, NewToken) and isinstance(other, NewToken)
+            assert one.logprob == pytest.approx(other.logprob, abs=2e-6)
+            assert [id for id, _ in one.top] == [id for id, _ in other.top]
+            assert [log for _, log in one.top] == pytest.approx([log for _, log in other.top], abs=2e-6)
         assert (done_there.finish, done_there.stop_id, done_there.usage) == (done.finish, done.stop_id, done.usage)
 
 
@@ -118,6 +128,8 @@ def test_no_line_crashes_it(android: AndroidSoftware, command: list[str]) -> Non
     good = [
         {"do": "generate", "request": 1, "ids": [5, 6, 7], "max_new_tokens": 2, "stop_ids": [9], "session": "a"},
         {"do": "generate", "request": 2, "ids": [5], "max_new_tokens": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.5},
+        {"do": "generate", "request": 4, "ids": [5], "max_new_tokens": 2, "temperature": 1, "min_p": 0.1},
+        {"do": "generate", "request": 6, "ids": [5], "max_new_tokens": 2, "repetition_penalty": 2, "logprobs": 3},
         {"do": "cancel", "request": 3},
         {"do": "ping", "request": 5},
     ]

@@ -112,9 +112,9 @@ struct output {
     struct lines lines;
 };
 
-static void take_token(void *context, int32_t id, double at_s) {
+static void take_token(void *context, const struct choice *choice, double at_s) {
     struct output *output = context;
-    add_token(&output->lines, output->number, id, at_s);
+    add_token(&output->lines, output->number, choice, at_s);
     if (!output->hold)
         write_lines(&output->lines);
 }

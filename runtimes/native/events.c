@@ -132,7 +132,9 @@ void write_pong(int64_t number, double uptime_s) {
 
 void write_ready(const struct artifact *artifact, const struct model *model, int threads, double open_s,
                  double cached_share) {
-    static const char *const capabilities[] = {"temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel"};
+    static const char *const capabilities[] = {
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+        "logprobs", "session", "deadline_s", "hold", "cancel"};
     const char *version = engine_onnxruntime_version(model->engine);
     char boot_id[64];
     struct event event = begin("ready", -1);
@@ -162,10 +164,19 @@ void write_ready(const struct artifact *artifact, const struct model *model, int
     end_and_write(event);
 }
 
-void add_token(struct lines *lines, int64_t number, int32_t id, double at_s) {
+void add_token(struct lines *lines, int64_t number, const struct choice *choice, double at_s) {
     struct event event = begin("token", number);
-    yyjson_mut_obj_add_int(event.doc, event.root, "id", id);
+    yyjson_mut_obj_add_int(event.doc, event.root, "id", choice->id);
     yyjson_mut_obj_add_real(event.doc, event.root, "at_s", at_s);
+    if (choice->judged) {
+        yyjson_mut_obj_add_real(event.doc, event.root, "logprob", choice->logprob);
+        yyjson_mut_val *top = yyjson_mut_obj_add_arr(event.doc, event.root, "top");
+        for (size_t i = 0; i < choice->top_count; i++) {
+            yyjson_mut_val *pair = yyjson_mut_arr_add_arr(event.doc, top);
+            yyjson_mut_arr_add_int(event.doc, pair, choice->top[i].id);
+            yyjson_mut_arr_add_real(event.doc, pair, choice->top[i].logprob);
+        }
+    }
     end(event, lines);
 }
 

@@ -28,7 +28,7 @@ void write_ready(const struct artifact *artifact, const struct model *model, int
                  double cached_share);
 
 /* Add a line, and write all lines that were added. */
-void add_token(struct lines *lines, int64_t number, int32_t id, double at_s);
+void add_token(struct lines *lines, int64_t number, const struct choice *choice, double at_s);
 void add_done(struct lines *lines, int64_t number, size_t prompt, const struct answer *answer);
 void write_lines(struct lines *lines);
 

@@ -34,7 +34,7 @@ bool model_init(struct model *model, const struct artifact *artifact) {
                             .switch_tokens = artifact->switch_tokens,
                             .cached = calloc(count, sizeof(int32_t)),
                             .sequence = calloc(count, sizeof(int32_t))};
-    return model->cached != NULL && model->sequence != NULL;
+    return model->cached != NULL && model->sequence != NULL && chooser_init(&model->chooser, model->vocab_size);
 }
 
 /* After an error of the engine the contents of its cache are unknown. */
@@ -105,22 +105,23 @@ static const char *decode(struct run *run, int32_t *ids, const float *logits, on
     struct model *model = run->model;
     size_t count = request->id_count, room = model->context_tokens - count;
     const char *finish, *error = NULL;
+    struct choice choice;
     if (request->max_new_tokens < room)
         room = (size_t)request->max_new_tokens;
     for (;;) {
-        int32_t id = sample_token(logits, model->vocab_size, &request->sampling, answer->completion, &error);
+        bool chosen = choose(&model->chooser, request, logits, &choice, &error);
         double at_s = machine_clock() - run->accepted_s;
-        if (id < 0) {
+        if (!chosen) {
             strncpy(answer->error, error, sizeof answer->error - 1);
             return "error";
         }
-        if (stops(request, id)) {
-            answer->stop_id = id;
+        if (stops(request, choice.id)) {
+            answer->stop_id = choice.id;
             return "stop";
         }
         answer->completion++;
-        take(context, id, at_s);
-        ids[count++] = id;
+        take(context, &choice, at_s);
+        ids[count++] = choice.id;
         if ((finish = ended(run)) != NULL)
             return finish;
         if (answer->completion == room)
@@ -140,6 +141,7 @@ void generate(struct model *model, const struct request *request, double accepte
     int32_t *ids = model->sequence;
     *answer = (struct answer){.stop_id = -1, .prefill_s = -1, .reused = reusable(model, request)};
     memcpy(ids, request->ids, request->id_count * sizeof *ids);
+    chooser_begin(&model->chooser, request);
     answer->finish = ended(&run);
     if (answer->finish == NULL) {
         double began_s = machine_clock();

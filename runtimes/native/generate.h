@@ -3,6 +3,7 @@
 #define PHI_EDGE_GENERATE_H
 
 #include "artifact.h"
+#include "chooser.h"
 #include "engine.h"
 #include "request.h"
 
@@ -17,6 +18,7 @@ struct model {
     int32_t *sequence;    /* prompt and answer of the running request; both have room for context_tokens */
     bool cached_long;     /* they were computed with the long factors */
     char session[MAX_SESSION + 1];
+    struct chooser chooser;
 };
 
 struct answer {
@@ -32,7 +34,7 @@ struct answer {
 bool model_init(struct model *model, const struct artifact *artifact);
 
 /* Called for each token, when it was sampled. */
-typedef void on_token(void *context, int32_t id, double at_s);
+typedef void on_token(void *context, const struct choice *choice, double at_s);
 
 /* `accepted_s` is on machine_clock; `cancelled` may be set from another thread. */
 void generate(struct model *model, const struct request *request, double accepted_s, atomic_bool *cancelled,

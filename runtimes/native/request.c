@@ -24,8 +24,9 @@ static bool find_name(yyjson_val *key, const char *const *names, size_t count, s
     return false;
 }
 
-static const char *const keys[] = {"do",   "request", "ids",        "max_new_tokens", "stop_ids", "temperature", "top_k",
-                                   "top_p", "seed",   "deadline_s", "session",        "hold"};
+static const char *const keys[] = {
+    "do", "request", "ids", "max_new_tokens", "stop_ids", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "seed", "logprobs", "deadline_s", "session", "hold"};
 enum { KEYS = sizeof keys / sizeof *keys, COMMON_KEYS = 2, MOST_KEYS = 256, MOST_NESTING = 64 };
 
 /* A key that is given twice is refused, known or not: it is unclear which value is meant. */
@@ -136,6 +137,18 @@ static bool read_prompt(struct request *request, yyjson_val *root, size_t contex
     return true;
 }
 
+/* A number that may be left out. */
+static bool read_between(struct request *request, yyjson_val *root, const char *name, double least, double most,
+                         double *number) {
+    yyjson_val *value = given(root, name);
+    if (value == NULL)
+        return true;
+    if (!yyjson_is_num(value) || !(yyjson_get_num(value) >= least && yyjson_get_num(value) <= most))
+        return REFUSE(request, "request", "%s is not a number from %g to %g", name, least, most);
+    *number = yyjson_get_num(value);
+    return true;
+}
+
 static bool read_sampling(struct request *request, yyjson_val *root) {
     yyjson_val *temperature = given(root, "temperature"), *top_k = given(root, "top_k");
     yyjson_val *top_p = given(root, "top_p"), *seed = given(root, "seed");
@@ -162,6 +175,24 @@ static bool read_sampling(struct request *request, yyjson_val *root) {
             return REFUSE(request, "request", "seed is not an integer from 0 to 2^64 - 1");
         request->sampling.seed = yyjson_get_uint(seed);
     }
+    return read_between(request, root, "min_p", 0, 1, &request->sampling.min_p);
+}
+
+static bool read_penalties(struct request *request, yyjson_val *root) {
+    struct sampling *sampling = &request->sampling;
+    return read_between(request, root, "repetition_penalty", 0.01, 100, &sampling->repetition_penalty) &&
+           read_between(request, root, "presence_penalty", -2, 2, &sampling->presence_penalty) &&
+           read_between(request, root, "frequency_penalty", -2, 2, &sampling->frequency_penalty);
+}
+
+static bool read_logprobs(struct request *request, yyjson_val *root) {
+    yyjson_val *logprobs = given(root, "logprobs");
+    if (logprobs == NULL)
+        return true;
+    if (!yyjson_is_uint(logprobs) || yyjson_get_uint(logprobs) > MAX_LOGPROBS)
+        return REFUSE(request, "request", "logprobs is not an integer from 0 to %d", (int)MAX_LOGPROBS);
+    request->has_logprobs = true;
+    request->logprobs = (size_t)yyjson_get_uint(logprobs);
     return true;
 }
 
@@ -196,7 +227,7 @@ void request_read(struct request *request, const char *line, size_t length, size
     yyjson_read_err failure;
     yyjson_doc *document = yyjson_read_opts((char *)line, length, YYJSON_READ_BIGNUM_AS_RAW, NULL, &failure);
     yyjson_val *root = yyjson_doc_get_root(document);
-    *request = (struct request){.number = -1};
+    *request = (struct request){.number = -1, .sampling = {.repetition_penalty = 1}};
     if (document == NULL)
         (void)REFUSE(request, "malformed", "not a line of JSON: %s at byte %zu", failure.msg, failure.pos);
     else if (!yyjson_is_obj(root))
@@ -204,7 +235,7 @@ void request_read(struct request *request, const char *line, size_t length, size
     else if (check_nesting(request, line, length) && check_duplicates(request, root) && read_verb(request, root) && check_names(request, root) &&
              request->verb == DO_GENERATE)
         (void)(read_prompt(request, root, context_tokens, vocab_size) && read_sampling(request, root) &&
-               read_rest(request, root));
+               read_penalties(request, root) && read_logprobs(request, root) && read_rest(request, root));
     yyjson_doc_free(document);
 }
 

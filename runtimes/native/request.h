@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_LINE_BYTES = 4 << 20, MAX_SESSION = 64 };
+enum { MAX_LINE_BYTES = 4 << 20, MAX_SESSION = 64, MAX_LOGPROBS = 20 };
 
 enum verb { DO_NOTHING, DO_GENERATE, DO_CANCEL, DO_PING };
 
@@ -21,6 +21,8 @@ struct request {
     size_t stop_count;
     uint64_t max_new_tokens;
     struct sampling sampling;
+    bool has_logprobs;
+    size_t logprobs; /* how many of the likeliest ids to report with each token */
     bool has_deadline, hold;
     double deadline_s;
     char session[MAX_SESSION + 1]; /* empty: none */

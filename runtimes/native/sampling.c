@@ -36,8 +36,9 @@ static void sift(const float *logits, int32_t *heap, size_t count, size_t at) {
     }
 }
 
-/* The `wanted` best ids, best first, ties by id. */
-static void best(const float *logits, size_t count, int32_t *ids, size_t wanted) {
+void best_ids(const float *logits, size_t count, int32_t *ids, size_t wanted) {
+    if (wanted == 0)
+        return;
     for (size_t i = 0; i < wanted; i++)
         ids[i] = (int32_t)i;
     for (size_t i = wanted / 2; i-- > 0;)
@@ -59,19 +60,29 @@ static double weigh(float logit, double highest, double temperature) {
     return exp(((double)logit - highest) / temperature);
 }
 
+/* The weight of an id that may be drawn; 0 for one that min-p drops. The best one's is 1. */
+static double kept_weight(float logit, double highest, const struct sampling *sampling) {
+    double weight = weigh(logit, highest, sampling->temperature);
+    return weight >= sampling->min_p ? weight : 0;
+}
+
 /* Draw from `ids` (NULL: all, in their order). */
-static int32_t choose(const float *logits, const int32_t *ids, size_t count, double highest, double temperature,
-                      double share) {
+static int32_t draw_one(const float *logits, const int32_t *ids, size_t count, double highest,
+                        const struct sampling *sampling, double share) {
     double total = 0, sum = 0;
+    int32_t last = 0; /* the best one is kept always */
     for (size_t i = 0; i < count; i++)
-        total += weigh(logits[ids == NULL ? (int32_t)i : ids[i]], highest, temperature);
+        total += kept_weight(logits[ids == NULL ? (int32_t)i : ids[i]], highest, sampling);
     for (size_t i = 0; i < count; i++) {
         int32_t id = ids == NULL ? (int32_t)i : ids[i];
-        sum += weigh(logits[id], highest, temperature);
+        double weight = kept_weight(logits[id], highest, sampling);
+        sum += weight;
+        if (weight > 0 || sampling->min_p == 0)
+            last = id;
         if (sum > share * total)
             return id;
     }
-    return ids == NULL ? (int32_t)count - 1 : ids[count - 1];
+    return last;
 }
 
 /* How many of `ids`, best first, make up the share top_p; the one that crosses it is kept. */
@@ -110,7 +121,7 @@ int32_t sample_token(const float *logits, size_t count, const struct sampling *s
         return (int32_t)first;
     double highest = logits[first], share = draw(sampling->seed, index), temperature = sampling->temperature;
     if (sampling->top_k == 0 && !sampling->has_top_p)
-        return choose(logits, NULL, count, highest, temperature, share);
+        return draw_one(logits, NULL, count, highest, sampling, share);
     size_t allowed = sampling->top_k == 0 || sampling->top_k > count ? count : sampling->top_k;
     size_t few = sampling->has_top_p && allowed > FIRST_CANDIDATES ? FIRST_CANDIDATES : allowed;
     int32_t *ids = malloc(allowed * sizeof *ids);
@@ -118,19 +129,19 @@ int32_t sample_token(const float *logits, size_t count, const struct sampling *s
         *error = "out of memory while sampling";
         return -1;
     }
-    best(logits, count, ids, few);
+    best_ids(logits, count, ids, few);
     size_t kept = few;
     if (sampling->has_top_p) {
         /* Without top-k the nucleus is a share of all the weight, which is known before anything is sorted. */
         double total = sampling->top_k == 0 ? sum_weights(logits, NULL, count, highest, temperature) : -1;
         if (few < allowed &&
             (total < 0 || sum_weights(logits, ids, few, highest, temperature) < sampling->top_p * total))
-            best(logits, count, ids, few = allowed);
+            best_ids(logits, count, ids, few = allowed);
         if (total < 0)
             total = sum_weights(logits, ids, few, highest, temperature);
         kept = nucleus(logits, ids, few, highest, sampling, total);
     }
-    int32_t chosen = choose(logits, ids, kept, highest, temperature, share);
+    int32_t chosen = draw_one(logits, ids, kept, highest, sampling, share);
     free(ids);
     return chosen;
 }

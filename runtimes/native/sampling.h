@@ -11,8 +11,14 @@ struct sampling {
     bool has_top_p;
     double top_p;
     size_t top_k; /* 0: none */
+    double min_p; /* 0: none */
     uint64_t seed;
+    double repetition_penalty; /* 1 changes nothing; chooser.h applies the penalties */
+    double presence_penalty, frequency_penalty; /* 0 changes nothing */
 };
+
+/* The `wanted` best of `count` ids, best first, ties by id. */
+void best_ids(const float *logits, size_t count, int32_t *ids, size_t wanted);
 
 /* The id of token number `index`; -1 where the logits are not numbers (or memory is out), with `error` set. */
 int32_t sample_token(const float *logits, size_t count, const struct sampling *sampling, uint64_t index,
