@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import threading
-import time
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
+from runtimes.text.limits.allowance import Allowance
 from runtimes.text.marks import Marks, Piece
 from runtimes.text.template_language import CLOCK, clock, make_environment, writes_date
 from runtimes.text.tools import template_turn
@@ -35,9 +34,10 @@ class ChatTemplate:
 
         Raises EngineError where the source is not a template.
         """
-        self._timer = _Timer()
+        self._allowance = Allowance()
+        self._allowance.start(RENDER_S)
         try:
-            self._template = _limited(make_environment(), source, self._timer)
+            self._template = _limited(source, self._allowance)
             self.writes_date = writes_date(source)
         except Exception as error:  # jinja2's own, and Python's for what jinja2 made of the source
             raise EngineError(
@@ -118,7 +118,7 @@ class ChatTemplate:
             if shown is not None:
                 turns[0]["tools"] = json.dumps(shown, ensure_ascii=False)
             shown = None
-        self._timer.start()
+        self._allowance.start(RENDER_S)
         try:
             return self._template.render(
                 messages=turns,
@@ -158,27 +158,13 @@ def load_template(
     return ChatTemplate(source, names)
 
 
-class _Timer(threading.local):
-    """The time that a rendering has left, in each thread."""
-
-    end_s = 0.0
-
-    def start(self) -> None:
-        """A rendering begins."""
-        self.end_s = time.thread_time() + RENDER_S
-
-    def check(self) -> None:
-        """Raises TimeoutError once the time has passed."""
-        if time.thread_time() > self.end_s:
-            raise TimeoutError(f"it takes longer than {RENDER_S:g} s")
-
-
-def _limited(environment: jinja2.Environment, source: str, timer: _Timer) -> jinja2.Template:
+def _limited(source: str, allowance: Allowance) -> jinja2.Template:
     """The compiled template. It looks at the clock in every round of a loop and every call of a macro, so it ends in
     any thread and on every system."""
     from jinja2 import nodes
 
-    environment.extend(check_time=timer.check)
+    environment = make_environment(allowance)
+    environment.extend(check_time=allowance.check_time)
     tree = environment.parse(source)
     blocks: list[nodes.For | nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
     for block in [*blocks, *tree.find_all(nodes.CallBlock)]:

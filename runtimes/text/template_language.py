@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from runtimes.text.limits.allowance import Allowance
+
 if TYPE_CHECKING:
-    import jinja2
+    from runtimes.text.limits.sandbox import LimitedSandbox
 
 CLOCK = "strftime_now"  # the name by which a template writes the date
-MOST_ITEMS = 10_000_000  # characters of a text, items of a list or bits of a number that + or * may make
+MOST_DATE = 10_000  # characters of a date's form
 
 
-def make_environment() -> jinja2.Environment:
-    """A sandbox with the tags `break`, `continue` and `generation`, the filter `tojson`, and the functions
-    `raise_exception`, `strftime_now`, `dict` and `namespace`."""
+def make_environment(allowance: Allowance) -> LimitedSandbox:
+    """A sandbox of so much memory, with the tags `break`, `continue` and `generation`, the filter `tojson`, and the
+    functions `raise_exception`, `strftime_now`, `dict` and `namespace`."""
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import CallBlock, Node
     from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
+
+    from runtimes.text.limits.sandbox import LimitedSandbox
 
     class Generation(Extension):
         """`{% generation %}` marks the assistant's own words for a trainer. Here it writes what is in it."""
@@ -61,6 +64,9 @@ def make_environment() -> jinja2.Environment:
             refuse_private(name)
             super().__setitem__(name, value)
 
+        def __repr__(self) -> str:  # not what is in it: a namespace may be in itself
+            return "<Namespace>"
+
     def refuse_private(name: object) -> None:
         if isinstance(name, str) and name.startswith("_"):
             raise SecurityError(f"a namespace cannot have the name {name!r}")
@@ -78,12 +84,9 @@ def make_environment() -> jinja2.Environment:
         # jinja2's own escapes what HTML would misread.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = LimitedSandbox(allowance, [Generation, loopcontrols])
     environment.filters["tojson"] = tojson
-    environment.intercepted_binops = frozenset({"+", "*", "**"})
-    environment.binop_table |= {"+": _add, "*": _multiply, "**": _power}
+    environment.limit_filters()
     del environment.globals["lipsum"]  # writes as long a text as it is asked for, and looks at no clock
     environment.globals.update(
         {
@@ -100,6 +103,8 @@ def clock(now: datetime.datetime) -> Callable[[str], str]:
     """A template's clock that has stopped: all of a rendering has one time."""
 
     def strftime_now(format: str) -> str:
+        if len(format) > MOST_DATE:
+            raise OverflowError(f"it writes the date in a form of more than {MOST_DATE} characters")
         return now.strftime(format)
 
     return strftime_now
@@ -109,32 +114,6 @@ def writes_date(source: str) -> bool:
     """Whether a template's text depends on the day."""
     from jinja2.meta import find_undeclared_variables
 
-    environment = make_environment()
+    environment = make_environment(Allowance())
     del environment.globals[CLOCK]  # what the environment has is not reported
     return CLOCK in find_undeclared_variables(environment.parse(source))
-
-
-def _add(left: Any, right: Any) -> Any:
-    if isinstance(left, Sized) and isinstance(right, Sized):
-        _check_size(len(left) + len(right))
-    return left + right
-
-
-def _multiply(left: Any, right: Any) -> Any:
-    for many, times in ((left, right), (right, left)):
-        if isinstance(many, Sized) and isinstance(times, int):
-            _check_size(len(many) * times)
-    if isinstance(left, int) and isinstance(right, int):
-        _check_size(left.bit_length() + right.bit_length())
-    return left * right
-
-
-def _power(left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_size(left.bit_length() * right)
-    return left**right
-
-
-def _check_size(size: int) -> None:
-    if size > MOST_ITEMS:
-        raise OverflowError(f"it makes a text, a list or a number of more than {MOST_ITEMS} parts")
