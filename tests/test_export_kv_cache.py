@@ -19,10 +19,12 @@ from ci.stock_engines import genai_answers
 from export.artifact import Artifact, open_artifact
 from export.pipeline import Progress, export_model
 from export.request import ExportRequest
+from export.to_onnx.int8_cache import FEW_TOKENS
 from phi_edge.main import main
 from runtimes.api import GenerateRequest, Message, TokenEvent
 from runtimes.engines.engine import OpenCache
 from runtimes.engines.onnx_engine import open_onnx
+from runtimes.loop.loop import PREFILL_CHUNK_TOKENS
 from runtimes.registry import open_runtime
 from runtimes.text.tokenizer import Tokenizer
 
@@ -88,8 +90,26 @@ def test_it_answers_as_with_a_float_cache(int8: Artifact, tiny_onnx: Path, quest
 
 
 def test_stock_genai_gives_our_tokens(int8: Artifact) -> None:
-    for theirs in genai_answers(int8.folder, PROMPTS, 24, stop=NEVER):
+    long = " ".join(PROMPTS * 13)  # its keys and values go through float, in one call there and in pieces here
+    for theirs in genai_answers(int8.folder, [*PROMPTS, long], 24, stop=NEVER):
         assert theirs.tokens == answer(int8.folder, theirs.prompt)
+    assert len(theirs.prompt) > PREFILL_CHUNK_TOKENS
+
+
+def test_a_prompt_in_one_call_and_token_by_token_leaves_the_same_cache(int8: Artifact) -> None:
+    ids = Tokenizer(int8.folder).encode_prompt(" ".join(PROMPTS))
+    engine = open_onnx(int8, 1)
+    assert isinstance(engine, OpenCache) and len(ids) > FEW_TOKENS
+    engine.forward(ids, 0)
+    whole = [part.copy() for part in engine.read_cache(len(ids))]
+    for position, id in enumerate(ids):
+        engine.forward([id], position)
+    singly = engine.read_cache(len(ids))
+    for one, other in zip(whole[:2], singly[:2], strict=True):  # of the first layer, which both ways enter alike
+        assert np.abs(one.astype(int) - other).max() <= 1
+    for one, other in zip(whole, singly, strict=True):
+        assert np.abs(one.astype(int) - other).mean() < 1
+    engine.close()
 
 
 def test_a_session_is_saved_as_it_is(int8: Artifact, tiny_onnx: Path, tmp_path: Path) -> None:

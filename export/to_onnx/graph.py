@@ -122,9 +122,16 @@ class Graph:
         self.initializers[name] = value
         return value
 
+    def branch(self, build: Callable[[], list[ir.Value]], name: str) -> ir.Graph:
+        """One way of an If: the nodes that `build` adds, and what it returns. They may read all that is outside."""
+        outside, self.nodes = self.nodes, []
+        outputs = build()
+        nodes, self.nodes = self.nodes, outside
+        return ir.Graph([], outputs, nodes=nodes, name=name)
+
     def attentions(self) -> int:
         """How many layers' attention is in."""
-        return sum(node.op_type in ("GroupQueryAttention", "SparseAttention") for node in self.nodes)
+        return sum(node.op_type in ("GroupQueryAttention", "SparseAttention", "If") for node in self.nodes)
 
 
 def label(node: fx.Node) -> str:

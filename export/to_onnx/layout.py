@@ -52,7 +52,7 @@ class OnnxLayout:
             side_matrices={name for adapter in job.side_adapters for name in adapter.changes},
         )
         self.coverage = onnx_coverage(
-            ((str(node.name), node.op_type) for node in self.graph.graph), job.target.provider
+            ((str(node.name), node.op_type) for node in self.graph.graph.all_nodes()), job.target.provider
         )
         quantised = job.scheme.bits is not None
         int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
