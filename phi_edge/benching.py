@@ -17,6 +17,7 @@ from devices.lab import Device, Lab
 from devices.leases.choose import lease_device
 from devices.leases.lease import Lease, Say
 from devices.measure.bench import Plan, measure
+from devices.measure.interleave import measure_in_turns
 from devices.measure.measurement import DeviceFacts, Measurement
 from export.artifact import Artifact
 from phi_edge.files import check_writable, write_text
@@ -110,3 +111,33 @@ def _bench(cell: Cell, facts: DeviceFacts, driver: Driver, lease: Lease) -> Outc
     except (DeviceError, RuntimesError) as error:
         return Outcome(cell, error=error)
     return Outcome(cell, measurement)
+
+
+def bench_against(
+    cell: Cell, old: Artifact, lab: Lab, wait_s: float, rounds: int, say: Say
+) -> tuple[Measurement, Measurement]:
+    """Measure the cell's artifact and `old` in turns, A B B A, and write both; the old one's file is `old_file(cell)`.
+
+    Raises DeviceError and RuntimesError.
+    """
+    device, sessions = lab.device(cell.device), 2 * rounds
+    facts = DeviceFacts(name=cell.device, transport=device.transport)
+    with (
+        lease_device(lab, cell.device, f"bench {cell.title}", wait_s=wait_s, say=say) as lease,
+        contextlib.closing(open_driver(cell.device, device)) as driver,
+        steps(f"bench {cell.title}, in turns", 2 * sessions * cell.plan.requests) as step,
+    ):
+
+        def leased_step(done: int, doing: str) -> None:
+            lease.check()
+            step(done, doing)
+
+        new, baseline = measure_in_turns(cell.artifact, old, facts, driver, cell.plan, rounds, leased_step)
+    write_text(cell.out, new.to_json())
+    write_text(old_file(cell.out), baseline.to_json())
+    return new, baseline
+
+
+def old_file(out: Path) -> Path:
+    """here.json -> here.against.json."""
+    return out.with_name(f"{out.stem}.against{out.suffix}")

@@ -1,23 +1,26 @@
 """Two measurements of the same workload: which metrics changed. Pure: no clock, no files.
 
-The interval covers what differs between repetitions of one session. Two sessions differ by more (temperature, memory
-layout, a restart), so we report a change only if its whole interval is beyond the noise floor.
+Where both have sessions, these are the unit (sessions.py). Otherwise the interval covers what differs between the
+repetitions of one session, and two sessions differ by more (temperature, memory layout, a restart). A change is only
+reported if its whole interval is beyond the noise floor.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from devices.errors import MeasurementError
+from devices.judge.sessions import Ratio, are_paired, ratio_of, sessions_of
 from devices.measure.measurement import Measurement
 from devices.measure.metrics import LEAST_REPETITIONS, METRICS, SEED, Metric, bootstrap, interval, summarize
 from devices.measure.validity import problems
 
+NO_FLOORS: Mapping[str, float] = {}
 Verdict = Literal["regression", "improvement", "no-change", "inconclusive", "invalid"]
 
 # From worst to best: the verdict of a comparison is the worst of its metrics'.
@@ -34,6 +37,7 @@ class Change:
     ratio: float | None
     low: float | None
     high: float | None
+    floor: float  # a change by less than this share is noise
     verdict: Verdict
 
 
@@ -52,8 +56,13 @@ class Comparison:
         return next(verdict for verdict in WORST_FIRST if verdict in found)
 
 
-def compare(candidate: Measurement, baseline: Measurement, noise_floor: float) -> Comparison:
-    """Compare every metric that either has. Raises MeasurementError when they measured different things."""
+def compare(
+    candidate: Measurement, baseline: Measurement, noise_floor: float, floors: Mapping[str, float] = NO_FLOORS
+) -> Comparison:
+    """Compare every metric that either has. `floors` are the device's own, by metric: the higher one counts.
+
+    Raises MeasurementError when they measured different things.
+    """
     _refuse_different(candidate, baseline)
     found = [f"candidate: {problem}" for problem in problems(candidate)]
     found += [f"baseline: {problem}" for problem in problems(baseline)]
@@ -62,7 +71,10 @@ def compare(candidate: Measurement, baseline: Measurement, noise_floor: float) -
         for name, metric in METRICS.items()
         if not metric.by_chance and summarize(metric, baseline) and not summarize(metric, candidate)
     ]
-    changes = [_change(metric, candidate, baseline, noise_floor, valid=not found) for metric in METRICS.values()]
+    changes = [
+        _change(metric, candidate, baseline, max(noise_floor, floors.get(metric.name, 0.0)), valid=not found)
+        for metric in METRICS.values()
+    ]
     return Comparison(
         noise_floor=noise_floor,
         problems=found,
@@ -85,7 +97,13 @@ def _refuse_different(candidate: Measurement, baseline: Measurement) -> None:
 def _change(metric: Metric, candidate: Measurement, baseline: Measurement, floor: float, *, valid: bool) -> Change:
     new, old = summarize(metric, candidate), summarize(metric, baseline)
     ratio = new.value / old.value if new and old and old.value > 0 else None
-    low, high = _ratio_interval(metric, candidate, baseline) if ratio is not None else (None, None)
+    low, high = None, None
+    if ratio is not None and metric.exact:
+        low, high = ratio, ratio
+    elif ratio is not None and (found := _by_sessions(metric, candidate, baseline)) is not None:
+        ratio, low, high = found.value, found.low, found.high
+    elif ratio is not None:
+        low, high = _by_repetitions(metric, candidate, baseline)
     return Change(
         metric=metric.name,
         baseline=old.value if old else None,
@@ -93,6 +111,7 @@ def _change(metric: Metric, candidate: Measurement, baseline: Measurement, floor
         ratio=ratio,
         low=low,
         high=high,
+        floor=floor,
         verdict=decide(low, high, metric.better, floor) if valid else "invalid",
     )
 
@@ -108,15 +127,18 @@ def decide(low: float | None, high: float | None, better: Literal["lower", "high
     return "no-change" if high <= 1 + noise_floor and low >= 1 / (1 + noise_floor) else "inconclusive"
 
 
-def _ratio_interval(
+def _by_sessions(metric: Metric, candidate: Measurement, baseline: Measurement) -> Ratio | None:
+    new, old = sessions_of(metric, candidate), sessions_of(metric, baseline)
+    return ratio_of(new, old, metric.quantile, paired=are_paired(candidate, baseline))
+
+
+def _by_repetitions(
     metric: Metric, candidate: Measurement, baseline: Measurement
 ) -> tuple[float, float] | tuple[None, None]:
     new, old = (
         [np.asarray(group, dtype=np.float64) for group in metric.samples(measurement) if len(group)]
         for measurement in (candidate, baseline)
     )
-    if metric.exact:
-        return (ratio := float(new[0][0] / old[0][0])), ratio
     if min(len(new), len(old)) < LEAST_REPETITIONS:
         return None, None
     above = bootstrap(new, metric.quantile, SEED)

@@ -31,5 +31,6 @@ def to_text(judgements: Sequence[Judgement], comparison: Comparison | None) -> s
             values = f"{show(change.baseline, unit):>15} -> {show(change.candidate, unit):<15}"
             ratio = "no ratio" if change.ratio is None else f"{change.ratio:.3f}x"
             bounds = "" if change.low is None or change.high is None else f" ({change.low:.3f} to {change.high:.3f})"
-            lines.append(f"  {change.verdict:<12}  {change.metric:<20}  {values}  {ratio}{bounds}")
+            floor = f", noise floor {change.floor:.1%}" if change.floor > comparison.noise_floor else ""
+            lines.append(f"  {change.verdict:<12}  {change.metric:<20}  {values}  {ratio}{bounds}{floor}")
     return "\n".join(lines) + "\n"

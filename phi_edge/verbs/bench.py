@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from devices.errors import DeviceError
-from phi_edge.files import FILE, FOLDER, check_writable, make_folder
+from phi_edge.files import FILE, FOLDER, check_writable, make_folder, write_text
 from phi_edge.lab import DeviceName, Wait, lab_option, wait_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Seconds, Verb
@@ -19,7 +19,11 @@ from runtimes.system.cores import MOST_THREADS
 from runtimes.terminal import one_line
 
 if TYPE_CHECKING:
-    from phi_edge.benching import Outcome
+    from devices.lab import Lab
+    from export.artifact import Artifact
+    from phi_edge.benching import Cell, Outcome
+
+TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
 
 
 @click.command(
@@ -28,10 +32,12 @@ if TYPE_CHECKING:
     examples=[
         "phi-edge bench my-artifact --out here.json",
         "phi-edge bench my-artifact --device pi5 --prompt-tokens 512 --out pi5.json",
+        "phi-edge bench new --against old --reps 3 --out new.json",
         "phi-edge bench a b --device pi5 --device phone --prompt-tokens 128 --prompt-tokens 512 --out-dir night",
     ],
     groups={
         "Where": ("names", "lab", "wait_s", "threads"),
+        "Comparing": ("against", "rounds", "noise"),
         "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s", "ready_s"),
     },
 )
@@ -54,6 +60,12 @@ if TYPE_CHECKING:
               help="The longest time for one repetition.")  # fmt: skip
 @click.option("--ready-s", type=Wait(), metavar="SECONDS", show_default="neither waited for nor looked at",
               help="How long to wait before each repetition until the device is cool and idle.")  # fmt: skip
+@click.option("--against", type=FOLDER, metavar="ARTIFACT", show_default="nothing",
+              help="Measure in turns with this artifact, A B B A, and compare.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(2, 100), metavar="N", default=4,
+              help="With --against: how often A B B A, each letter a session of --reps.")  # fmt: skip
+@click.option("--noise", type=FILE, metavar="FILE", show_default="none",
+              help="With --against: floors of what is noise. Against itself, it is written.")  # fmt: skip
 @click.option("--out", type=FILE, metavar="FILE", show_default="a file in --out-dir",
               help="The measurement file to write, of one measurement.")  # fmt: skip
 @click.option("--out-dir", type=FILE, metavar="FOLDER", show_default="only --out",
@@ -70,6 +82,9 @@ def bench_command(
     threads: int | None,
     deadline_s: float,
     ready_s: float | None,
+    against: Path | None,
+    rounds: int,
+    noise: Path | None,
     out: Path | None,
     out_dir: Path | None,
 ) -> None:
@@ -97,6 +112,10 @@ def bench_command(
                 else "either --out FILE or --out-dir FOLDER; an example: phi-edge bench my-artifact --out here.json"
             )
         )
+    if against is not None and out is None:
+        raise DeviceError("--against compares one artifact on one device: give --out FILE")
+    if noise is not None and against is None:
+        raise DeviceError("--noise is for --against: give the artifact to compare with, too")
     plans = {
         name: Plan(
             generate_tokens=generate_tokens,
@@ -114,6 +133,9 @@ def bench_command(
         (name, plan), (tokens,) = next(iter(plans.items())), set(prompts)
         plan = dataclasses.replace(plan, prompt_tokens=tokens)
         cells = [Cell(artifact=opened[0], device=name, plan=plan, out=out)]
+        if against is not None:
+            show_turns(cells[0], open_artifact(against), the_lab, wait_s, rounds, noise)
+            return
     else:
         assert out_dir is not None
         make_folder(out_dir)
@@ -154,3 +176,22 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
         echo(figures_table(rows), err=True)
     if missing:
         raise DeviceError(f"{len(missing)} of {count} were not measured; the lines above say why")
+
+
+def show_turns(cell: Cell, old: Artifact, lab: Lab, wait_s: float, rounds: int, noise: Path | None) -> None:
+    """Measure in turns with `old`, and print what differs; of an artifact against itself, what is noise."""
+    from devices.judge.compare import compare
+    from devices.judge.noise import floors_of, read_floors, with_new
+    from devices.judge.text import to_text
+    from phi_edge.benching import bench_against, old_file
+
+    check_writable(old_file(cell.out))
+    floors = read_floors(noise) if noise is not None and noise.exists() else None
+    new, baseline = bench_against(cell, old, lab, wait_s, rounds, lambda what: echo(what, err=True))
+    itself = new.artifact.digest == baseline.artifact.digest
+    known = floors.of(cell.device) if floors is not None and not itself else {}
+    echo(to_text([], compare(new, baseline, 0.0 if itself else TURNS_FLOOR, known)), nl=False)
+    if noise is not None and itself:
+        write_text(noise, with_new(floors, floors_of(new, baseline)).to_json())
+    for out in (cell.out, old_file(cell.out)):
+        echo(str(out), err=True)

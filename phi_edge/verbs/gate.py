@@ -26,9 +26,15 @@ from phi_edge.verb import Verb
               show_default="budgets.toml in this folder, if there is one")  # fmt: skip
 @click.option("--baseline", "baseline_file", type=FILE, metavar="FILE", show_default="no comparison",
               help="An earlier measurement to compare with; for one FILES only.")  # fmt: skip
+@click.option("--noise", type=FILE, metavar="FILE", show_default="the budgets' noise_floor alone",
+              help="Noise floors of `phi-edge bench A --against A --noise FILE`; for --baseline.")  # fmt: skip
 @click.option("--junit", type=FILE, metavar="FILE", show_default="no file", help="Also write the outcome as JUnit XML.")
 def gate_command(
-    files: tuple[Path, ...], budgets_file: Path | None, baseline_file: Path | None, junit: Path | None
+    files: tuple[Path, ...],
+    budgets_file: Path | None,
+    baseline_file: Path | None,
+    noise: Path | None,
+    junit: Path | None,
 ) -> None:
     """Judge FILES by limits, for CI.
 
@@ -40,6 +46,7 @@ def gate_command(
     from devices.judge.compare import compare
     from devices.judge.gate import judge
     from devices.judge.junit import to_junit
+    from devices.judge.noise import read_floors
     from devices.judge.text import to_text
     from devices.measure.measurement import read_measurement
     from devices.measure.result import read_results
@@ -51,17 +58,19 @@ def gate_command(
         raise BudgetError("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
     if baseline_file is not None and len(files) != 1:
         raise BudgetError(f"--baseline compares one measurement, {len(files)} were given; judge them one at a time")
+    if noise is not None and baseline_file is None:
+        raise BudgetError("--noise says what a difference from --baseline is worth; give --baseline FILE, too")
     if junit is not None:
         check_writable(junit)
     results = read_results(files)
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
     named = dict(zip(labels(results), results, strict=True))
     judgements = judge(named, budgets.budgets, fail_on_doubt=budgets.fail_on_doubt) if chosen else []
-    comparison = (
-        compare(read_measurement(files[0]), read_measurement(baseline_file), budgets.noise_floor)
-        if baseline_file
-        else None
-    )
+    comparison = None
+    if baseline_file is not None:
+        candidate, baseline = read_measurement(files[0]), read_measurement(baseline_file)
+        floors = read_floors(noise).of(candidate.device.name) if noise is not None else {}
+        comparison = compare(candidate, baseline, budgets.noise_floor, floors)
     if junit is not None:
         write_text(junit, to_junit(judgements, comparison))
     echo(to_text(judgements, comparison), nl=False)

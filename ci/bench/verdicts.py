@@ -1,0 +1,142 @@
+"""How often a verdict is wrong, simulated: ours beside plain thresholds, Welch's t and Mann-Whitney.
+
+python -m ci.bench.verdicts [--trials N]      prints the tables of docs/lab.md
+
+A device is simulated by what makes its repetitions differ: noise of each repetition, of each session (temperature,
+memory layout, a restart), drift over the whole night, heat that builds up within a session, outliers, and processes
+that get one of two placements in memory. Times are log-normal around a true one. All methods see the same repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu, ttest_ind
+
+from devices.judge.compare import decide
+from devices.judge.sessions import ratio_of
+
+Times = NDArray[np.float64]  # session, repetition
+ROUNDS, REPETITIONS = 4, 5  # as bench --against: 8 sessions of each artifact
+FLOOR = 0.01
+SLOWER = (0.0, 0.03, 0.05, 0.10)  # of the new artifact's true time; 0 is A/A
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What makes its repetitions differ, as shares of the true time."""
+
+    repetition: float = 0.02  # standard deviations
+    session: float = 0.0
+    drift: float = 0.0  # from the first repetition of the night to the last
+    heat: float = 0.0  # from the first repetition of a session to its last, more or less by chance
+    outliers: float = 0.0  # how many; each takes a third longer
+    placements: float = 0.0  # the difference between the two
+
+
+DEVICES: Mapping[str, Device] = {
+    "calm": Device(),
+    "noisy": Device(repetition=0.05),
+    "sessions differ by 4 %": Device(session=0.04),
+    "drift of 10 %": Device(drift=0.10),
+    "throttles by 8 %": Device(heat=0.08, session=0.01),
+    "outliers": Device(outliers=0.05),
+    "two placements, 6 %": Device(placements=0.06),
+    "all of it": Device(repetition=0.03, session=0.03, drift=0.05, heat=0.04, outliers=0.03, placements=0.03),
+}
+
+
+def simulate(device: Device, slower: float, order: Sequence[int], random: np.random.Generator) -> tuple[Times, Times]:
+    """Sessions in this order, 0 the old artifact and 1 the new one; -> the times of new and old."""
+    shape = (len(order), REPETITIONS)
+    which = np.array(order)
+    log = random.normal(0, device.repetition, shape) + random.normal(0, device.session, (len(order), 1))
+    log += np.linspace(0, device.drift, log.size).reshape(shape)
+    log += np.linspace(0, 1, REPETITIONS) * device.heat * random.uniform(0.5, 1.5, (len(order), 1))
+    log += (random.random(shape) < device.outliers) * np.log(4 / 3)
+    log += (random.random(shape) < 0.5) * device.placements
+    times = np.exp(log) * np.where(which == 1, 1 + slower, 1.0)[:, None]
+    return times[which == 1], times[which == 0]
+
+
+def in_turns(random: np.random.Generator) -> list[int]:
+    """A B B A, and so on."""
+    return [0, 1, 1, 0] * ROUNDS
+
+
+def apart(random: np.random.Generator) -> list[int]:
+    """As most do it: first all of the old one, then all of the new one."""
+    return [0] * 2 * ROUNDS + [1] * 2 * ROUNDS
+
+
+def by_threshold(new: Times, old: Times) -> bool:
+    """Do the medians differ by more than 5 %?"""
+    ratio = float(np.median(new) / np.median(old))
+    return ratio > 1.05 or ratio < 1 / 1.05
+
+
+def by_welch(new: Times, old: Times) -> bool:
+    """Welch's t on all repetitions, p < 0.05."""
+    return bool(ttest_ind(new.ravel(), old.ravel(), equal_var=False).pvalue < 0.05)
+
+
+def by_rank(new: Times, old: Times) -> bool:
+    """Mann-Whitney's U on all repetitions, p < 0.05."""
+    return bool(mannwhitneyu(new.ravel(), old.ravel()).pvalue < 0.05)
+
+
+def by_sessions(new: Times, old: Times) -> bool:
+    """Ours: the session is the unit, in pairs; the whole interval beyond a noise floor of 1 %."""
+    sessions = [dict(enumerate([session] for session in times)) for times in (new, old)]
+    ratio = ratio_of(sessions[0], sessions[1], 0.5, paired=True)
+    assert ratio is not None
+    return decide(ratio.low, ratio.high, "lower", FLOOR) in ("regression", "improvement")
+
+
+METHODS: Mapping[str, Callable[[Times, Times], bool]] = {
+    "threshold 5 %": by_threshold,
+    "Welch's t": by_welch,
+    "Mann-Whitney": by_rank,
+    "sessions (ours)": by_sessions,
+}
+
+
+def rates(device: Device, slower: float, design: Callable[..., list[int]], trials: int, seed: int) -> dict[str, float]:
+    """How often each method calls a change."""
+    random = np.random.default_rng(seed)
+    called = dict.fromkeys(METHODS, 0)
+    for _ in range(trials):
+        new, old = simulate(device, slower, design(random), random)
+        for name, method in METHODS.items():
+            called[name] += method(new, old)
+    return {name: count / trials for name, count in called.items()}
+
+
+def table(design: Callable[..., list[int]], trials: int) -> str:
+    """Markdown: false alarms of A/A, then misses of each true difference."""
+    head = ["device", "of 100", *METHODS]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * len(METHODS)]
+    for number, (name, slower) in enumerate(itertools.product(DEVICES, SLOWER)):
+        found = rates(DEVICES[name], slower, design, trials, seed=number)
+        wrong = [share if slower == 0 else 1 - share for share in found.values()]
+        kind = "false alarms, A/A" if slower == 0 else f"missed, {slower:.0%} slower"
+        lines.append(f"| {name if slower == 0 else ''} | {kind} | {' | '.join(f'{each:.1%}' for each in wrong)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description="How often a verdict is wrong, simulated.")
+    parser.add_argument("--trials", type=int, default=2_000)
+    options = parser.parse_args()
+    print(f"In turns (A B B A), {options.trials} trials:\n\n{table(in_turns, options.trials)}\n", flush=True)
+    print(f"Apart (all of A, then all of B), {options.trials} trials:\n\n{table(apart, options.trials)}")
+
+
+if __name__ == "__main__":
+    main()

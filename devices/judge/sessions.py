@@ -1,0 +1,89 @@
+"""The ratio of two measurements that have sessions: the session is the unit, repetitions are within it.
+
+Two repetitions of one session share its temperature, its memory layout and its neighbours, so ten of them say less than
+ten should. The bootstrap draws sessions, and a session brings all its repetitions: to draw among these as well would
+count their noise twice, once more in what sessions differ by (Davison and Hinkley, "Bootstrap Methods", 3.8). Where two
+artifacts took turns, session by session (devices.measure.interleave), it draws pairs: what drifts hits both of a pair.
+
+A percentile interval from few sessions is too narrow. It is widened as Hesterberg does ("What Teachers Should Know
+About the Bootstrap", 2015, 4.3): to the quantiles that Student's t asks for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.measure.measurement import Measurement
+from devices.measure.metrics import RESAMPLES, SEED, Metric
+
+Group = NDArray[np.float64]  # the samples of one repetition
+Session = Sequence[Group]
+LEAST_SESSIONS = 3  # of two, nobody can say how much sessions differ
+# Student's t, 97.5 %, by degrees of freedom from 1 on; beyond, the normal distribution is near enough.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def sessions_of(metric: Metric, measurement: Measurement) -> dict[int, Session]:
+    """The metric's samples: session's number -> repetition -> samples; only those that have any."""
+    found: dict[int, Session] = {}
+    for number in sorted({repetition.session for repetition in measurement.repetitions}):
+        own = [repetition for repetition in measurement.repetitions if repetition.session == number]
+        groups = metric.samples(dataclasses.replace(measurement, repetitions=own))
+        if session := [np.asarray(group, dtype=np.float64) for group in groups if len(group)]:
+            found[number] = session
+    return found
+
+
+def are_paired(candidate: Measurement, baseline: Measurement) -> bool:
+    """Whether the two were measured in turns, session by session."""
+    return candidate.pair is not None and candidate.pair == baseline.pair
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """New by old, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio_of(
+    new: Mapping[int, Session], old: Mapping[int, Session], quantile: float, *, paired: bool, seed: int = SEED
+) -> Ratio | None:
+    """The ratio of the sessions' quantiles, in the geometric mean; of pairs, those that are there on both sides count.
+
+    None with fewer than LEAST_SESSIONS of either, or where one is 0.
+    """
+    if paired:
+        common = sorted(new.keys() & old.keys())
+        new, old = ({number: sessions[number] for number in common} for sessions in (new, old))
+    values = [
+        np.array([np.quantile(np.concatenate(session), quantile) for session in sessions.values()])
+        for sessions in (new, old)
+    ]
+    fewest = min(map(len, values))
+    if fewest < LEAST_SESSIONS or any(each.min() <= 0 for each in values):
+        return None
+    above, below = np.log(values[0]), np.log(values[1])
+    random = np.random.default_rng(seed)
+    picks = random.integers(len(above), size=(RESAMPLES, len(above)))
+    others = picks if paired else random.integers(len(below), size=(RESAMPLES, len(below)))
+    drawn = above[picks].mean(axis=1) - below[others].mean(axis=1)
+    tail = _tail(fewest)
+    low, high = np.exp(np.quantile(drawn, [tail, 1 - tail]))
+    return Ratio(float(np.exp(above.mean() - below.mean())), float(low), float(high))
+
+
+def _tail(sessions: int) -> float:
+    """The share to cut off at either end."""
+    freedom = sessions - 1
+    t = _T[freedom - 1] if freedom <= len(_T) else 1.96
+    return 0.5 * math.erfc(math.sqrt(sessions / freedom) * t / math.sqrt(2))
