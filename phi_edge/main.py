@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "gate": "phi_edge.verbs.gate:gate_command",
     "lab list": "phi_edge.verbs.lab_list:lab_list_command",
     "lab run": "phi_edge.verbs.lab_run:lab_run_command",
+    "history": "phi_edge.verbs.history:history_command",
     "bundle": "phi_edge.verbs.bundle:bundle_command",
     "doctor": "phi_edge.verbs.doctor:doctor_command",
     "demo": "phi_edge.verbs.demo:demo_command",

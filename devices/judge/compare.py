@@ -50,6 +50,11 @@ class Comparison:
     changes: Sequence[Change]
 
     @property
+    def is_good(self) -> bool:
+        """No regression, and nothing invalid."""
+        return self.verdict not in ("regression", "invalid")
+
+    @property
     def verdict(self) -> Verdict:
         """The worst of the changes' verdicts; invalid when a measurement is."""
         found = {change.verdict for change in self.changes} | ({"invalid"} if self.problems else set())

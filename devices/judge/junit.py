@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from devices.judge.compare import Comparison
 from devices.judge.gate import Check, Judgement
+from devices.judge.matched import Matched
 from devices.measure.metrics import METRICS
 from devices.report.numbers import show
 
@@ -15,7 +16,7 @@ from devices.report.numbers import show
 UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_junit(judgements: Sequence[Judgement], comparison: Comparison | None) -> str:
+def to_junit(judgements: Sequence[Judgement], comparison: Comparison | Matched | None) -> str:
     """The XML document. Without times: the same verdict gives the same bytes."""
     root = ElementTree.Element("testsuites", name="phi-edge gate")
     for judgement in judgements:
@@ -27,8 +28,10 @@ def to_junit(judgements: Sequence[Judgement], comparison: Comparison | None) -> 
             ElementTree.SubElement(case, "failure", message=_clean(_doubtful(judgement)))
         if judgement.doubts:
             ElementTree.SubElement(suite, "system-out").text = _clean(_doubtful(judgement))
-    if comparison is not None:
+    if isinstance(comparison, Comparison):
         _comparison(ElementTree.SubElement(root, "testsuite", name="baseline"), comparison)
+    elif comparison is not None:
+        _matched(root, comparison)
     for suite in root:
         suite.set("tests", str(len(suite.findall("testcase"))))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
@@ -52,6 +55,17 @@ def _check(suite: ElementTree.Element, judgement: Judgement, check: Check) -> No
 
 def _doubtful(judgement: Judgement) -> str:
     return "doubtful: " + "; ".join(judgement.doubts)
+
+
+def _matched(root: ElementTree.Element, matched: Matched) -> None:
+    for label, each in matched.comparisons.items():
+        _comparison(ElementTree.SubElement(root, "testsuite", name=_clean(f"baseline: {label}")), each)
+    if matched.missing:
+        suite = ElementTree.SubElement(root, "testsuite", name="missing")
+        for text in matched.missing:
+            label, _, reason = text.partition(": ")
+            case = ElementTree.SubElement(suite, "testcase", classname="missing", name=_clean(label))
+            ElementTree.SubElement(case, "failure", message=_clean(f"missing: {reason}"))
 
 
 def _comparison(suite: ElementTree.Element, comparison: Comparison) -> None:

@@ -64,6 +64,12 @@ class Result:
         return found
 
 
+def is_file_of_results(path: Path) -> bool:
+    """Whether a file of a folder is a measurement or a score. Raises MeasurementError where it is no JSON."""
+    content = read_json(path, MeasurementError, "move it away, or give the files")
+    return is_score(content) or (isinstance(content, dict) and "repetitions" in content)
+
+
 def read_results(paths: Sequence[Path]) -> list[Result]:
     """A result for each measurement, with the score of its artifact, then one for each score without a measurement.
 

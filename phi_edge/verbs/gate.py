@@ -19,13 +19,14 @@ from phi_edge.verb import Verb
     examples=[
         "phi-edge gate phone.json phone.score.json --budgets budgets.toml --junit phone.xml",
         "phi-edge gate new.json --baseline old.json",
+        "phi-edge gate tonight --baseline last-night",
     ],
 )
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("--budgets", "budgets_file", type=FILE, metavar="FILE", help="The limits.",
               show_default="budgets.toml in this folder, if there is one")  # fmt: skip
 @click.option("--baseline", "baseline_file", type=FILE, metavar="FILE", show_default="no comparison",
-              help="An earlier measurement to compare with; for one FILES only.")  # fmt: skip
+              help="An earlier measurement to compare one with, or a folder of them for many.")  # fmt: skip
 @click.option("--noise", type=FILE, metavar="FILE", show_default="the budgets' noise_floor alone",
               help="Noise floors of `phi-edge bench A --against A --noise FILE`; for --baseline.")  # fmt: skip
 @click.option("--junit", type=FILE, metavar="FILE", show_default="no file", help="Also write the outcome as JUnit XML.")
@@ -38,14 +39,17 @@ def gate_command(
 ) -> None:
     """Judge FILES by limits, for CI.
 
-    FILES are what `phi-edge bench` and `phi-edge score` wrote; a score belongs to the measurements of its artifact.
+    FILES are what `phi-edge bench` and `phi-edge score` wrote, or folders of them; a score belongs to the measurements
+    of its artifact. With a folder as the baseline each measurement is compared with that of the same artifact's name,
+    device and workload, and what nobody measured now is a failure.
     Exit code 0: every limit is met. Exit code 1: a limit is missed, a measurement is invalid, or it is slower than its
     baseline beyond doubt.
     """
     from devices.judge.budgets import Budgets, read_budgets
-    from devices.judge.compare import compare
+    from devices.judge.compare import Comparison, compare
     from devices.judge.gate import judge
     from devices.judge.junit import to_junit
+    from devices.judge.matched import Matched, files_of, match, read_measurements, unmeasured_of
     from devices.judge.noise import read_floors
     from devices.judge.text import to_text
     from devices.measure.measurement import read_measurement
@@ -56,24 +60,36 @@ def gate_command(
     chosen = budgets_file or (default_budgets if default_budgets.is_file() else None)
     if chosen is None and baseline_file is None:
         raise BudgetError("nothing to judge by: give --budgets FILE or --baseline FILE (or write budgets.toml here)")
-    if baseline_file is not None and len(files) != 1:
-        raise BudgetError(f"--baseline compares one measurement, {len(files)} were given; judge them one at a time")
+    folders = baseline_file is not None and baseline_file.is_dir()
+    if baseline_file is not None and not folders and (len(files) != 1 or files[0].is_dir()):
+        raise BudgetError(
+            "--baseline FILE compares one measurement; give one, or a folder as the baseline, for which each "
+            "measurement's own is found"
+        )
     if noise is not None and baseline_file is None:
         raise BudgetError("--noise says what a difference from --baseline is worth; give --baseline FILE, too")
     if junit is not None:
         check_writable(junit)
-    results = read_results(files)
+    paths, unmeasured = files_of(files), unmeasured_of(files)
+    results = read_results(paths)
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())
     named = dict(zip(labels(results), results, strict=True))
     judgements = judge(named, budgets.budgets, fail_on_doubt=budgets.fail_on_doubt) if chosen else []
-    comparison = None
+    comparison: Comparison | Matched | None = None
     if baseline_file is not None:
-        candidate, baseline = read_measurement(files[0]), read_measurement(baseline_file)
-        floors = read_floors(noise).of(candidate.device.name) if noise is not None else {}
-        comparison = compare(candidate, baseline, budgets.noise_floor, floors)
+        floors = read_floors(noise) if noise is not None else None
+        if folders:
+            old = read_measurements(files_of([baseline_file]))
+            comparison = match(read_measurements(paths), old, budgets.noise_floor, floors, unmeasured)
+        else:
+            candidate, baseline = read_measurement(paths[0]), read_measurement(baseline_file)
+            own = floors.of(candidate.device.name) if floors is not None else {}
+            comparison = compare(candidate, baseline, budgets.noise_floor, own)
+    elif unmeasured:
+        comparison = Matched(comparisons={}, missing=[f"{label}: {why}" for label, why in unmeasured.items()])
     if junit is not None:
         write_text(junit, to_junit(judgements, comparison))
     echo(to_text(judgements, comparison), nl=False)
     kept = all(judgement.outcome == "pass" for judgement in judgements)
-    if not kept or (comparison is not None and comparison.verdict in ("regression", "invalid")):
+    if not kept or (comparison is not None and not comparison.is_good):
         raise Failed("")
