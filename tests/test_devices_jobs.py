@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from devices.transports.adb.devices import Client
 from fakes.adbd import FakeAdbd
 from fakes.agent import fake_agent
 from fakes.android import connection
+from fakes.pi import EmulatedPi
 from phi_edge.main import main
 from runtimes.engines.fake import fake_artifact
 
@@ -39,6 +41,13 @@ PHONE_AGENT = f"""#!/bin/sh
 folder=$1; shift 3
 exec {sys.executable} -P {REPOSITORY}/tests/fakes/agent.py "$folder" "$@"
 """
+# A job in a process of its own, on a machine that is never idle.
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys, devices.measure.readiness as readiness; readiness.BUSY_SHARE = 2.0\n"
+    "from phi_edge.main import main; main(sys.argv[1:])",
+]
 CRASHES = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
 
 
@@ -109,13 +118,18 @@ def test_every_cell_is_measured_and_shown(desk: Desk) -> None:
     assert [line.partition(":")[0] for line in said[1:-1]] == [f"repetition {number} of 3" for number in (1, 2, 3)]
 
 
+def phone_row(desk: Desk, phone: FakeAdbd, adb: Client) -> dict[str, object]:
+    """A phone whose agent is the fake one."""
+    program = desk.folder / "phone-agent"
+    program.write_text(PHONE_AGENT)
+    return connection(phone, adb) | {"program": str(program), "libraries": [str(program)]}
+
+
 def test_devices_work_side_by_side_and_one_machine_does_one_thing_at_a_time(
     desk: Desk, phone: FakeAdbd, adb: Client
 ) -> None:
     """Two names of this machine share its lease; the phone does not wait for them."""
-    program = desk.folder / "phone-agent"
-    program.write_text(PHONE_AGENT)
-    row = connection(phone, adb) | {"program": str(program), "libraries": [str(program)]}
+    row = phone_row(desk, phone, adb)
     desk.lab({"desk": {"agent": fake_agent(0.02)}, "shelf": {"agent": fake_agent(0.02)}, "phone": row})
     desk.plan(devices=["desk", "shelf", "phone"], repetitions=1)
     result = desk.run()
@@ -129,14 +143,11 @@ def test_devices_work_side_by_side_and_one_machine_does_one_thing_at_a_time(
 def test_a_killed_job_goes_on_and_makes_nothing_twice(desk: Desk) -> None:
     desk.plan(artifacts=["a", "b"], repetitions=4, ready_s=600)
     desk.lab({"desk": {"agent": fake_agent(0.05)}})
-    code = (
-        "import sys, devices.measure.readiness as readiness; readiness.BUSY_SHARE = 2.0\n"
-        "from phi_edge.main import main; main(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, *desk.words]
     kept: list[str] = []
     for least in (3, 5, 9):  # lines of all cells' files: killed in the middle of three different repetitions
-        job = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        job = subprocess.Popen(
+            [*COMMAND, *desk.words], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         until_s = time.monotonic() + 120
         while len(_lines(desk.out)) < least and job.poll() is None and time.monotonic() < until_s:
             time.sleep(0.01)
@@ -191,9 +202,7 @@ def test_a_device_that_never_answers_is_tried_again_and_then_left_alone(
 
 def test_a_phone_that_is_unplugged_or_restarted_comes_back(desk: Desk, phone: FakeAdbd, adb: Client) -> None:
     """Each fault strikes when the first repetition is stored; what was stored before it is kept."""
-    program = desk.folder / "phone-agent"
-    program.write_text(PHONE_AGENT)
-    row = connection(phone, adb) | {"program": str(program), "libraries": [str(program)]}
+    row = phone_row(desk, phone, adb)
     desk.lab({"phone": row})
     desk.plan(devices=["phone"], repetitions=4, retries=20)
     faults: list[Callable[[], object]] = [phone.drop, phone.reboot, phone.phone.kill_all]
@@ -374,3 +383,42 @@ def test_a_row_says_what_its_cell_was(desk: Desk) -> None:
     (cell,) = read_plan(desk.folder / "plan.toml", open_lab(desk.folder / "lab.toml")).cells
     assert cell.name == "a-desk-9x4"
     assert dataclasses.asdict(cell.plan.readiness) == {"wait_s": 0.0, "below_c": None, "poll_s": 3.0}
+
+
+@pytest.mark.emulated
+def test_one_plan_over_this_machine_a_pi_and_a_phone_at_once(
+    desk: Desk, tiny_onnx_short: Path, emulated_pi: EmulatedPi, phone: FakeAdbd, adb: Client
+) -> None:
+    """The job is killed once, the Pi's wire is cut and the phone restarts; then every cell is measured."""
+    rows = tomllib.loads(emulated_pi.row())["device"]
+    rows |= {"desk": {"agent": fake_agent()}, "phone": phone_row(desk, phone, adb)}
+    desk.lab(rows)
+    desk.plan(artifacts=[str(tiny_onnx_short)], devices=["desk", "pi5", "phone"], repetitions=2, retries=10)
+    job = subprocess.Popen([*COMMAND, *desk.words], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    until_s = time.monotonic() + 300
+    while '"repetition"' not in "".join(_lines(desk.out)) and job.poll() is None and time.monotonic() < until_s:
+        time.sleep(0.05)
+    job.kill()
+    job.wait()
+    kept = _lines(desk.out)
+    faults = {"pi5": emulated_pi.cut, "phone": phone.reboot}
+    whole = CellStore.repeated
+
+    def repeated(self: CellStore, repetition: Any) -> None:
+        whole(self, repetition)
+        for device in [device for device in faults if f"-{device}-" in str(self._path)]:
+            faults.pop(device)()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CellStore, "repeated", repeated)
+        result = desk.run()
+    assert result.exit_code == 0, result.output
+    assert [state for _, _, state in desk.states()] == ["measured"] * 3
+    assert set(kept) <= set(_lines(desk.out))
+    for name in ("desk", "pi5", "phone"):
+        assert desk.numbers(f"{tiny_onnx_short.name}-{name}-9x4")["repetition"] == 2
+    shown = CliRunner().invoke(main, ["lab", "list", str(desk.folder / "lab.toml"), "--json"])
+    found = {entry["name"]: entry for entry in map(json.loads, shown.stdout.splitlines())}
+    assert {name: found[name]["state"] for name in rows} == dict.fromkeys(rows, "ready")
+    assert "Fake Phone 1 FK1000" in found["phone"]["identity"]["model"]
+    assert found["pi5"]["identity"]["memory_bytes"] > 1e8
