@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ci.bench.verdicts import DEVICES, METHODS, apart, in_turns, rates
+from ci.bench.verdicts import APART, DEVICES, IN_TURNS, METHODS, rates
 from devices.judge.compare import compare
 from devices.judge.noise import floors_of, read_floors
 from devices.judge.sessions import Session, ratio_of, sessions_of
@@ -154,9 +154,9 @@ def test_a_newer_file_of_floors_is_one_line(tmp_path: Path) -> None:
 
 def test_the_simulator_s_verdicts() -> None:
     """A small run of what docs/lab.md publishes: ours calls few changes that are none, where the others call many."""
-    sessions = rates(DEVICES["sessions differ by 4 %"], 0.0, in_turns, 60, seed=1)
+    sessions = rates(DEVICES["sessions differ by 4 %"], 0.0, IN_TURNS, 60, seed=1)
     assert sessions["sessions (ours)"] <= 0.1 < sessions["Welch's t"]
     assert list(sessions) == list(METHODS)
-    assert rates(DEVICES["calm"], 0.05, in_turns, 40, seed=2)["sessions (ours)"] >= 0.9
-    assert rates(DEVICES["drift of 10 %"], 0.0, in_turns, 40, seed=3)["sessions (ours)"] <= 0.05
-    assert rates(DEVICES["drift of 10 %"], 0.0, apart, 10, seed=3)["Mann-Whitney"] == 1.0
+    assert rates(DEVICES["calm"], 0.05, IN_TURNS, 40, seed=2)["sessions (ours)"] >= 0.9
+    assert rates(DEVICES["drift of 10 %"], 0.0, IN_TURNS, 40, seed=3)["sessions (ours)"] <= 0.05
+    assert rates(DEVICES["drift of 10 %"], 0.0, APART, 10, seed=3)["Mann-Whitney"] == 1.0

@@ -21,7 +21,8 @@ from scipy.stats import mannwhitneyu, ttest_ind
 from devices.judge.compare import decide
 from devices.judge.sessions import ratio_of
 
-Times = NDArray[np.float64]  # session, repetition
+Times = NDArray[np.float64]  # trial, session, repetition
+Called = NDArray[np.bool_]  # a change, in each trial
 ROUNDS, REPETITIONS = 4, 5  # as bench --against: 8 sessions of each artifact
 FLOOR = 0.01
 SLOWER = (0.0, 0.03, 0.05, 0.10)  # of the new artifact's true time; 0 is A/A
@@ -51,54 +52,55 @@ DEVICES: Mapping[str, Device] = {
 }
 
 
-def simulate(device: Device, slower: float, order: Sequence[int], random: np.random.Generator) -> tuple[Times, Times]:
+def simulate(
+    device: Device, slower: float, order: Sequence[int], trials: int, random: np.random.Generator
+) -> tuple[Times, Times]:
     """Sessions in this order, 0 the old artifact and 1 the new one; -> the times of new and old."""
-    shape = (len(order), REPETITIONS)
+    shape = (trials, len(order), REPETITIONS)
+    per_session = (trials, len(order), 1)
     which = np.array(order)
-    log = random.normal(0, device.repetition, shape) + random.normal(0, device.session, (len(order), 1))
-    log += np.linspace(0, device.drift, log.size).reshape(shape)
-    log += np.linspace(0, 1, REPETITIONS) * device.heat * random.uniform(0.5, 1.5, (len(order), 1))
+    log = random.normal(0, device.repetition, shape) + random.normal(0, device.session, per_session)
+    log += np.linspace(0, device.drift, len(order) * REPETITIONS).reshape(shape[1:])
+    log += np.linspace(0, 1, REPETITIONS) * device.heat * random.uniform(0.5, 1.5, per_session)
     log += (random.random(shape) < device.outliers) * np.log(4 / 3)
     log += (random.random(shape) < 0.5) * device.placements
     times = np.exp(log) * np.where(which == 1, 1 + slower, 1.0)[:, None]
-    return times[which == 1], times[which == 0]
+    return times[:, which == 1], times[:, which == 0]
 
 
-def in_turns(random: np.random.Generator) -> list[int]:
-    """A B B A, and so on."""
-    return [0, 1, 1, 0] * ROUNDS
+IN_TURNS = [0, 1, 1, 0] * ROUNDS  # A B B A, and so on
+APART = [0] * 2 * ROUNDS + [1] * 2 * ROUNDS  # as most do it: first all of the old one, then all of the new one
 
 
-def apart(random: np.random.Generator) -> list[int]:
-    """As most do it: first all of the old one, then all of the new one."""
-    return [0] * 2 * ROUNDS + [1] * 2 * ROUNDS
-
-
-def by_threshold(new: Times, old: Times) -> bool:
+def by_threshold(new: Times, old: Times) -> Called:
     """Do the medians differ by more than 5 %?"""
-    ratio = float(np.median(new) / np.median(old))
-    return ratio > 1.05 or ratio < 1 / 1.05
+    ratio = np.median(new, axis=(1, 2)) / np.median(old, axis=(1, 2))
+    return (ratio > 1.05) | (ratio < 1 / 1.05)
 
 
-def by_welch(new: Times, old: Times) -> bool:
+def by_welch(new: Times, old: Times) -> Called:
     """Welch's t on all repetitions, p < 0.05."""
-    return bool(ttest_ind(new.ravel(), old.ravel(), equal_var=False).pvalue < 0.05)
+    found = ttest_ind(_flat(new), _flat(old), axis=1, equal_var=False)
+    return np.asarray(found.pvalue < 0.05)
 
 
-def by_rank(new: Times, old: Times) -> bool:
+def by_rank(new: Times, old: Times) -> Called:
     """Mann-Whitney's U on all repetitions, p < 0.05."""
-    return bool(mannwhitneyu(new.ravel(), old.ravel()).pvalue < 0.05)
+    return np.asarray(mannwhitneyu(_flat(new), _flat(old), axis=1).pvalue < 0.05)
 
 
-def by_sessions(new: Times, old: Times) -> bool:
+def by_sessions(new: Times, old: Times) -> Called:
     """Ours: the session is the unit, in pairs; the whole interval beyond a noise floor of 1 %."""
-    sessions = [dict(enumerate([session] for session in times)) for times in (new, old)]
-    ratio = ratio_of(sessions[0], sessions[1], 0.5, paired=True)
-    assert ratio is not None
-    return decide(ratio.low, ratio.high, "lower", FLOOR) in ("regression", "improvement")
+    called = []
+    for trial in range(len(new)):
+        both = [dict(enumerate([session] for session in times[trial])) for times in (new, old)]
+        ratio = ratio_of(both[0], both[1], 0.5, paired=True)
+        assert ratio is not None
+        called.append(decide(ratio.low, ratio.high, "lower", FLOOR) in ("regression", "improvement"))
+    return np.array(called)
 
 
-METHODS: Mapping[str, Callable[[Times, Times], bool]] = {
+METHODS: Mapping[str, Callable[[Times, Times], Called]] = {
     "threshold 5 %": by_threshold,
     "Welch's t": by_welch,
     "Mann-Whitney": by_rank,
@@ -106,23 +108,22 @@ METHODS: Mapping[str, Callable[[Times, Times], bool]] = {
 }
 
 
-def rates(device: Device, slower: float, design: Callable[..., list[int]], trials: int, seed: int) -> dict[str, float]:
+def rates(device: Device, slower: float, order: Sequence[int], trials: int, seed: int) -> dict[str, float]:
     """How often each method calls a change."""
-    random = np.random.default_rng(seed)
-    called = dict.fromkeys(METHODS, 0)
-    for _ in range(trials):
-        new, old = simulate(device, slower, design(random), random)
-        for name, method in METHODS.items():
-            called[name] += method(new, old)
-    return {name: count / trials for name, count in called.items()}
+    new, old = simulate(device, slower, order, trials, np.random.default_rng(seed))
+    return {name: float(method(new, old).mean()) for name, method in METHODS.items()}
 
 
-def table(design: Callable[..., list[int]], trials: int) -> str:
+def _flat(times: Times) -> Times:
+    return times.reshape(len(times), -1)
+
+
+def table(order: Sequence[int], trials: int) -> str:
     """Markdown: false alarms of A/A, then misses of each true difference."""
-    head = ["device", "of 100", *METHODS]
+    head = ["device", "", *METHODS]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * len(METHODS)]
     for number, (name, slower) in enumerate(itertools.product(DEVICES, SLOWER)):
-        found = rates(DEVICES[name], slower, design, trials, seed=number)
+        found = rates(DEVICES[name], slower, order, trials, seed=number)
         wrong = [share if slower == 0 else 1 - share for share in found.values()]
         kind = "false alarms, A/A" if slower == 0 else f"missed, {slower:.0%} slower"
         lines.append(f"| {name if slower == 0 else ''} | {kind} | {' | '.join(f'{each:.1%}' for each in wrong)} |")
@@ -134,8 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How often a verdict is wrong, simulated.")
     parser.add_argument("--trials", type=int, default=2_000)
     options = parser.parse_args()
-    print(f"In turns (A B B A), {options.trials} trials:\n\n{table(in_turns, options.trials)}\n", flush=True)
-    print(f"Apart (all of A, then all of B), {options.trials} trials:\n\n{table(apart, options.trials)}")
+    print(f"In turns (A B B A), {options.trials} trials:\n\n{table(IN_TURNS, options.trials)}\n", flush=True)
+    print(f"Apart (all of A, then all of B), {options.trials} trials:\n\n{table(APART, options.trials)}")
 
 
 if __name__ == "__main__":
