@@ -52,7 +52,7 @@ def board(names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
 
         def say(name: str, state: str) -> None:
             with lock:
-                head = state.partition(": ")[0]  # "repetition 3 of 5", not each of its steps
+                head = state.partition(": ")[0].partition(" (")[0]  # "repetition 3 of 5", not each of its steps
                 if states[name] != head:
                     states[name] = head
                     echo(f"{name}: {one_line(state)}", err=True)

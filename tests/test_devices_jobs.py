@@ -227,7 +227,7 @@ def test_a_device_that_never_becomes_ready_is_a_row(desk: Desk, monkeypatch: pyt
     result = desk.run()
     assert result.exit_code == 2
     assert desk.states() == [("a", "desk", "not ready")]
-    assert "its processor has 91 °C; that was the 3th time, and it is given up" in result.stdout
+    assert "its processor has 91 °C; it is given up after 3 such waits" in result.stdout
     assert desk.numbers()["dropped"] == 3
 
 

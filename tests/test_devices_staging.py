@@ -125,6 +125,19 @@ class Delayed(LocalHost):
             time.sleep(self.step_s)
 
 
+def test_a_large_file_says_how_much_of_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher looks at the part while it grows; a small file is not watched."""
+    monkeypatch.setattr("devices.drivers.staging.WATCH_S", 0.001)
+    monkeypatch.setattr("devices.drivers.staging.WATCHED_BYTES", WRITE_BLOCK_BYTES)
+    folder = fake_artifact(tmp_path / "a").folder
+    (folder / "weights.bin").write_bytes(random.Random(0).randbytes(20 * WRITE_BLOCK_BYTES))
+    said: list[str] = []
+    stage_artifact(Delayed(0.01), reseal(folder), str(tmp_path / "cache"), said.append)
+    looks = [what for what in said if what.startswith("pushing weights.bin (")]
+    assert len(looks) > 2 and all(what.endswith("of 1.3 MB)") for what in looks)
+    assert len(set(looks)) > 2 and len([what for what in said if "tokenizer.json" in what]) == 1
+
+
 @pytest.mark.parametrize("second_s", [0.0, 0.003])
 def test_two_clients_that_push_at_once_leave_a_whole_artifact(tmp_path: Path, second_s: float) -> None:
     folder = fake_artifact(tmp_path / "a").folder

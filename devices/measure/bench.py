@@ -84,7 +84,7 @@ def check_context(artifact: Artifact, plan: Plan) -> None:
 def give_up(dropped: Sequence[Dropped]) -> None:
     """Raises NotReadyError after MOST_DROPPED repetitions for which the device was not ready."""
     if len(dropped) >= MOST_DROPPED:
-        raise NotReadyError(f"{dropped[-1].reason}; that was the {len(dropped)}th time, and it is given up")
+        raise NotReadyError(f"{dropped[-1].reason}; it is given up after {MOST_DROPPED} such waits")
 
 
 def repeat(artifact: Artifact, driver: Driver, plan: Plan, number: int, step: Step) -> Repetition | Dropped:

@@ -66,6 +66,10 @@ class Files(Protocol):
         """Return when everything that was pushed is on the disk."""
         ...
 
+    def size(self, path: str) -> int | None:
+        """How many bytes of a file are there now; None where it is not there, or the device is not asked for it."""
+        ...
+
     def free_bytes(self, folder: str) -> int | None:
         """How many bytes an ordinary user may still write there; None where the device does not report it."""
         ...
@@ -119,6 +123,11 @@ class PosixFiles(Files):
     def sync(self, *, deadline_s: float) -> None:
         """See Files.sync."""
         self._checked(["sync"], "syncing the disk", deadline_s)
+
+    def size(self, path: str) -> int | None:
+        """See Files.size."""
+        done = self._host.run(["stat", "-c", "%s", path], deadline_s=self._host.timeouts.command_s)
+        return int(done.stdout) if done.exit_code == 0 and re.fullmatch(rb"\s*[0-9]{1,18}\s*", done.stdout) else None
 
     def free_bytes(self, folder: str) -> int | None:
         """See Files.free_bytes."""
