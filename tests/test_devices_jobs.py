@@ -24,7 +24,7 @@ from devices.jobs.store import CellStore
 from devices.lab import Lab
 from devices.leases.choose import lease_device
 from devices.measure.measurement import read_measurement
-from devices.measure.validity import problems
+from devices.measure.validity import doubts, problems
 from devices.transports.adb.devices import Client
 from fakes.adbd import FakeAdbd
 from fakes.agent import fake_agent
@@ -220,6 +220,8 @@ def test_a_phone_that_is_unplugged_or_restarted_comes_back(desk: Desk, phone: Fa
     assert not faults
     assert desk.states() == [("a", "phone", "measured")]
     assert desk.numbers("a-phone-9x4")["repetition"] == 4
+    said = doubts(read_measurement(desk.out / "a-phone-9x4.json"))
+    assert any("tries failed and were made again; the last one: " in doubt for doubt in said)
 
 
 def test_a_device_that_never_becomes_ready_is_a_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

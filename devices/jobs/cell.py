@@ -66,4 +66,5 @@ def measure_cell(
         store.ended(driver.conditions())
     assert finished.before is not None and finished.after is not None
     conditions = (finished.before, finished.after)
-    return assemble(cell.artifact, facts, plan, conditions, finished.repetitions, finished.dropped)
+    measurement = assemble(cell.artifact, facts, plan, conditions, finished.repetitions, finished.dropped)
+    return dataclasses.replace(measurement, failures=finished.failures)

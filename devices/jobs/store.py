@@ -32,6 +32,7 @@ class Finished:
     after: Conditions | None = None  # once everything is finished
     repetitions: list[Repetition] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 class CellStore:
@@ -65,6 +66,7 @@ class CellStore:
     def failed(self, kind: str, reason: str) -> None:
         """Note an attempt that came to nothing."""
         self._append({"failed": kind, "reason": reason})
+        self.finished.failures.append(reason)
 
     def ended(self, after: Conditions) -> None:
         """Note that every repetition is there."""
@@ -140,7 +142,7 @@ class CellStore:
             case ["dropped"]:
                 self.finished.dropped.append(build(Dropped, line["dropped"], where, StoreError))
             case ["failed", "reason"]:
-                pass  # for people; the cell is tried again
+                self.finished.failures.append(str(line["reason"]))
             case ["after"]:
                 self.finished.after = build(Conditions, line["after"], where, StoreError)
             case keys:

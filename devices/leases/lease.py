@@ -83,7 +83,7 @@ class Lease:
 
     def __init__(self, store: Store, device: str, token: str, times: LeaseTimes) -> None:
         self._store, self._device, self._token, self._times = store, device, token, times
-        self._heard_s = time.monotonic()
+        self._heard_s = _awake_or_not_s()
         self._lost: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {device}", daemon=True)
@@ -91,7 +91,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseLostError where the device may be another job's by now."""
-        silent_s = time.monotonic() - self._heard_s
+        silent_s = _awake_or_not_s() - self._heard_s
         if self._lost is None and silent_s > self._times.dead_s:
             self._lost = f"nothing could be noted of it for {silent_s:.0f} s"
         if self._lost is not None:
@@ -109,13 +109,19 @@ class Lease:
     def _keep(self) -> None:
         while self._lost is None and not self._ended.wait(self._times.beat_s):
             try:
-                now_s = time.monotonic()
+                now_s = _awake_or_not_s()
                 if self._store.beat(self._device, self._token):
                     self._heard_s = now_s
                 else:
                     self._lost = "another job has taken it over, because this one was silent for too long"
             except LeaseError:
                 continue  # `check` judges how long this has lasted
+
+
+def _awake_or_not_s() -> float:
+    """Seconds since the machine was started, with those in which it slept, where the system counts them (Linux)."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 @contextlib.contextmanager

@@ -127,6 +127,7 @@ class Measurement:
     repetitions: Sequence[Repetition]
     accelerator: str | None = None  # the graphics adapter that computed; None is the CPU
     dropped: Sequence[Dropped] = ()
+    failures: Sequence[str] = ()  # of tries that were made again: a cut wire, a crash
     pair: str | None = None  # the same in two measurements whose sessions took turns
 
     def to_json(self) -> str:

@@ -43,6 +43,8 @@ def doubts(measurement: Measurement) -> list[str]:
         found.append(
             f"the device was busy before it began ({before.busy_share:.0%} of its cores' time); close other programs"
         )
+    if failures := measurement.failures:
+        found.append(f"{len(failures)} tries failed and were made again; the last one: {failures[-1]}")
     if measurement.artifact.provider == "dml" and measurement.accelerator is None:
         found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not DirectML's times")
     watched = all(repetition.entered is not None for repetition in measurement.repetitions)  # then it is invalid
