@@ -4,7 +4,7 @@ set -euo pipefail
 
 # package -> the program that shows that it is there
 declare -A programs=(
-  [chromium]=chromium                                  # the report, in a real browser
+  [chromium]=chromium                                  # the report and the web bundle, in a real browser
   [strace]=strace                                      # that nothing looks a name up
   [adb]=adb                                            # Android: the real client
   [qemu-user-static]=qemu-aarch64-static               # the emulated Raspberry Pi and phone

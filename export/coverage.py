@@ -1,18 +1,20 @@
 """Where each node of a graph will run: on the target's accelerator, or outside it on the CPU.
 
-For ExecuTorch it is read from the program itself. For DirectML it is what the form is built for; ci/ compares that with
-the placements that the real provider logs.
+For ExecuTorch it is read from the program itself. For DirectML and WebGPU it is what the form is built for; ci/ and
+tests/ compare that with the placements that the real provider logs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 # The width of the mask as a number, which GroupQueryAttention wants in the CPU's memory.
 DIRECTML_LENGTHS = frozenset(["/lengths/Gather", "/lengths/total/Cast"])
+# The lengths and, with long rope, which rows of the tables they choose: 64-bit numbers, a handful for each call.
+WEBGPU_LENGTHS = ("/lengths/", "/rope/")
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,21 @@ class Coverage:
 def onnx_coverage(nodes: Iterable[tuple[str, str]], provider: str) -> Coverage:
     """(name, operator) of every node. On the CPU's own target nothing is outside."""
     pairs = list(nodes)
-    if provider != "dml":
+    if not provider:
         return Coverage({"CPUExecutionProvider": _count(operator for _, operator in pairs)})
-    here = [operator for name, operator in pairs if name not in DIRECTML_LENGTHS]
-    outside = [(name, operator) for name, operator in pairs if name in DIRECTML_LENGTHS]
-    counts = {"DmlExecutionProvider": _count(here)}
+    name, is_outside = _ACCELERATORS[provider]
+    outside = [pair for pair in pairs if is_outside(pair[0])]
+    counts = {name: _count(operator for node, operator in pairs if not is_outside(node))}
     if outside:
         counts["CPUExecutionProvider"] = _count(operator for _, operator in outside)
     return Coverage(counts, tuple(f"{name} ({operator})" for name, operator in outside))
+
+
+# A target's provider -> its name in ONNX Runtime, and which nodes, by their names, it leaves to the CPU.
+_ACCELERATORS: Mapping[str, tuple[str, Callable[[str], bool]]] = {
+    "dml": ("DmlExecutionProvider", DIRECTML_LENGTHS.__contains__),
+    "webgpu": ("WebGpuExecutionProvider", lambda node: node.startswith(WEBGPU_LENGTHS)),
+}
 
 
 def executorch_coverage(program: Any) -> Coverage:

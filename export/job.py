@@ -30,6 +30,7 @@ class Job:
     scheme: Scheme
     context_tokens: int
     activations: str
+    max_file_bytes: int | None
     side_adapters: Sequence[SideAdapter]
     model: Model
 
@@ -72,10 +73,10 @@ def resolve(request: ExportRequest) -> Job:
     for columns in (config.hidden_size, config.intermediate_size):
         if reason := scheme.refuse_columns(columns):
             raise OptionError(reason)
-    if target.provider == "dml" and checkpoint.config_content["model_type"] == "phi3small":
+    if not target.block_sparse and checkpoint.config_content["model_type"] == "phi3small":
         raise OptionError(
             f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: "
-            + ", ".join(other.name for other in TARGETS.values() if other.provider != "dml")
+            + ", ".join(other.name for other in TARGETS.values() if other.block_sparse)
         )
     longest = config.max_position_embeddings
     window = longest if target.windows else config.sliding_window or longest
@@ -107,6 +108,7 @@ def resolve(request: ExportRequest) -> Job:
         scheme=scheme,
         context_tokens=context,
         activations=activations,
+        max_file_bytes=target.max_file_bytes if request.max_file_bytes is None else request.max_file_bytes,
         side_adapters=resolve_side(request, checkpoint, target, format),
         model=describe_model(checkpoint),
     )
@@ -157,8 +159,8 @@ def resolve_side(
     what = ""
     if format == "executorch":
         what = "ExecuTorch has its weights inside XNNPACK's programs"
-    elif target.provider == "dml":
-        what = "DirectML has none"
+    elif target.provider:
+        what = f"{target.name} has none"
     elif checkpoint.config_content["model_type"] == "phi3small":
         what = "phi3small's rows are stored in another order"
     if what:

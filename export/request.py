@@ -193,7 +193,9 @@ class ExportRequest:
         "--max-file-size",
         "Split ONNX weights into files of at most this size, such as 500MB or 2GB.",
         None,
-        default_text="one file",
+        default_text=_by_target(
+            lambda target: f"{target.max_file_bytes // 10**6}MB" if target.max_file_bytes else "one file"
+        ),
         parse=parse_size,
         metavar="SIZE",
     )

@@ -25,6 +25,8 @@ class Target:
     provider: str  # the genai_config's execution provider; "" for the CPU
     activations: tuple[str, ...] = ("float32",)  # of the ONNX graph and its KV cache; the first is the default
     windows: bool = True  # whether the provider's attention can slide; if not, the context stays within the window
+    block_sparse: bool = True  # whether the provider has phi3small's attention
+    max_file_bytes: int | None = None  # how large a file of ONNX weights may be
     memory_budgets: tuple[int, ...] = field(
         default=(4, 6, 8, 16)
     )  # GB of memory, the device classes that --dry-run judges
@@ -75,6 +77,20 @@ TARGETS: Mapping[str, Target] = {
             provider="dml",
             activations=("float16", "float32"),
             windows=False,
+            block_sparse=False,
+        ),
+        Target(
+            name="web",
+            format="onnx",
+            formats=("onnx",),
+            schemes={"onnx": "uint4-b32-e8-weighted"},
+            context_tokens=4096,
+            accuracy_level=0,
+            provider="webgpu",
+            activations=("float16", "float32"),
+            block_sparse=False,
+            # A browser takes a file into memory whole, to check its hash, and not every one can do that with 2 GB.
+            max_file_bytes=1_000_000_000,
         ),
     )
 }

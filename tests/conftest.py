@@ -120,6 +120,30 @@ def tiny_onnx_short(made_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_web(made_once: Callable[..., Path]) -> Path:
+    """For a browser, in the float that its software adapter has."""
+
+    def make(out: Path) -> None:
+        request = ExportRequest(checkpoint="tiny", out=out, target="web", activations="float32", context_tokens=256)
+        export_model(request)
+
+    return made_once("tiny-web", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_web_float(made_once: Callable[..., Path]) -> Path:
+    """The same without quantisation: in software ten times as fast."""
+
+    def make(out: Path) -> None:
+        request = ExportRequest(
+            checkpoint="tiny", out=out, target="web", activations="float32", scheme="fp32", context_tokens=256
+        )
+        export_model(request)
+
+    return made_once("tiny-web-float", make)
+
+
+@pytest.fixture(scope="session")
 def tiny_tools(made_once: Callable[..., Path]) -> Path:
     """The tiny model with a chat template that has a place for tools."""
 

@@ -25,11 +25,12 @@ from export.artifact import open_artifact
 from fakes.lab_file import lab_file
 from phi_edge.main import main
 
-ROWS = {
+ROWS: dict[str, dict[str, object]] = {
     "local": {},
     "ssh": {"host": "nobody.invalid"},
     "windows": {"host": "nobody.invalid"},
     "adb": {"serial": "nobody"},
+    "browser": {"program": "nobody", "software": True},
 }
 
 

@@ -265,8 +265,9 @@ def test_the_boundaries_matter(checkpoint: Path) -> None:
     assert exact.logits(ids, [CONTEXT])[0, [7, 500]].tolist() == [torch.finfo(torch.float32).min] * 2
 
 
-def test_directml_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--target", "windows-directml", "--quiet"]
+@pytest.mark.parametrize("target", ["windows-directml", "web"])
+def test_where_there_is_no_kernel_it_is_refused(checkpoint: Path, tmp_path: Path, target: str) -> None:
+    arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--target", target, "--quiet"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and "block-sparse attention" in result.stderr and result.stderr.count("\n") == 1
 

@@ -191,7 +191,8 @@ def test_in_four_bits(folders: tuple[Path, Path], expected: dict[str | None, tor
     ("options", "part"),
     [
         (["--target", "android"], "ExecuTorch has its weights inside XNNPACK's programs"),
-        (["--target", "windows-directml"], "DirectML has none"),
+        (["--target", "windows-directml"], "windows-directml has none"),
+        (["--target", "web"], "web has none"),
         (["--target", "cpu", "--format", "executorch"], "merge one with --adapter"),
     ],
 )

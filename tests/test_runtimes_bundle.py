@@ -3,13 +3,18 @@ compiled."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import io
 import json
 import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 from click.testing import CliRunner
@@ -17,6 +22,7 @@ from click.testing import CliRunner
 from export.artifact import Artifact, Format, open_artifact, seal
 from phi_edge.main import main
 from runtimes.api import Message
+from runtimes.bundle.libraries import Library, library_files
 from runtimes.bundle.values import csharp_text, kotlin_text, read_turns, systemd_text
 from runtimes.bundle.write import KINDS, render_sources, write_bundle
 from runtimes.engines.fake import fake_artifact
@@ -26,10 +32,10 @@ from runtimes.text.tokenizer import Tokenizer
 ODD = 'quote " backslash \\ dollar ${x} percent %n tab\t nl\n nul\0 é 漢 🙂 \u202e \ue000'
 
 
-def of_format(folder: Path, form: Format) -> Artifact:
+def of_format(folder: Path, form: Format, provider: str | None = None) -> Artifact:
     """The fake artifact, with this format and its file in the manifest."""
     made = fake_artifact(folder)
-    manifest = made.manifest
+    manifest = dataclasses.replace(made.manifest, engine={**made.manifest.engine, "provider": provider or "cpu"})
     if form == "executorch":
         (folder / "model.pte").write_bytes(b"program")
         from export.artifact import describe_files
@@ -49,7 +55,7 @@ def cases() -> list[tuple[str, Format]]:
 def test_sources_are_the_golden_ones(
     kind: str, form: Format, tmp_path: Path, golden: Callable[[str, str], None]
 ) -> None:
-    artifact = of_format(tmp_path / "a", form)
+    artifact = of_format(tmp_path / "a", form, provider=KINDS[kind].provider)
     for path, text in render_sources(artifact, kind).items():
         digest = artifact.manifest.digest()
         text = text.replace(digest, "d" * 64).replace(digest[:16], "d" * 16)  # it differs with tools' versions
@@ -130,3 +136,43 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     )
     ours = [line for line in done.stderr.splitlines() if "phi-edge" in line]
     assert (done.returncode, ours) == (0, [])
+
+
+LIBRARY = Library(name="@some/thing", version="1.0.0", licence="MIT", integrity="", files=("dist/index.mjs", "LICENSE"))
+
+
+def packed(folder: Path) -> Library:
+    """A package as `npm pack` leaves it, and its entry with the right hash."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as package:
+        for name in LIBRARY.files:
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(name)
+            package.addfile(member, io.BytesIO(name.encode()))
+    (folder / LIBRARY.archive).write_bytes(archive.getvalue())
+    digest = hashlib.sha512(archive.getvalue()).digest()
+    return dataclasses.replace(LIBRARY, integrity=base64.b64encode(digest).decode())
+
+
+def test_a_library_is_taken_by_its_hash_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, folder = packed(tmp_path), tmp_path
+    files = library_files([library], folder)
+    assert files == {"some-thing/index.js": b"dist/index.mjs", "some-thing/LICENSE": b"LICENSE"}
+    with pytest.raises(RequestError, match=r"its SHA-512 differs.*npm pack @some/thing@1.0.0"):
+        library_files([LIBRARY], folder)
+    with pytest.raises(RequestError, match=r"some-thing-1.0.0.tgz: is not there; get it with `npm pack"):
+        library_files([library], tmp_path / "empty")
+    # From a registry: kept, and not asked for again.
+    asked: list[str] = []
+
+    def urlopen(url: str, timeout: float) -> IO[bytes]:
+        asked.append(url)
+        return (folder / LIBRARY.archive).open("rb")
+
+    monkeypatch.setenv("PHI_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    assert library_files([library], None) == library_files([library], None) == files
+    assert asked == ["https://registry.npmjs.org/@some/thing/-/thing-1.0.0.tgz"]
+    with pytest.raises(RequestError, match="is not the one that we know; nothing of it is used"):
+        library_files([LIBRARY], None)
+    assert [path.name for path in (tmp_path / "cache" / "npm").iterdir()] == [LIBRARY.archive]

@@ -1,5 +1,5 @@
-"""One contract over every runtime: the fake, the engines, an agent of this machine, an emulated Pi, emulated Windows,
-an emulated phone with both runners."""
+"""One contract over every runtime: the fake, the engines, an agent of this machine, a browser, an emulated Pi, emulated
+Windows, an emulated phone with both runners."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from devices.transports.adb.devices import Client
 from export.artifact import Artifact, open_artifact
 from fakes.adbd import FakeAdbd
 from fakes.android import llama_main_row
+from fakes.browser import software_browser
 from fakes.phone import FakePhone
 from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
 from runtimes.api import Event
@@ -40,6 +41,7 @@ class Subject:
     artifact: Artifact
     opener: EngineOpener
     tells: bool = True  # times of tokens, and memory
+    memory: bool = True
     emulated: bool = False  # slow
 
     def run(self, **fields: Any) -> tuple[list[TokenEvent], DoneEvent]:
@@ -105,6 +107,7 @@ EMULATED = {"pi5": "onnx_short", "laptop": "onnx_short", "android": "onnx_short"
         "executorch",
         "genai",
         "local",
+        pytest.param("browser", marks=pytest.mark.browser),
         *(
             pytest.param(name, marks=getattr(pytest.mark, {"laptop": "wine"}.get(name, "emulated")))
             for name in EMULATED
@@ -115,7 +118,9 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "fake":
         artifact, opener = fake_artifact(tmp_path_factory.mktemp("fake") / "artifact"), fake_opener()
     else:
-        format = {"genai": "onnx", "local": "onnx_short", **EMULATED}.get(request.param, request.param)
+        format = {"genai": "onnx", "local": "onnx_short", "browser": "web_float", **EMULATED}.get(
+            request.param, request.param
+        )
         folder: Path = request.getfixturevalue(f"tiny_{format}")
         artifact = open_artifact(folder)
         opener = open_genai if request.param == "genai" else ENGINES[artifact.manifest.format]
@@ -124,6 +129,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         emulated = {"pi5": "emulated_pi", "laptop": "emulated_windows"}.get(request.param)
         lab = None if emulated is None else request.getfixturevalue(emulated).lab
         runtime = open_device_runtime(artifact.folder, request.param, lab=lab, threads=None, say=print)
+    elif request.param == "browser":
+        lab = software_browser(tmp_path_factory.mktemp("browser"))
+        with contextlib.closing(open_device_runtime(artifact.folder, "browser", lab=lab, say=print)) as runtime:
+            yield Subject(runtime, artifact, opener, memory=False, emulated=True)
+        return
     elif request.param in EMULATED:
         with phone_runtime(request, tmp_path_factory.mktemp("phone"), artifact) as runtime:
             tells = request.param == "android"
@@ -177,7 +187,7 @@ def test_times_never_run_backwards(subject: Subject) -> None:
 
 def test_memory_is_of_this_process(subject: Subject) -> None:
     _, done = subject.run(prompt=PROMPT, max_new_tokens=1)
-    if not Path("/proc/self/status").exists() or not subject.tells:
+    if not Path("/proc/self/status").exists() or not subject.tells or not subject.memory:
         assert done.memory is None
         return
     memory = done.memory

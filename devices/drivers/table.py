@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devices.drivers.adb import ADB
+from devices.drivers.browser import BROWSER
 from devices.drivers.driver import Driver, Loading, Say, Transport
 from devices.drivers.local import LOCAL
 from devices.drivers.ssh import SSH
@@ -22,7 +23,13 @@ from runtimes.registry import text_runtime
 if TYPE_CHECKING:
     from runtimes.text.runtime import TextRuntime
 
-TRANSPORTS: dict[str, Transport[Any]] = {"local": LOCAL, "ssh": SSH, "windows": WINDOWS_SSH, "adb": ADB}
+TRANSPORTS: dict[str, Transport[Any]] = {
+    "local": LOCAL,
+    "ssh": SSH,
+    "windows": WINDOWS_SSH,
+    "adb": ADB,
+    "browser": BROWSER,
+}
 LAB = Path("lab.toml")
 
 

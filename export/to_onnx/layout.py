@@ -21,6 +21,7 @@ from export.to_onnx.genai_config import genai_config
 from export.to_onnx.int8_cache import INT8_CACHE
 from export.to_onnx.operators import CPU
 from export.to_onnx.slots import COS, SIN, shared_zero_points, slots_for, split_slots
+from export.to_onnx.webgpu import webgpu_style
 from export.weights.slots import Interleaved, SlotId, Slots, weight_files
 from export.weights.weight_file import WeightFile
 
@@ -34,7 +35,9 @@ class OnnxLayout:
         style = INT8_CACHE if job.int8_cache else CPU
         if job.target.provider == "dml":
             style = directml_style(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
-        whole = slots_for(config, job.scheme, job.context_tokens, style, job.request.max_file_bytes)
+        elif job.target.provider == "webgpu":
+            style = webgpu_style(job.activations)
+        whole = slots_for(config, job.scheme, job.context_tokens, style, job.max_file_bytes)
         self.slots: Slots
         self.interleaved: Interleaved
         self.slots, self.interleaved = split_slots(whole, split_rows(on_meta(config)))
@@ -63,7 +66,7 @@ class OnnxLayout:
             "accuracy_level": job.target.accuracy_level if quantised else None,
             "kv_cache": f"{cache}, one buffer for past and present",
             "logits": "last token only",
-            "max_file_bytes": job.request.max_file_bytes,
+            "max_file_bytes": job.max_file_bytes,
             "lengths": "inputs" if job.request.lengths_as_inputs else "attention mask",
             "provider": job.target.provider or "cpu",
         }

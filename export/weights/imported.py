@@ -51,6 +51,6 @@ def refuse_inexact(name: str, tensor: QuantisedTensor, *, format: Format, provid
         if reason:
             raise CheckpointError(f"{name}: has {reason}, so it is repacked exactly only into ONNX; use --format onnx")
     else:
-        reason = refuse_scales(tensor, torch.float16 if provider == "dml" else torch.float32, positive=False)
+        reason = refuse_scales(tensor, torch.float16 if provider else torch.float32, positive=False)
         if reason:
             raise CheckpointError(f"{name}: has {reason}, so it cannot be repacked for this target; use --target cpu")

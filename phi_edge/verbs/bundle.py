@@ -16,14 +16,22 @@ from runtimes.bundle.write import KINDS
 @click.argument("artifact", type=FOLDER)
 @click.argument("out", type=FOLDER)
 @click.option("--for", "kind", type=Choice(list(KINDS)), required=True, help="The kind of app.")
-def bundle_command(artifact: Path, out: Path, kind: str) -> None:
+@click.option(
+    "--libraries",
+    type=FOLDER,
+    metavar="FOLDER",
+    show_default="they are downloaded",
+    help="For web: a folder with the JavaScript packages, as `npm pack` downloads them.",
+)
+def bundle_command(artifact: Path, out: Path, kind: str, libraries: Path | None) -> None:
     """Write a folder with everything an app needs to run ARTIFACT.
 
     The new folder OUT gets the model's files, source code that runs them (Kotlin for Android, C# for Windows, systemd
-    units for a Raspberry Pi) and a README. Nothing is compiled or installed.
+    units for a Raspberry Pi, a static page with a JavaScript module for the web) and a README. Nothing is compiled or
+    installed.
     """
     from export.artifact import open_artifact
     from runtimes.bundle.write import write_bundle
 
-    write_bundle(open_artifact(artifact), out, kind)
+    write_bundle(open_artifact(artifact), out, kind, libraries)
     echo(str(out))

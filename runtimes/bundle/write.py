@@ -9,12 +9,13 @@ import importlib.resources
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verify
+from runtimes.bundle.libraries import WEB_LIBRARIES, Library, library_files
 from runtimes.bundle.values import control_tokens, csharp_text, hidden_tokens, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
 from runtimes.system.size import size_text
@@ -33,6 +34,9 @@ class Kind:
     text: Callable[[str], str]  # how its language writes a text
     model: str
     sources: Mapping[Format, Mapping[str, str]]
+    provider: str | None = None  # of the artifact; None: any
+    plain: str | None = None  # a folder beside the templates whose files are copied as they are
+    libraries: Sequence[Library] = ()  # what its folder lib gets
 
 
 _PI = {f"{unit}.j2": unit for unit in ("phi-edge.socket", "phi-edge@.service", "phi-edge-http.service")}
@@ -77,11 +81,20 @@ KINDS: dict[str, Kind] = {
             for form in ("onnx", "executorch")
         },
     ),
+    "web": Kind(
+        str,
+        "model",
+        {"onnx": {"web/README.md.j2": "README.md"}},
+        provider="webgpu",
+        plain="web",
+        libraries=WEB_LIBRARIES,
+    ),
 }
 
 
-def write_bundle(artifact: Artifact, out: Path, name: str) -> None:
-    """Write the bundle aside, then rename it to `out`, which must not exist.
+def write_bundle(artifact: Artifact, out: Path, name: str, libraries: Path | None = None) -> None:
+    """Write the bundle aside, then rename it to `out`, which must not exist. `libraries` is a folder with the packages
+    that it ships; None: they are downloaded.
 
     Raises RequestError, UnsupportedError and ArtifactError.
     """
@@ -89,22 +102,43 @@ def write_bundle(artifact: Artifact, out: Path, name: str) -> None:
         raise RequestError(f"{out}: is there already; give a new folder")
     if not out.parent.is_dir():
         raise RequestError(f"{out}: its folder does not exist; make it first")
+    kind = KINDS[name]
     sources = render_sources(artifact, name)
     refuse_incomplete(artifact)
     verify(artifact)
+    shipped = {path: text.encode() for path, text in sources.items()} | fixed_files(kind, libraries)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        for path, text in sources.items():
-            target = part / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+        write_files(part, shipped)
         for file in (*artifact.manifest.files, MANIFEST):
-            target = part / KINDS[name].model / file
+            target = part / kind.model / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.folder / MANIFEST if file == MANIFEST else artifact.path(file), target)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def write_site(folder: Path, libraries: Path | None = None) -> None:
+    """The web bundle's page files and libraries, without README and model. Raises RequestError."""
+    write_files(folder, fixed_files(KINDS["web"], libraries))
+
+
+def fixed_files(kind: Kind, libraries: Path | None) -> dict[str, bytes]:
+    """Path in the bundle -> content, of what is the same for every artifact. Raises RequestError."""
+    files = {f"lib/{path}": content for path, content in library_files(kind.libraries, libraries).items()}
+    if kind.plain is not None:
+        folder = importlib.resources.files("runtimes.bundle") / kind.plain
+        files |= {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return files
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Path in the folder -> content."""
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
 def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
@@ -117,6 +151,11 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
             f"an app for {name} ships the format {', '.join(kind.sources)}, and this artifact's is {form}; export it "
             "for that target"
         )
+    if kind.provider not in (None, artifact.manifest.engine.get("provider")):
+        raise RequestError(
+            f"an app for {name} needs an artifact for it, and this one is for {artifact.manifest.target}; export it "
+            f"with --target {name}"
+        )
     folder = importlib.resources.files("runtimes.bundle") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
@@ -128,6 +167,7 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
     environment.filters["text"] = kind.text
     environment.filters["size"] = size_text
     values = _values(artifact)
+    values["libraries"] = kind.libraries
     return {path: environment.get_template(template).render(values) for template, path in kind.sources[form].items()}
 
 
@@ -137,6 +177,7 @@ def _values(artifact: Artifact) -> dict[str, Any]:
     return {
         "name": manifest.source.name,
         "form": manifest.format,
+        "activations": manifest.scheme.activations.partition(",")[0],
         "digest": manifest.digest(),
         "context_tokens": manifest.context_tokens,
         "stop_ids": list(manifest.tokens.stop),
