@@ -156,7 +156,7 @@ def test_the_simulator_s_verdicts() -> None:
     """A small run of what docs/lab.md publishes: ours calls few changes that are none, where the others call many."""
     sessions = rates(DEVICES["sessions differ by 4 %"], 0.0, IN_TURNS, 60, seed=1)
     assert sessions["sessions (ours)"] <= 0.1 < sessions["Welch's t"]
-    assert list(sessions) == list(METHODS)
+    assert tuple(sessions) == METHODS
     assert rates(DEVICES["calm"], 0.05, IN_TURNS, 40, seed=2)["sessions (ours)"] >= 0.9
     assert rates(DEVICES["drift of 10 %"], 0.0, IN_TURNS, 40, seed=3)["sessions (ours)"] <= 0.05
     assert rates(DEVICES["drift of 10 %"], 0.0, APART, 10, seed=3)["Mann-Whitney"] == 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,29 +89,26 @@ def by_rank(new: Times, old: Times) -> Called:
     return np.asarray(mannwhitneyu(_flat(new), _flat(old), axis=1).pvalue < 0.05)
 
 
-def by_sessions(new: Times, old: Times) -> Called:
-    """Ours: the session is the unit, in pairs; the whole interval beyond a noise floor of 1 %."""
+def by_sessions(new: Times, old: Times, *, paired: bool = True) -> Called:
+    """Ours: the session is the unit, in pairs where they took turns; the whole interval beyond a noise floor of 1 %."""
     called = []
     for trial in range(len(new)):
         both = [dict(enumerate([session] for session in times[trial])) for times in (new, old)]
-        ratio = ratio_of(both[0], both[1], 0.5, paired=True)
+        ratio = ratio_of(both[0], both[1], 0.5, paired=paired)
         assert ratio is not None
         called.append(decide(ratio.low, ratio.high, "lower", FLOOR) in ("regression", "improvement"))
     return np.array(called)
 
 
-METHODS: Mapping[str, Callable[[Times, Times], Called]] = {
-    "threshold 5 %": by_threshold,
-    "Welch's t": by_welch,
-    "Mann-Whitney": by_rank,
-    "sessions (ours)": by_sessions,
-}
+METHODS = ("threshold 5 %", "Welch's t", "Mann-Whitney", "sessions (ours)")
 
 
 def rates(device: Device, slower: float, order: Sequence[int], trials: int, seed: int) -> dict[str, float]:
     """How often each method calls a change."""
     new, old = simulate(device, slower, order, trials, np.random.default_rng(seed))
-    return {name: float(method(new, old).mean()) for name, method in METHODS.items()}
+    ours = by_sessions(new, old, paired=order == IN_TURNS)
+    called = (by_threshold(new, old), by_welch(new, old), by_rank(new, old), ours)
+    return {name: float(each.mean()) for name, each in zip(METHODS, called, strict=True)}
 
 
 def _flat(times: Times) -> Times:

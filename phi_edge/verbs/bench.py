@@ -185,7 +185,8 @@ def show_turns(cell: Cell, old: Artifact, lab: Lab, wait_s: float, rounds: int, 
     from devices.judge.text import to_text
     from phi_edge.benching import bench_against, old_file
 
-    check_writable(old_file(cell.out))
+    for out in (old_file(cell.out), *([] if noise is None else [noise])):
+        check_writable(out)
     floors = read_floors(noise) if noise is not None and noise.exists() else None
     new, baseline = bench_against(cell, old, lab, wait_s, rounds, lambda what: echo(what, err=True))
     itself = new.artifact.digest == baseline.artifact.digest
