@@ -137,6 +137,20 @@ def test_a_library_that_prints_on_stdout_does_not_break_the_protocol(artifact: P
     assert problems(done(*bench(artifact, ["-c", NOISY]))) == []
 
 
+def test_it_waits_until_the_device_is_ready_for_each_repetition(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devices.measure.readiness.unready", lambda seen, limit: [])
+    repetitions = done(*bench(artifact, FAKE, "--warmup", "0", "--ready-s", "0")).repetitions
+    for repetition in repetitions:
+        assert repetition.entered is not None and repetition.left is not None and repetition.waited_s is not None
+    assert done(*bench(artifact, FAKE, "--warmup", "0")).repetitions[0].entered is None
+    (artifact.parent / "m.json").unlink()
+    monkeypatch.setattr("devices.measure.readiness.unready", lambda seen, limit: ["it is hot"])
+    said = failed(*bench(artifact, FAKE, "--ready-s", "0"))
+    assert "the device was not ready after 0 s: it is hot; it is given up after 3 such waits" in said
+
+
 def test_an_agent_that_dies_is_reported_with_its_last_lines(artifact: Path) -> None:
     said = failed(*bench(artifact, ["-c", "import sys; sys.stderr.write('no such\\nlibrary\\n'); sys.exit(3)"]))
     assert said == "Error: the agent ended while loading the artifact (exit code 3)\n  no such\n  library\n"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 from click.testing import CliRunner
 
 from devices.drivers.table import open_lab
@@ -23,8 +24,12 @@ from devices.leases.choose import lease_device, lease_key, open_store
 from devices.leases.lease import LeaseTimes, leased
 from devices.leases.process import has_ended, identity
 from devices.leases.sqlite import SqliteStore
+from devices.transports.adb.devices import Client, call_adb
+from fakes.adbd import FakeAdbd
 from fakes.agent import fake_agent
+from fakes.android import connection
 from fakes.labgrid_lab import LabgridLab
+from fakes.phone import FakePhone
 from phi_edge.main import main
 from runtimes.engines.fake import fake_artifact
 
@@ -279,10 +284,43 @@ def test_the_inventory_says_what_there_is_and_who_uses_it(tmp_path: Path, monkey
     assert (there["state"], there["identity"]) == ("away", None)
 
 
+def test_phones_of_the_lab_and_phones_that_it_lacks(phone: FakeAdbd, adb: Client, tmp_path: Path) -> None:
+    in_file(tmp_path)
+    file = tmp_path / "lab.toml"
+    with (
+        FakeAdbd(FakePhone(tmp_path / "locked"), state="unauthorized") as locked,
+        FakeAdbd(FakePhone(tmp_path / "stranger")) as stranger,
+    ):
+        for adbd in (phone, locked, stranger):
+            call_adb(adb, "connect", f"127.0.0.1:{adbd.port}", deadline_s=60)
+        rows = {name: connection(adbd, adb) for name, adbd in (("phone", phone), ("locked", locked))}
+        file.write_text(file.read_text() + tomli_w.dumps({"device": rows}))
+        shown = CliRunner().invoke(main, ["lab", "list", str(file), "--json"])
+        found = {entry["name"] or entry["key"]: entry for entry in map(json.loads, shown.stdout.splitlines())}
+        assert found["phone"]["state"] == "ready" and found["phone"]["identity"]["system"].startswith(
+            "Android 16 fake/"
+        )
+        assert found["locked"]["state"] in ("unauthorized", "authorizing")
+        assert "Allow USB debugging" in found["locked"]["note"]
+        lacking = found[f"adb:{adb.server}:127.0.0.1:{stranger.port}"]
+        assert lacking["state"] == "ready" and lacking["note"].startswith("add it to the lab file: serial = ")
+    for adbd in (phone, locked, stranger):
+        call_adb(adb, "disconnect", f"127.0.0.1:{adbd.port}", deadline_s=60)
+
+
 def test_an_unknown_device_is_refused_before_any_lease(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="unknown device 'sofa'"), lease_device(in_file(tmp_path), "sofa", "job"):
         pass
     assert not (tmp_path / "leases.sqlite").exists()
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
+def test_leases_need_no_home(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", home)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with lease_device(open_lab(None), "local", "one"):
+        (file,) = tmp_path.rglob("leases.sqlite")
+    assert file.parent.parent.name.startswith("phi-edge-")
 
 
 def test_interrupted_work_gives_its_device_back(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,12 +31,22 @@ def lease_key(device: Device) -> str:
 
 
 def lease_file(lab: Lab) -> Path:
-    """The file of SQLite: of the lab file, or one of this user."""
+    """The file of SQLite: of the lab file, or one of this user; among temporary files where there is no home."""
     if lab.leases.file is not None:
         return Path(lab.leases.file).expanduser()
+    try:
+        file = _state_folder() / FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that is not there, or may not be written to, as in some containers
+        user = os.getuid() if sys.platform != "win32" else getpass.getuser()
+        return Path(tempfile.gettempdir()) / f"phi-edge-{user}" / FILE
+    return file
+
+
+def _state_folder() -> Path:
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / FILE
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / FILE
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
 
 
 @contextlib.contextmanager
