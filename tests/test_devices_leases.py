@@ -21,6 +21,7 @@ from devices.errors import LabError, LeaseError, LeaseLostError
 from devices.lab import Lab
 from devices.leases import sqlite
 from devices.leases.choose import lease_device, lease_key, open_store
+from devices.leases.labgrid import LabgridStore
 from devices.leases.lease import LeaseTimes, leased
 from devices.leases.process import has_ended, identity
 from devices.leases.sqlite import SqliteStore
@@ -156,6 +157,22 @@ def test_a_person_who_has_acquired_a_place_is_never_taken_for_dead(labgrid: Labg
             pass
     finally:
         labgrid.client("-p", "pi5", "release")
+
+
+def test_a_coordinator_that_was_restarted_has_released_every_place(tmp_path: Path) -> None:
+    """The job that had a place learns it, and the same connection takes it again."""
+    with LabgridLab(tmp_path, ["pi5"]) as labgrid:
+        store = LabgridStore(labgrid.coordinator)
+        with leased(store, "pi5", "pi5", "one", times=LeaseTimes(beat_s=0.05)) as lease:
+            labgrid.restart()
+            until_s = time.monotonic() + 120
+            with pytest.raises(LeaseLostError):
+                while time.monotonic() < until_s:
+                    lease.check()
+                    time.sleep(0.01)
+        with leased(store, "pi5", "pi5", "two"):
+            pass
+        store.close()
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ class LabgridStore:
     def __init__(self, coordinator: str, times: LeaseTimes = TIMES) -> None:
         self._coordinator, self._times = coordinator, times
         self._seen: dict[str, _Seen] = {}
+        self._user = f"{platform.node()}/{_USER}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._connected: _Session | None = None
         self._beats: dict[str, int] = {}  # by token
         self._lock = threading.Lock()
 
     def take(self, device: str, token: str, job: str) -> Held | None:
         """See Store.take."""
-        with self._lock:
-            session = self._session()
+        with self._session() as session:
             place = session.place(device)
             if place.acquired:
                 silent_s = time.monotonic() - self._look(device, place).since_s
@@ -64,9 +64,8 @@ class LabgridStore:
 
     def beat(self, device: str, token: str) -> bool:
         """See Store.beat."""
-        with self._lock:
-            session = self._session()
-            if not _is_tokens(session.place(device), session.user, token):
+        with self._session() as session:
+            if not self._is_held(session.place(device), token):
                 return False
             self._beats[token] = self._beats.get(token, 0) + 1
             session.tag(device, {_BEAT: f"{token} {self._beats[token]}"})
@@ -74,16 +73,15 @@ class LabgridStore:
 
     def release(self, device: str, token: str) -> None:
         """See Store.release."""
-        with self._lock:
-            session = self._session()
+        with self._session() as session:
             self._beats.pop(token, None)
-            if _is_tokens(session.place(device), session.user, token):
-                session.release(device, session.user)
+            if self._is_held(session.place(device), token):
+                session.release(device, self._user)
 
     def held(self) -> Sequence[Held]:
         """See Store.held."""
-        with self._lock:
-            return [_held(place, 0.0) for place in self._session().places() if place.acquired]
+        with self._session() as session:
+            return [_held(place, 0.0) for place in session.places() if place.acquired]
 
     def close(self) -> None:
         """See Store.close."""
@@ -92,10 +90,23 @@ class LabgridStore:
                 self._connected.close()
                 self._connected = None
 
-    def _session(self) -> _Session:
-        if self._connected is None:
-            self._connected = _Session(self._coordinator)
-        return self._connected
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[_Session]:
+        """The connection, for one thread at a time. One that failed is not used again: its coordinator may have
+        forgotten who we are."""
+        with self._lock:
+            if self._connected is None:
+                self._connected = _Session(self._coordinator, self._user)
+            try:
+                yield self._connected
+            except LeaseError:
+                self._connected.close()
+                self._connected = None
+                raise
+
+    def _is_held(self, place: Any, token: str) -> bool:
+        """Whether it is still this lease that has the place."""
+        return bool(place.acquired == self._user and place.tags.get(_BEAT, "").partition(" ")[0] == token)
 
     def _look(self, device: str, place: Any) -> _Seen:
         """Since when we have seen this holder with this count."""
@@ -107,9 +118,9 @@ class LabgridStore:
 
 
 class _Session:
-    """A connection to the coordinator under a name of its own."""
+    """A connection to the coordinator, which knows it by the name of its user."""
 
-    def __init__(self, coordinator: str) -> None:
+    def __init__(self, coordinator: str, user: str) -> None:
         try:
             import grpc
             from labgrid.remote.generated import labgrid_coordinator_pb2, labgrid_coordinator_pb2_grpc
@@ -118,16 +129,19 @@ class _Session:
                 f"leases.coordinator needs labgrid ({error}): pip install 'phi-edge[lab]', or leave it out"
             ) from error
         self._grpc, self._messages = grpc, labgrid_coordinator_pb2
-        self.user = f"{platform.node()}/{_USER}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._coordinator = coordinator
+        self._user, self._coordinator = user, coordinator
         # The coordinator knows a client by its connection, and gRPC would share one among channels.
         self._channel = grpc.insecure_channel(coordinator, options=[("grpc.use_local_subchannel_pool", 1)])
         self._stub = labgrid_coordinator_pb2_grpc.CoordinatorStub(self._channel)
         self._ended = threading.Event()
         stream = self._stub.ClientStream(self._hello())
-        with self._errors():
-            grpc.channel_ready_future(self._channel).result(timeout=CALL_S)
-            next(stream)  # the coordinator's answer to `sync`: it knows our name now
+        try:
+            with self._errors():
+                grpc.channel_ready_future(self._channel).result(timeout=CALL_S)
+                next(stream)  # the coordinator's answer to `sync`: it knows our name now
+        except LeaseError:
+            self.close()
+            raise
         self._stream = stream
 
     def place(self, name: str) -> Any:
@@ -177,7 +191,7 @@ class _Session:
         """Who we are; the stream stays open as long as the session."""
         message = self._messages.ClientInMessage()
         message.startup.version = importlib.metadata.version("labgrid")
-        message.startup.name = self.user
+        message.startup.name = self._user
         yield message
         message = self._messages.ClientInMessage()
         message.sync.id = 1
@@ -202,11 +216,6 @@ class _Session:
 def _is_ours(user: str) -> bool:
     """Whether a job of ours has it. A person who acquired it by hand does not count, and is not dead."""
     return user.partition("/")[2].startswith(_USER)
-
-
-def _is_tokens(place: Any, user: str, token: str) -> bool:
-    """Whether it is still this lease that has the place."""
-    return bool(place.acquired == user and place.tags.get(_BEAT, "").partition(" ")[0] == token)
 
 
 def _held(place: Any, silent_s: float) -> Held:

@@ -43,6 +43,17 @@ class LabgridLab:
             process.kill()
             process.communicate()
 
+    def restart(self) -> None:
+        """A new coordinator at the same address, with the places that the old one has saved."""
+        until_s = time.monotonic() + LIMIT_S
+        while not (self._folder / "places.yaml").exists() and time.monotonic() < until_s:
+            time.sleep(0.05)
+        old = self._running.pop(0)
+        old.kill()
+        old.communicate()
+        again = self._start("coordinator", "-l", self.coordinator)
+        assert again.stdout is not None and "listening" in again.stdout.readline()
+
     def client(self, *words: str) -> str:
         """What labgrid's own client prints."""
         command = [sys.executable, "-m", "labgrid.remote.client", "-x", self.coordinator, *words]
