@@ -43,9 +43,11 @@ class Plan:
     memory: Memory  # what the artifact will need on a device
 
 
-def verdict(needed_bytes: int, device_bytes: float) -> str:
-    """Does an artifact that needs so much go on such a device: `fits`, `tight` or `no`."""
+def verdict(needed_bytes: int, device_bytes: float, system_bytes: int) -> str:
+    """Does an artifact that needs so much go on such a device beside its system: `fits`, `tight` or `no`."""
     share = needed_bytes / device_bytes
+    if needed_bytes + system_bytes > device_bytes:
+        return "no"
     return "fits" if share <= FITS else "tight" if share <= TIGHT else "no"
 
 

@@ -27,6 +27,7 @@ class Target:
     windows: bool = True  # whether the provider's attention can slide; if not, the context stays within the window
     block_sparse: bool = True  # whether the provider has phi3small's attention
     max_file_bytes: int | None = None  # how large a file of ONNX weights may be
+    system_bytes: int = 300_000_000  # of a device's memory, what its system takes: a board's without a desktop
     memory_budgets: tuple[int, ...] = field(
         default=(4, 6, 8, 16)
     )  # GB of memory, the device classes that --dry-run judges
@@ -62,6 +63,7 @@ TARGETS: Mapping[str, Target] = {
             format="executorch",
             formats=("executorch", "onnx"),
             schemes=_SCHEMES,
+            system_bytes=2_000_000_000,  # with the app in front: beyond it Android ends processes
             context_tokens=2048,
             accuracy_level=4,
             provider="",

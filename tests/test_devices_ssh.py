@@ -175,6 +175,51 @@ def test_doctor_says_what_is_wrong(
     assert said in result.output and "-> " in result.output
 
 
+# In the place of the board's Python: what happens where its engine was built for another processor, or it is 32-bit.
+ILLEGAL = 'case "$*" in *onnxruntime*|*runtimes.agent*) kill -ILL $$;; esac\nexec {python} "$@"\n'
+BITS = (
+    """case "$*" in *calcsize*) echo '{{"machine": "aarch64", "glibc": "2.36", "bits": 32}}'; exit;; esac\n"""
+    'exec {python} "$@"\n'
+)
+
+
+@pytest.fixture
+def odd_board(emulated_pi: EmulatedPi, tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a Python for the board, and returns the lab file that names it."""
+
+    def make(script: str) -> Path:
+        python, lab = tmp_path / "python3", tmp_path / "lab.toml"
+        python.write_text("#!/bin/sh\n" + script.format(python=emulated_pi.pi / "bin/python3-onnx"))
+        python.chmod(0o755)
+        lab.write_text(emulated_pi.row(python=str(python)))
+        return lab
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (ILLEGAL, ("WRONG    onnxruntime: a signal ends Python", "Raspberry Pi 5")),
+        (BITS, ("WRONG    system: aarch64, a 32-bit Python", "install the 64-bit system")),
+    ],
+)
+def test_doctor_finds_a_board_that_cannot_run_the_engine(
+    odd_board: Callable[[str], Path], script: str, said: tuple[str, ...]
+) -> None:
+    result = CliRunner().invoke(main, ["doctor", NAME, "--lab", str(odd_board(script))])
+    assert result.exit_code == 1, result.output
+    assert all(each in " ".join(result.output.split()) or each in result.output for each in said), result.output
+
+
+def test_an_engine_that_a_signal_ends_is_no_lost_connection(odd_board: Callable[[str], Path], tiny_onnx: Path) -> None:
+    lab = str(odd_board(ILLEGAL.replace("*onnxruntime*|", "").replace("*runtimes.agent*", "*--silence-s*")))
+    result = CliRunner().invoke(main, ["run", str(tiny_onnx), "Hello", "--device", NAME, "--lab", lab])
+    assert result.exit_code == 2, result.output
+    assert "the agent ended while loading the artifact" in result.stderr and "lost" not in result.stderr
+    assert "the connection is there: a signal ended the program" in result.stderr
+
+
 @pytest.fixture
 def big(tmp_path: Path) -> Artifact:
     """An artifact whose push takes long enough to be interrupted."""

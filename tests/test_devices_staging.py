@@ -28,11 +28,13 @@ from devices.transports.host import WRITE_BLOCK_BYTES, Finished, write_from
 from devices.transports.local import LocalHost
 from export import artifact as artifacts
 from export.artifact import Artifact, open_artifact, verify
+from export.plan import verdict
+from export.target import TARGETS
 from fakes.measurement import fake_conditions
 from phi_edge.main import main
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import ConnectionLostError, TransportError
-from runtimes.system.size import size_text
+from runtimes.system.size import PHONE_SYSTEM_BYTES, size_text
 
 GB = 1_000_000_000
 
@@ -287,6 +289,21 @@ def test_a_4_gb_and_an_8_gb_board(tmp_path: Path, total: int | None, refused: bo
         assert "export it with --context 1792 or less" in said
         fitting = dataclasses.replace(manifest, context_tokens=1792)
         assert memory_plan.refusal(fitting, seen) is None and memory_plan.warning(fitting, seen) is None
+
+
+@pytest.mark.parametrize(("total", "refused"), [(3.6, True), (5.6, False)])
+def test_a_phone_keeps_more_for_itself(tmp_path: Path, total: float, refused: bool) -> None:
+    """Phones of 4 and 6 GB: --dry-run's verdict, staging's refusal and the app's README agree."""
+    manifest = fake_artifact(tmp_path / "a").manifest
+    memory = dataclasses.replace(manifest.memory, resident_weights_bytes=2_150_000_000, kv_bytes_per_token=786_432)
+    manifest = dataclasses.replace(manifest, memory=memory, context_tokens=1024)
+    seen = dataclasses.replace(fake_conditions(), memory_total_bytes=int(total * GB), memory_available_bytes=GB)
+    said = memory_plan.refusal(manifest, seen, PHONE_SYSTEM_BYTES)
+    assert (said is not None) == refused and memory_plan.refusal(manifest, seen) is None
+    assert said is None or "of which the system takes 2.0 GB" in said
+    system_bytes = TARGETS["android"].system_bytes
+    assert system_bytes == PHONE_SYSTEM_BYTES and TARGETS["raspberry-pi"].system_bytes == memory_plan.SYSTEM_BYTES
+    assert (verdict(memory_plan.needed_bytes(manifest), total * GB, system_bytes) == "no") == refused
 
 
 def test_the_need_for_memory_is_one_figure(tiny_onnx: Path, tmp_path: Path) -> None:

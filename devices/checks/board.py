@@ -11,34 +11,46 @@ from devices.drivers.driver import Finding
 from devices.drivers.provision import OLDEST
 from devices.errors import DeviceError
 from devices.measure import throttling
+from devices.transports.ssh_wire import SSH_FAILED
 from runtimes.errors import RuntimesError, TransportError
 from runtimes.system.conditions import Conditions
 
 GLIBC = (2, 28)  # of the engines' wheels: manylinux_2_28
 ROOM_BYTES = 4_000_000_000  # for an engine and a Phi-3-mini in int4
+SHELL_SIGNAL = 128  # a shell's exit code for a program that signal N ended is this and N
 ODD = 'it\'s "$HOME" `id` \\ *\n;&|<>'  # must come back as it was sent
-# Runs on the device by itself, in any Python 3; prints one JSON object.
-_PROBE = """
-import json, os, platform, sys
+# Each runs on the device by itself, in any Python 3, and prints one JSON object.
+_SYSTEM_PROBE = """
+import json, platform, struct
+print(json.dumps({"machine": platform.machine(), "glibc": platform.libc_ver()[1], "bits": 8 * struct.calcsize("P")}))
+"""
+_ENGINE_PROBE = """
+import json, os
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def version(name):
     try:
         return __import__(name).__version__
     except ImportError as error:
         return "missing: %s" % error
-print(json.dumps({"machine": platform.machine(), "glibc": platform.libc_ver()[1],
-                  "onnxruntime": version("onnxruntime"), "numpy": version("numpy")}))
+print(json.dumps({"numpy": version("numpy"), "onnxruntime": version("onnxruntime")}))
 """
 
 
 @dataclass(frozen=True)
-class PythonFacts:
-    """What the probe prints."""
+class SystemFacts:
+    """What the first probe prints."""
 
     machine: str
     glibc: str
-    onnxruntime: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the second probe prints."""
+
     numpy: str
+    onnxruntime: str
 
 
 def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
@@ -109,17 +121,23 @@ def judge_memory(seen: Conditions) -> Iterator[Finding]:
 
 
 def _software(board: Board) -> Iterator[Finding]:
-    done = board.host.run([board.starter, "-P", "-c", _PROBE], deadline_s=board.host.timeouts.command_s)
-    facts = done.facts(PythonFacts, "looking at the device's Python")
+    limit_s = board.host.timeouts.command_s
+    done = board.host.run([board.starter, "-P", "-c", _SYSTEM_PROBE], deadline_s=limit_s)
+    facts = done.facts(SystemFacts, "looking at the device's system")
     glibc = tuple(int(word) for word in facts.glibc.split(".") if re.fullmatch("[0-9]{1,6}", word))
-    old = bool(glibc) and glibc < GLIBC
-    yield Finding(
-        what="system",
-        state="wrong" if old else "ok",
-        seen=f"{facts.machine}, glibc {facts.glibc or 'unknown'}",
-        fix=f"glibc {'.'.join(map(str, GLIBC))} or newer: Raspberry Pi OS Bookworm or newer" if old else None,
-    )
-    engine = facts.onnxruntime
+    fix = None
+    if facts.bits != 64:
+        fix = "install the 64-bit system: the engines have no wheels for a 32-bit Python"
+    elif glibc and glibc < GLIBC:
+        fix = f"glibc {'.'.join(map(str, GLIBC))} or newer: Raspberry Pi OS Bookworm or newer"
+    bits = "" if facts.bits == 64 else f"a {facts.bits}-bit Python, "
+    seen = f"{facts.machine}, {bits}glibc {facts.glibc or 'unknown'}"
+    yield Finding(what="system", state="wrong" if fix else "ok", seen=seen, fix=fix)
+    done = board.host.run([board.starter, "-P", "-c", _ENGINE_PROBE], deadline_s=limit_s)
+    if done.exit_code == SSH_FAILED or done.exit_code > SHELL_SIGNAL:
+        yield _died(board)
+        return
+    engine = done.facts(EngineFacts, "looking at the device's engine").onnxruntime
     if not engine.startswith("missing"):
         yield Finding(what="onnxruntime", state="ok", seen=engine)
     elif board.python is not None:
@@ -128,6 +146,16 @@ def _software(board: Board) -> Iterator[Finding]:
     else:
         seen = "not in the system's Python: the first run makes an environment with it"
         yield Finding(what="onnxruntime", state="ok", seen=seen)
+
+
+def _died(board: Board) -> Finding:
+    return Finding(
+        what="onnxruntime",
+        state="wrong",
+        seen="a signal ends Python when it imports numpy and onnxruntime, as at an unknown instruction",
+        fix="the wheels may be for newer processors (a Raspberry Pi 4 lacks what a 5 has): try another version, "
+        f"{board.starter} -m pip install --force-reinstall 'onnxruntime>=1.31' numpy, or use a Raspberry Pi 5",
+    )
 
 
 def disk(folder: str, free: int | None, fix: str) -> Finding:

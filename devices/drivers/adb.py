@@ -24,10 +24,11 @@ from export.artifact import Artifact, File
 from runtimes.errors import TransportError
 from runtimes.system.boot import restarted
 from runtimes.system.conditions import Conditions
+from runtimes.system.size import PHONE_SYSTEM_BYTES
 
 _ENDED = (
-    "the device is up and was not restarted, so the connection was cut or the agent was ended there (out of memory? "
-    "`adb logcat -b crash,events` shows it)"
+    "the device is up and was not restarted, so the connection was cut or the agent was ended there (by lmkd, "
+    "Android's low-memory killer? `adb logcat -b crash,events` shows it)"
 )
 
 
@@ -72,7 +73,7 @@ class AdbDriver:
         """See Driver.stage."""
         self._check_format(artifact)
         now = self.conditions()
-        if refusal := memory_plan.refusal(artifact.manifest, now):
+        if refusal := memory_plan.refusal(artifact.manifest, now, PHONE_SYSTEM_BYTES):
             raise DeviceError(f"device {self._name}: {refusal}")
         if warning := memory_plan.warning(artifact.manifest, now):
             say(f"warning: {warning}")

@@ -21,6 +21,10 @@ from runtimes.errors import ConnectionLostError, TransportError
 
 IDLE_S = 60  # how long an unused connection is kept, also after this process has died
 SSH_FAILED = 255  # ssh's own exit code, and of a remote program that a signal ended
+ENDED_BY_SIGNAL = (
+    "the connection is there: a signal ended the program (out of memory, or an unknown instruction?); "
+    "`phi-edge doctor DEVICE` looks for it"
+)
 _OPTIONS = {
     "BatchMode": "yes",
     "ServerAliveCountMax": "3",
@@ -57,8 +61,8 @@ class SshWire:
         """Run a command line to its end. `doing` is what it does, for errors."""
         self.connect()
         done = run_child(self._command(line), deadline_s=deadline_s, stdin=stdin, doing=doing)
-        # ssh's own failure. A remote program that exits with 255 looks the same; ours never do.
-        if done.exit_code == SSH_FAILED:
+        # ssh's own failure, or a remote program that a signal ended; ours never exit with 255.
+        if done.exit_code == SSH_FAILED and not self.is_connected():
             raise ConnectionLostError(
                 f"the connection to {self.name} was lost",
                 command=doing,
@@ -70,15 +74,13 @@ class SshWire:
     def start(self, line: str) -> LineProcess:
         """Start a command line to talk with."""
         self.connect()
-        return ChildLines(self._command(line))
+        return _SshLines(self._command(line), self)
 
     def connect(self) -> None:
         """Start the connection that all calls share, unless it is there."""
-        if self.control.exists():
-            check = [*self._arguments, "-O", "check", "--", self.name]
-            if run_child(check, deadline_s=self._timeouts.connect_s).exit_code == 0:
-                return
-            self.control.unlink(missing_ok=True)  # of a master that was killed
+        if self.is_connected():
+            return
+        self.control.unlink(missing_ok=True)  # of a master that was killed
         self._folder.mkdir(exist_ok=True)
         # The master exits by itself when nothing uses it any more, also if this process is killed.
         keep = ["-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}"]
@@ -94,6 +96,11 @@ class SshWire:
             )
         self.greeted = done.stdout
 
+    def is_connected(self) -> bool:
+        """Whether the connection that all calls share is there."""
+        check = [*self._arguments, "-O", "check", "--", self.name]
+        return self.control.exists() and run_child(check, deadline_s=self._timeouts.connect_s).exit_code == 0
+
     def close(self) -> None:
         """Drop the connection. Safe to call twice."""
         if self.control.exists():
@@ -103,3 +110,18 @@ class SshWire:
 
     def _command(self, line: str) -> list[str]:
         return [*self._arguments, "-o", "ControlMaster=no", "--", self.name, line]
+
+
+class _SshLines(ChildLines):
+    """A program at the other end. ssh does not say which signal ended it."""
+
+    def __init__(self, command: Sequence[str], wire: SshWire) -> None:
+        super().__init__(command)
+        self._wire = wire
+
+    def last_lines(self) -> Sequence[str]:
+        """See LineProcess.last_lines."""
+        lines = super().last_lines()
+        if self.wait(0) == SSH_FAILED and self._wire.is_connected():
+            lines = [*lines, ENDED_BY_SIGNAL]
+        return lines

@@ -94,7 +94,7 @@ def plan_text(request: ExportRequest) -> str:
         f"  {'context':>9}  {'on the device':>13}  " + "  ".join(f"{size:>3} GB" for size in devices),
     ]
     for tokens, needed in plan.memory.total_bytes_per_context.items():
-        verdicts = "  ".join(f"{verdict(needed, size * 1e9):>6}" for size in devices)
+        verdicts = "  ".join(f"{verdict(needed, size * 1e9, job.target.system_bytes):>6}" for size in devices)
         chosen = "*" if int(tokens) == job.context_tokens else " "
         lines.append(f"  {tokens:>8}{chosen}  {size_text(needed):>13}  {verdicts}")
     lines.append("  * the context of this export; on the device: weights in memory, the KV cache, the engine")

@@ -18,7 +18,7 @@ from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verif
 from runtimes.bundle.libraries import WEB_LIBRARIES, Library, library_files
 from runtimes.bundle.values import control_tokens, csharp_text, hidden_tokens, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
-from runtimes.system.size import size_text
+from runtimes.system.size import PHONE_SYSTEM_BYTES, size_text
 
 # Versions of the libraries that the sources were written for. The exporter's own may be newer than any release here.
 EXECUTORCH_ANDROID = "1.4.1"
@@ -188,6 +188,7 @@ def _values(artifact: Artifact) -> dict[str, Any]:
         "program": next((file for file in manifest.files if file.endswith(".pte")), None),
         "model_bytes": sum(file.bytes for file in manifest.files.values()),
         "needed_bytes": needed,
+        "phone_bytes": needed + PHONE_SYSTEM_BYTES,
         "limit_mib": -(-(needed + SPARE_BYTES) // 2**20),
         "executorch_android": EXECUTORCH_ANDROID,
         "onnxruntime_android": ONNXRUNTIME_ANDROID,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Of a phone's memory, what Android and the app in front need: its low-memory killer ends what takes from that.
+PHONE_SYSTEM_BYTES = 2_000_000_000
+
 
 def size_text(count: float) -> str:
     """`1.25 GB`, `12.3 MB`, `4 kB`: in the unit that shows what there is, with at most two digits behind the point."""
