@@ -1,98 +1,119 @@
-"""Time our engines and stock onnxruntime-genai on the same artifacts, in turn: load, TTFT, prefill, decode, memory.
+"""Time our engines, stock onnxruntime-genai and llama.cpp side by side: prefill, decode, load and memory by prompt.
 
-    python ci/bench/generate.py ARTIFACT... [--prompt-tokens 128] [--generate-tokens 33] [--rounds 3]
+    python ci/bench/generate.py ARTIFACT... [--gguf model-q4_0.gguf --llama-python VENV/bin/python] [--rounds 3]
 
-Every figure is a median over rounds; each round is a fresh process, and the engines take turns within a round, so that
-a drifting machine hurts all alike. Genai gets its thread count set: left alone it took one core of two. It runs the
-ONNX artifacts, and any other folder with a genai_config.json, such as its own builder's.
+Every run is a fresh process, and the contenders take turns within a round, so that a drifting machine hurts all alike.
+How fast the machine reads memory is measured before each round: it bounds the tokens a second. A folder runs in every
+engine that can: our artifacts in ours, and each folder with a genai_config.json (genai's own builder's too) in stock
+onnxruntime-genai, which gets its thread count set: left alone it took one core of two. A prompt that is too long for a
+contender's context is left out.
+
+llama.cpp must be compiled for the machine that it runs on, in an environment of its own; that takes ten minutes on two
+cores, and the wheels of other packages are for AVX2 alone, which is no fair comparison:
+
+    python -m venv VENV
+    CMAKE_ARGS=-DGGML_NATIVE=ON VENV/bin/pip install --no-binary llama-cpp-python llama-cpp-python
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
-import statistics
-import subprocess
+import platform
 import sys
-import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+import numpy as np
 
 # Run as a script, this folder comes first on the path, and export.py in it would be taken for the package `export`.
 sys.path[0] = str(Path(__file__).parent.parent.parent)
-from export.artifact import MANIFEST  # noqa: E402
+from ci.speed.contenders import Contender, bytes_per_token, contenders, run  # noqa: E402
+from ci.speed.page import plot, table  # noqa: E402
+from ci.speed.result import Comparison, Run  # noqa: E402
 
-GENAI = """
-import os
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import json, resource, sys, time, numpy, onnxruntime_genai as og
-folder, prompt, generate, threads = sys.argv[1], *map(int, sys.argv[2:])
-start = time.perf_counter()
-config = og.Config(folder)
-config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
-model = og.Model(config)
-load_s = time.perf_counter() - start
-params = og.GeneratorParams(model)
-total = prompt + generate
-params.set_search_options(max_length=total, min_length=total, do_sample=False)
-for _ in range(2):  # the first is the warm-up
-    generator = og.Generator(model, params)
-    stamps = [time.perf_counter()]
-    generator.append_tokens(numpy.arange(100, 100 + prompt, dtype=numpy.int32))
-    for _ in range(generate):
-        generator.generate_next_token()
-        stamps.append(time.perf_counter())
-    del generator
-first, last = stamps[1], stamps[-1]
-print(json.dumps({"load_s": load_s, "ttft_s": first - stamps[0], "prefill_tokens_per_s": prompt / (first - stamps[0]),
-    "decode_tokens_per_s": (generate - 1) / (last - first),
-    "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
-"""
-METRICS = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+TOOLS = ("phi-edge", "onnxruntime", "onnxruntime-genai", "executorch")
+READ_BYTES, READS = 1 << 28, 8  # larger than every cache; the fastest reading counts
 
 
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--prompt-tokens", default=128, show_default=True)
+@click.option("--gguf", type=FILE, help="The same model for llama.cpp.")
+@click.option("--llama-python", default=sys.executable, help="A Python that has llama-cpp-python.")
+@click.option("--prompt-tokens", "prompts", multiple=True, type=int, default=(128, 1024, 3584), show_default=True)
 @click.option("--generate-tokens", default=33, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--threads", default=lambda: len(os.sched_getaffinity(0)), show_default="all cores")
-def main(folders: tuple[Path, ...], prompt_tokens: int, generate_tokens: int, rounds: int, threads: int) -> None:
-    """Measure all FOLDERS and print a table."""
-    series: dict[str, list[dict[str, float]]] = {}
+@click.option("--threads", type=int, default=lambda: len(os.sched_getaffinity(0)), show_default="all cores")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all runs as JSON, and a plot beside it.")
+def main(
+    folders: tuple[Path, ...],
+    gguf: Path | None,
+    llama_python: str,
+    prompts: tuple[int, ...],
+    generate_tokens: int,
+    rounds: int,
+    threads: int,
+    out: Path | None,
+) -> None:
+    """Measure all FOLDERS, print a table, and with --out write the raw runs and a plot."""
+    chosen = list(contenders(folders, gguf, llama_python))
+    runs: list[Run] = []
+    bandwidth: list[float] = []
     for _ in range(rounds):
-        for folder in folders:
-            if (folder / MANIFEST).is_file():
-                figures = ours(folder, prompt_tokens, generate_tokens, threads)
-                series.setdefault(f"{folder.name}, phi-edge", []).append(figures)
-            if (folder / "genai_config.json").is_file():
-                words = [sys.executable, "-c", GENAI, str(folder)]
-                words += [str(number) for number in (prompt_tokens, generate_tokens, threads)]
-                output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-                series.setdefault(f"{folder.name}, onnxruntime-genai", []).append(json.loads(output.splitlines()[-1]))
-    click.echo("| | load | first token | prefill | decode | peak memory |\n|---|---:|---:|---:|---:|---:|")
-    for name, runs in series.items():
-        load, ttft, prefill, decode, peak = (statistics.median(run[metric] for run in runs) for metric in METRICS)
-        click.echo(
-            f"| {name} | {load:.1f} s | {ttft:.2f} s | {prefill:.1f} tokens/s | {decode:.1f} tokens/s "
-            f"| {peak / 1e9:.2f} GB |"
-        )
+        bandwidth.append(read_speed(threads))
+        for prompt in prompts:
+            for contender in chosen:
+                if contender.fits(prompt + generate_tokens):
+                    runs.append(run(contender, prompt, generate_tokens, threads))
+                    click.echo(json.dumps(asdict(runs[-1])), err=True)
+    if not runs:
+        raise click.ClickException("no prompt fits into any contender's context; give shorter --prompt-tokens")
+    comparison = Comparison(
+        command=" ".join(["python", "ci/bench/generate.py", *sys.argv[1:]]),
+        machine=f"{processor()}, {platform.system()}",
+        tools={name: importlib.metadata.version(name) for name in TOOLS},
+        threads=threads,
+        generate_tokens=generate_tokens,
+        bandwidth_bytes_per_s=bandwidth,
+        bytes_per_token={each.name: needed(each, prompts) for each in chosen if each.artifact},
+        runs=runs,
+    )
+    click.echo(table(comparison))
+    if out is not None:
+        out.write_text(json.dumps(asdict(comparison), indent=1) + "\n", encoding="utf-8")
+        plot(comparison, out.with_suffix(".svg"))
 
 
-def ours(folder: Path, prompt_tokens: int, generate_tokens: int, threads: int) -> dict[str, float]:
-    """One repetition of `phi-edge bench`, by the definitions of docs/lab.md."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "measurement.json"
-        words = [sys.executable, "-m", "phi_edge", "bench", str(folder), "--reps", "1", "--out", str(out)]
-        words += ["--prompt-tokens", str(prompt_tokens), "--generate-tokens", str(generate_tokens)]
-        subprocess.run([*words, "--threads", str(threads)], check=True, capture_output=True)
-        report = subprocess.run(
-            [sys.executable, "-m", "phi_edge", "report", str(out), "--json", "-"], check=True, capture_output=True
-        )
-    metrics = json.loads(report.stdout)["measurements"][0]["metrics"]
-    load = metrics["load_s"] or metrics["cold_load_s"]
-    return {"load_s": load["value"]} | {name: metrics[name]["value"] for name in METRICS[1:]}
+def needed(contender: Contender, prompts: tuple[int, ...]) -> dict[int, int]:
+    """Of each prompt, what must be read for a token after it."""
+    assert contender.artifact is not None
+    return {prompt: bytes_per_token(contender.artifact, prompt) for prompt in prompts}
+
+
+def read_speed(threads: int) -> float:
+    """Bytes a second, of memory that `threads` threads read at the same time."""
+    parts = [np.ones(READ_BYTES // 8 // threads) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(READS):
+            start = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start))
+    return best
+
+
+def processor() -> str:
+    """The processor's name, where Linux says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
