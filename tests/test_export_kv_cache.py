@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from ci.stock_engines import genai_answers
+from ci.variants import make_checkpoint
 from export.artifact import Artifact, open_artifact
 from export.pipeline import Progress, export_model
 from export.request import ExportRequest
@@ -128,9 +129,13 @@ def test_a_session_is_saved_as_it_is(int8: Artifact, tiny_onnx: Path, tmp_path: 
     assert 3 * sizes[int8.folder] < sizes[tiny_onnx]
 
 
-def test_check_against_the_checkpoint(tmp_path: Path) -> None:
-    artifact = export_model(replace(SHORT, out=tmp_path / "out")).folder
-    result = CliRunner().invoke(main, ["check", str(artifact), "--against", "tiny"])
+@pytest.mark.parametrize(
+    "variant", ["tiny", "phi-4-mini"]
+)  # whole heads rotated; a part of each, grouped, with factors
+def test_check_against_the_checkpoint(variant: str, tmp_path: Path) -> None:
+    checkpoint = variant if variant == "tiny" else str(make_checkpoint(variant, tmp_path / "checkpoint"))
+    artifact = export_model(replace(SHORT, checkpoint=checkpoint, out=tmp_path / "out")).folder
+    result = CliRunner().invoke(main, ["check", str(artifact), "--against", checkpoint])
     assert result.exit_code == 0, result.output
 
 

@@ -52,7 +52,7 @@ def attention(graph: Graph, node: fx.Node) -> None:
 
 
 def new_rows(graph: Graph, call: AttentionNode) -> NewRows:
-    """The same for all layers."""
+    """Made by the first layer, and the same for all."""
     if "new rows" in graph.values:
         found: NewRows = graph.values["new rows"]
         return found
@@ -102,9 +102,9 @@ def through_float(graph: Graph, call: AttentionNode, layer: int, path: str, rows
     unit = graph.constant("/constants/unit", 1.0, ir.DataType.FLOAT)
     zero = graph.constant("/constants/zero_code", 0, ir.DataType.INT8)
     pasts = {"key": graph.values[call.past_key], "value": graph.values[call.past_value]}
-    by_query, divisors = scale_vectors(graph, call, layer, op)
+    by_query, own = scale_vectors(graph, call, layer, op)
     inputs, attributes = group_query_attention(graph, call)
-    inputs[0] = op("Mul", "qkv", graph.values[call.qkv], op("Concat", "qkv", by_query[0], *divisors, axis=0))
+    inputs[0] = op("Mul", "qkv", graph.values[call.qkv], op("Concat", "qkv", by_query[0], *own, axis=0))
     for place, (part, past) in enumerate(pasts.items(), start=PAST_KEY):
         codes = op("Slice", f"{part}/past", past, first, rows.start, axis)
         inputs[place] = op("Cast", f"{part}/past", codes, to=ir.DataType.FLOAT.value)
@@ -121,16 +121,16 @@ def through_float(graph: Graph, call: AttentionNode, layer: int, path: str, rows
 def scale_vectors(
     graph: Graph, call: AttentionNode, layer: int, op: Callable[..., ir.Value]
 ) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Of keys and of values: the scales for each query head's channels, and what each of their own is multiplied with.
+    """Of keys and of values: the scales of each query head's channels, and what their own channels are multiplied with.
     Onnxruntime computes them once, as it loads the graph."""
     shape = [call.kv_heads, call.heads // call.kv_heads, graph.config.head_dim]
     wide, flat = graph.constant("/constants/query_heads", shape), graph.constant("/constants/last", [-1])
-    by_query, divisors = [], []
+    by_query, own = [], []
     for part, id in zip(("key", "value"), scale_ids(layer), strict=True):
         scale = graph.weight(id, name=f"{id}_by_head", shape=(shape[0], 1, shape[2]))
         by_query.append(op("Reshape", f"{part}/by_query", op("Expand", part, scale, wide), flat))
-        divisors.append(op("Reciprocal", part, op("Reshape", part, scale, flat)))
-    return by_query, divisors
+        own.append(op("Reciprocal", part, op("Reshape", part, scale, flat)))
+    return by_query, own
 
 
 INT8_CACHE = replace(CPU, lowerings={**LOWERINGS, torch.ops.phi_edge.attention.default: attention}, int8_cache=True)
