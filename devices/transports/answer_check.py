@@ -46,6 +46,8 @@ class AnswerCheck:
             return f"it counts {usage.completion} tokens and sent {self._count}"
         if usage.prompt != prompt or usage.reused + usage.prefilled > prompt:
             return f"it counts a prompt of {usage.prompt} tokens ({usage.reused} + {usage.prefilled}), not of {prompt}"
+        if not usage.accepted <= min(usage.proposed, self._count):
+            return f"it counts {usage.accepted} right guesses of {usage.proposed}, in {self._count} tokens"
         if done.stop_id is not None and done.stop_id not in self._request.stop_ids:
             return f"it stopped at token {done.stop_id}, which is no stop token of this request"
         if done.total_s is not None and done.total_s < self._last_s:

@@ -8,7 +8,7 @@ from typing import Any
 
 from export.job import Job
 from export.to_executorch import program
-from export.to_executorch.pieces import PREFILL_TOKENS
+from export.to_executorch.pieces import LOGITS_ROWS, PREFILL_TOKENS
 from export.weights.slots import Interleaved, SlotId, Slots
 from export.weights.weight_file import WeightFile
 
@@ -35,7 +35,8 @@ class ExecuTorchLayout:
             "backend": "xnnpack",
             "delegates": job.model.layers + 1,
             "kv_cache": "float32, state of the program",
-            "logits": "last token only",
+            "logits": "last token; several, if asked for",
+            "logits_rows": LOGITS_ROWS,
             "prefill_tokens": min(PREFILL_TOKENS, job.context_tokens),
         }
 

@@ -22,6 +22,8 @@ from export.to_executorch.layers import export_layers
 
 # Tokens of one forward call. The runner cuts a longer prompt into pieces of this size.
 PREFILL_TOKENS = 512
+# The most tokens of one forward call that get logits.
+LOGITS_ROWS = 16
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -50,7 +52,7 @@ class Between(nn.Module):
 
 
 class Last(nn.Module):
-    """After the last attention, for one token: (hidden, attended) -> logits."""
+    """After the last attention, for the tokens that get logits: (hidden, attended) -> logits."""
 
     def __init__(self, layer: Layer, model: Model) -> None:
         super().__init__()
@@ -145,15 +147,17 @@ class Pieces:
             pieces.append(copy_lowered(*kinds[kind], rename, shapes))
         tags = PlaceholderTags()
         finish = self.after_attention(tags, f"model.layers.{count - 1}", count - 1)
-        last = self.lower(Last(finish, self.head(tags)), "hh", one_token=True)
-        pieces.append(copy_lowered(last, tags, {}, lambda hidden, _: [hidden.new_empty(1, 1, config.vocab_size)]))
+        last = self.lower(Last(finish, self.head(tags)), "hh", most=LOGITS_ROWS)
+
+        def logits(hidden: Tensor, _: Tensor) -> list[Tensor]:
+            return [hidden.new_empty(1, hidden.shape[1], config.vocab_size)]
+
+        pieces.append(copy_lowered(last, tags, {}, logits))
         return pieces
 
-    def lower(self, piece: nn.Module, inputs: str, *, one_token: bool = False) -> Any:
-        """A piece -> a lowered module. `inputs`: h a hidden state, r a rotation."""
-        count = 1 if one_token else 3
+    def lower(self, piece: nn.Module, inputs: str, *, most: int = PREFILL_TOKENS) -> Any:
+        """A piece -> a lowered module for up to `most` tokens. `inputs`: h a hidden state, r a rotation."""
         half = self.config.rope.rotary_dim // 2
-        sizes = {"h": (1, count, self.config.hidden_size), "r": (1, count, 1, half)}
-        tokens = torch.export.Dim("tokens", min=1, max=PREFILL_TOKENS)
-        shapes = None if one_token else tuple({1: tokens} for _ in inputs)
-        return lower(piece, tuple(torch.zeros(sizes[kind]) for kind in inputs), shapes)
+        sizes = {"h": (1, 3, self.config.hidden_size), "r": (1, 3, 1, half)}
+        tokens = torch.export.Dim("tokens", min=1, max=most)
+        return lower(piece, tuple(torch.zeros(sizes[kind]) for kind in inputs), tuple({1: tokens} for _ in inputs))

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from export.models.shape import Config, Model
 from export.to_executorch.attention import make_attention, make_masks
+from export.to_executorch.pieces import LOGITS_ROWS
 
 
 class Runner(nn.Module):
-    """The whole program: forward(tokens int64 [1, n], start_pos int64 [1]) -> logits float32 [1, vocab].
+    """The whole program: forward(tokens int64 [1, n], start_pos int64 [1]) -> logits float32 [rows, vocab].
 
-    The KV cache is its attentions' state.
+    The KV cache is its attentions' state. There is one row, the last token's. A start_pos that is larger by
+    2 * (rows - 1) * `context_tokens` asks for those of the last `rows` tokens, at most LOGITS_ROWS, so that guesses are
+    checked in one call. The stock runner never does.
 
     Where a sequence may outgrow long rope's short factors, a call takes the long ones if it reaches beyond
     `original_context_tokens`, or if start_pos is counted from `context_tokens` on: so the first pieces of a long prompt
@@ -34,6 +37,9 @@ class Runner(nn.Module):
 
     def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
         config, count = self.config, tokens.shape[1]
+        period = 2 * self.context_tokens
+        rows = self.rows(torch.div(start_pos, period, rounding_mode="floor") + 1, count)
+        start_pos = torch.remainder(start_pos, period)
         if config.rope.switches(self.context_tokens):
             original = config.rope.original_context_tokens
             said = start_pos >= self.context_tokens
@@ -51,8 +57,17 @@ class Runner(nn.Module):
             attended = attention(query, key, value, start, masks).flatten(2)
             if layer + 1 < config.num_hidden_layers:
                 hidden, query, key, value = self.pieces[layer + 1](hidden, attended, cos, sin)
-        (logits,) = self.pieces[-1](hidden[:, -1:], attended[:, -1:])
-        return self.model.after_logits(logits[:, -1])
+        last = (torch.narrow(part, 1, count - rows, rows) for part in (hidden, attended))
+        (logits,) = self.pieces[-1](*last)
+        return self.model.after_logits(logits[0])
+
+    @staticmethod
+    def rows(wanted: Tensor, count: Any) -> Any:
+        """A tensor's one number, which is 1 to LOGITS_ROWS, and no more than `count`."""
+        value = wanted[-1].item()
+        for holds in (value >= 1, value <= LOGITS_ROWS, value <= count):
+            torch._check(holds)  # type: ignore[no-untyped-call]
+        return value
 
     @staticmethod
     def number(start: Tensor, count: Any, end: int) -> Any:

@@ -26,6 +26,7 @@ def directml_style(activations: str, *, lengths_as_inputs: bool) -> GraphStyle:
         activations=activations,
         scales="float16",
         zero_points=True,
+        token_logits=False,
     )
 
 

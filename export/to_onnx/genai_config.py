@@ -14,7 +14,7 @@ def genai_config(
     model: Model, tokens: Tokens, *, model_type: str, context_tokens: int, provider: str, quiet: bool = False
 ) -> dict[str, Any]:
     """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider.
-    `quiet`: without warnings, because onnxruntime warns of every input that a side adapter may give."""
+    `quiet`: without warnings, because onnxruntime warns of every input that need not be given."""
     return {
         "model": {
             "type": model_type,

@@ -27,6 +27,10 @@ from export.weights.slots import DTYPES, Slot, SlotId
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
 IR_VERSION = 10
+# For guesses that are checked in one forward: an input that need not be given, the first position, counted from the
+# end, whose logits are wanted (left out: -1, the last), and the output that has them. `logits` has the last one's in
+# any case, because that is what onnxruntime-genai takes.
+TOKEN_LOGITS, TOKEN_LOGITS_FROM = "token_logits", "token_logits_from"
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
@@ -39,6 +43,7 @@ class GraphStyle:
     activations: str  # float32 or float16: of weights that stay float, scales, KV cache and logits too
     scales: str  # what scales are rounded to: a graph with other activations has the same weights
     zero_points: bool  # whether MatMulNBits is given the zero points that it has by default
+    token_logits: bool  # whether the graph has the output TOKEN_LOGITS
     int8_cache: bool = False  # whether the KV cache is int8, with scales among the weights
 
 
@@ -56,7 +61,7 @@ class Graph:
     initializers: dict[str, ir.Value] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)
     parameters: dict[fx.Node, str] = field(default_factory=dict)  # placeholder -> the checkpoint's name
-    side_inputs: list[ir.Value] = field(default_factory=list)
+    side_inputs: list[ir.Value] = field(default_factory=list)  # those that need not be given
     positions: ir.Value | None = None  # the input position_ids, where the style has one
 
     @property
@@ -128,6 +133,12 @@ class Graph:
         outputs = build()
         nodes, self.nodes = self.nodes, outside
         return ir.Graph([], outputs, nodes=nodes, name=name)
+
+    def option(self, name: str, values: list[int]) -> ir.Value:
+        """An input of the graph that has these values if it is not given."""
+        value = self.constant(name, values)
+        self.side_inputs.append(value)
+        return value
 
     def attentions(self) -> int:
         """How many layers' attention is in."""
@@ -218,17 +229,26 @@ def graph_input(node: fx.Node, graph: Graph) -> ir.Value:
 
 
 def name_outputs(program: torch.export.ExportedProgram, graph: Graph, config: Config) -> list[ir.Value]:
-    """logits, then present.N.key and present.N.value."""
+    """logits, then present.N.key and present.N.value, then token_logits where the style has them."""
     (results,) = program.graph.output_node().args
-    outputs: list[ir.Value] = []
-    for index, node in enumerate(results):
-        value: ir.Value = graph.values[node]
-        value.type = ir.TensorType(graph.cache_type if index else graph.float_type)
-        if index == 0:
-            value.name, value.shape = "logits", ir.Shape(["batch_size", 1, config.vocab_size])
-        else:
-            layer, part = divmod(index - 1, 2)
-            value.name = f"present.{layer}.{('key', 'value')[part]}"
-            value.shape = ir.Shape(["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim])
-        outputs.append(value)
-    return outputs
+    logits, *present = (graph.values[node] for node in results)
+    logits.type = ir.TensorType(graph.float_type)
+    for index, value in enumerate(present):
+        value.type = ir.TensorType(graph.cache_type)
+        layer, part = divmod(index, 2)
+        value.name = f"present.{layer}.{('key', 'value')[part]}"
+        value.shape = ir.Shape(["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim])
+    several: list[ir.Value] = []
+    if graph.style.token_logits:
+        logits.name, logits.shape = TOKEN_LOGITS, ir.Shape(["batch_size", "token_logits", config.vocab_size])
+        several, logits = [logits], last_along(graph, "/last_logits/Slice", logits)
+        logits.type = ir.TensorType(graph.float_type)
+    logits.name, logits.shape = "logits", ir.Shape(["batch_size", 1, config.vocab_size])
+    return [logits, *present, *several]
+
+
+def last_along(graph: Graph, name: str, x: ir.Value, first: ir.Value | None = None) -> ir.Value:
+    """x[:, first:], of [batch, tokens, columns]; without `first` the last token's row."""
+    tokens = graph.constant("/constants/axis_1", [1])
+    first = graph.constant("/constants/last", [-1]) if first is None else first
+    return graph.add(name, "Slice", [x, first, graph.constant("/constants/end", [2**62]), tokens])[0]

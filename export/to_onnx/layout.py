@@ -65,7 +65,7 @@ class OnnxLayout:
             "opset": self.graph.opset_imports[""],
             "accuracy_level": job.target.accuracy_level if quantised else None,
             "kv_cache": f"{cache}, one buffer for past and present",
-            "logits": "last token only",
+            "logits": "last token; several in token_logits, if asked for" if style.token_logits else "last token only",
             "max_file_bytes": job.max_file_bytes,
             "lengths": "inputs" if job.request.lengths_as_inputs else "attention mask",
             "provider": job.target.provider or "cpu",
@@ -93,6 +93,6 @@ class OnnxLayout:
             model_type=job.checkpoint.config_content["model_type"],
             context_tokens=job.context_tokens,
             provider=job.target.provider,
-            quiet=bool(job.side_adapters),
+            quiet=not job.target.provider or bool(job.side_adapters),
         )
         (folder / "genai_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

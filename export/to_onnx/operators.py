@@ -13,7 +13,16 @@ from torch import fx
 from export.models.attention import AttentionNode
 from export.models.shape import EMBEDDING
 from export.scheme import Precision
-from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label, parent
+from export.to_onnx.graph import (
+    MICROSOFT,
+    TOKEN_LOGITS_FROM,
+    Graph,
+    GraphStyle,
+    attention_call,
+    label,
+    last_along,
+    parent,
+)
 from export.to_onnx.phi3small import block_sparse_attention, gegelu, never_chosen
 from export.to_onnx.side_adapters import with_side_adapter
 from export.to_onnx.slots import shared_zero_points
@@ -174,10 +183,10 @@ def chunk(graph: Graph, node: fx.Node) -> None:
 
 
 def last_token(graph: Graph, node: fx.Node) -> None:
-    """hidden[:, -1:], the one slice that the module makes."""
+    """hidden[:, -1:], the one slice that the module makes: what gets logits. With token_logits it may begin earlier."""
     x, *_ = node.args
-    one, last, end = (graph.constant(f"/constants/{n}", [v]) for n, v in [("axis_1", 1), ("last", -1), ("end", 2**62)])
-    graph.values[node] = graph.add("/last_token/Slice", "Slice", [graph.values[x], last, end, one])[0]
+    first = graph.option(TOKEN_LOGITS_FROM, [-1]) if graph.style.token_logits else None
+    graph.values[node] = last_along(graph, "/last_token/Slice", graph.values[x], first)
 
 
 def get_item(graph: Graph, node: fx.Node) -> None:
@@ -288,5 +297,10 @@ LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
 }
 
 CPU = GraphStyle(
-    lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False
+    lowerings=LOWERINGS,
+    lengths=sequence_lengths,
+    activations="float32",
+    scales="float32",
+    zero_points=False,
+    token_logits=True,
 )

@@ -24,7 +24,7 @@ HIGHEST_NUMBER = (1 << 53) - 1
 # What this version's Python agent supports, of what an agent may lack.
 CAPABILITIES = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "logprobs", "adapter", "session", "deadline_s", "hold", "cancel", "score",
+    "logprobs", "adapter", "session", "deadline_s", "speculate", "hold", "cancel", "score",
 )  # fmt: skip
 VERBS = ("generate", "score", "cancel", "ping")
 Code = Literal["malformed", "request", "unsupported", "busy", "artifact", "engine", "internal"]

@@ -73,6 +73,20 @@ class AdaptableEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class CheckingEngine(Engine, Protocol):
+    """An engine that can give the logits after each of several ids, so that one forward checks guesses."""
+
+    @property
+    def most_rows(self) -> int:
+        """After so many of a forward's last ids. 1 where the artifact is of an export that gave the last one's only."""
+        ...
+
+    def forward_rows(self, ids: Sequence[int], start: int, rows: int, *, long: bool = False) -> Logits:
+        """As `forward`, with the logits after each of the last `rows` ids, [rows, vocab]."""
+        ...
+
+
 def adapter_names(artifact: Artifact) -> tuple[str, ...]:
     """The LoRA adapters that an artifact has beside its weights."""
     return tuple(adapter.name for adapter in artifact.manifest.source.side_adapters)

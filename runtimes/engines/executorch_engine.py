@@ -1,6 +1,7 @@
-"""ExecuTorch through its C++ bindings: forward(tokens int64 [1, S], start_pos int64 [1]) -> logits [1, vocab].
+"""ExecuTorch through its C++ bindings: forward(tokens int64 [1, S], start_pos int64 [1]) -> logits [rows, vocab].
 
-The KV cache lives inside the program; it is overwritten from start_pos on. The program file is mapped, not read.
+The KV cache lives inside the program; it is overwritten from start_pos on. What start_pos says besides is in
+export/to_executorch/runner.py. The program file is mapped, not read.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class ExecutorchEngine:
         self.vocab_size = artifact.manifest.model.vocab_size
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = max_forward_tokens
+        self.most_rows = int(artifact.manifest.engine.get("logits_rows", 1))
         self.continues = True
         self.accelerator = None
         self._program, self._method = program, method
@@ -78,10 +80,17 @@ class ExecutorchEngine:
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
+        row: Logits = self.forward_rows(ids, start, 1, long=long)[0]
+        return row
+
+    def forward_rows(self, ids: Sequence[int], start: int, rows: int, *, long: bool = False) -> Logits:
+        """See CheckingEngine.forward_rows."""
         import torch
 
-        # A position that is larger by the context's length makes the program use the long factors.
-        self._start_value[0] = start + (self.context_tokens if long and self.switch_tokens is not None else 0)
+        # A position that is larger by the context's length makes the program use the long factors; by twice that
+        # length, it gives the logits of one token more.
+        periods = 2 * (rows - 1) + (1 if long and self.switch_tokens is not None else 0)
+        self._start_value[0] = start + periods * self.context_tokens
         if len(ids) == 1:
             self._one_value[0, 0] = ids[0]
             tokens = self._one
@@ -91,7 +100,7 @@ class ExecutorchEngine:
             outputs = self._method.call((tokens, self._start))
         except Exception as error:  # the bindings raise nothing narrower
             raise EngineError(f"ExecuTorch failed at position {start}: {error}") from error
-        logits: Logits = outputs[0].numpy().reshape(-1)
+        logits: Logits = outputs[0].numpy().reshape(rows, -1)
         return logits
 
     def close(self) -> None:

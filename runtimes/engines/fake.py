@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CONTROL_TOKENS = ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CONTROL_IDS = {name: 256 + number for number, name in enumerate(CONTROL_TOKENS)}
 VOCAB_SIZE = 256 + len(CONTROL_TOKENS)
+FAKE_ROWS = 8
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
@@ -56,6 +57,7 @@ class FakeEngine:
         self.switch_tokens = switch_tokens
         self.max_forward_tokens = max_forward_tokens or context_tokens
         self.continues = continues
+        self.most_rows = FAKE_ROWS
         self.accelerator = None
         self.calls: list[tuple[int, int]] = []  # (start, how many ids) of every forward
         self._script = None if script is None else list(script)
@@ -66,10 +68,17 @@ class FakeEngine:
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
+        row: Logits = self.forward_rows(ids, start, 1, long=long)[0]
+        return row
+
+    def forward_rows(self, ids: Sequence[int], start: int, rows: int, *, long: bool = False) -> Logits:
+        """See CheckingEngine.forward_rows."""
         import numpy as np
 
         end = start + len(ids)
-        assert 0 < len(ids) <= self.max_forward_tokens and start <= len(self._cache) and end <= self.context_tokens
+        assert (
+            0 < rows <= len(ids) <= self.max_forward_tokens and start <= len(self._cache) and end <= self.context_tokens
+        )
         assert self.continues or start == 0 or (len(ids) == 1 and start == len(self._cache))
         if self._fail_at is not None and start <= self._fail_at < end:
             raise EngineError(f"the fake engine fails at position {self._fail_at}, as it was asked to")
@@ -77,15 +86,20 @@ class FakeEngine:
         self.calls.append((start, len(ids)))
         long = self.switch_tokens is not None and (long or end > self.switch_tokens)
         self._cache[start:] = [(id, long) for id in ids]
-        seed = zlib.crc32(repr(self._cache).encode())
-        logits = np.random.Generator(np.random.PCG64(seed)).standard_normal(self.vocab_size, np.float32)
-        if self._script is not None:
-            logits[self._scripted([id for id, _ in self._cache])] += 100
-        return logits
+        return np.stack([self._logits(self._cache[: place + 1]) for place in range(end - rows, end)])
 
     def close(self) -> None:
         """Empty the cache."""
         self._cache = []
+
+    def _logits(self, cache: list[tuple[int, bool]]) -> Logits:
+        import numpy as np
+
+        seed = zlib.crc32(repr(cache).encode())
+        logits = np.random.Generator(np.random.PCG64(seed)).standard_normal(self.vocab_size, np.float32)
+        if self._script is not None:
+            logits[self._scripted([id for id, _ in cache])] += 100
+        return logits
 
     def _scripted(self, ids: list[int]) -> int:
         assert self._script is not None

@@ -3,7 +3,8 @@
 The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S] (one for DirectML: position_ids int64 [1, S] too,
 and perhaps seqlens_k and total_sequence_length int32 [1] in the mask's place), past_key_values.N.key/value
 [1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
-the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled.
+the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled. Where there is
+an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] says after which tokens: -rows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _CACHE_TYPES = _ELEMENT_TYPES | {"tensor(int8)": "int8"}
 _CPU = ("cpu", 0)
+_MOST_ROWS = 16  # of token_logits: a buffer of a few MB
 
 
 def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
@@ -72,8 +74,11 @@ class OnnxEngine:
             tail = f"{number // 2}.{'value' if number % 2 else 'key'}"
             self._bind_input(f"past_key_values.{tail}", buffer, shape)
             self._bind_output(f"present.{tail}", buffer, shape)
-        self._logits = np.zeros(model.vocab_size, _logits_type(session))
-        self._bind_output("logits", self._logits, (1, 1, model.vocab_size))
+        several = any(item.name == "token_logits" for item in session.get_outputs())
+        self.most_rows = _MOST_ROWS if several else 1
+        self._logits = np.zeros((self.most_rows, model.vocab_size), _logits_type(session))
+        self._rows_from = np.zeros(1, np.int64)
+        self._bind_rows(1)
         self._mask = np.ones(self.context_tokens, np.int64)
         self._ids = np.zeros(self.context_tokens, np.int64)
         self._bound_length = 0
@@ -87,6 +92,11 @@ class OnnxEngine:
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
+        row: Logits = self.forward_rows(ids, start, 1, long=long)[0]
+        return row
+
+    def forward_rows(self, ids: Sequence[int], start: int, rows: int, *, long: bool = False) -> Logits:
+        """See CheckingEngine.forward_rows."""
         import numpy as np
 
         length, end = len(ids), start + len(ids)
@@ -96,6 +106,8 @@ class OnnxEngine:
         if length != self._bound_length:
             self._bind_input("input_ids", self._ids, (1, length))
             self._bound_length = length
+        if rows != -self._rows_from[0]:
+            self._bind_rows(rows)
         early = self.switch_tokens if long and self.switch_tokens is not None and end <= self.switch_tokens else 0
         width = end
         if self._positions is not None:
@@ -116,7 +128,8 @@ class OnnxEngine:
             raise EngineError(f"onnxruntime failed at position {start}: {error}") from error
         finally:
             self._mask[end:width] = 1
-        return self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
+        logits = self._logits[:rows]
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
 
     def use_adapter(self, name: str | None) -> None:
         """See AdaptableEngine."""
@@ -144,6 +157,14 @@ class OnnxEngine:
         """Free the session and the KV cache."""
         self._binding = self._session = None
         self._kv = []
+
+    def _bind_rows(self, rows: int) -> None:
+        self._rows_from[0] = -rows
+        name = "logits"
+        if self.most_rows > 1:
+            name = "token_logits"
+            self._bind_input("token_logits_from", self._rows_from, (1,))
+        self._bind_output(name, self._logits, (1, rows, self.vocab_size))
 
     def _bind_input(self, name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
         self._binding.bind_input(name, *_CPU, buffer.dtype, shape, buffer.ctypes.data)
@@ -218,10 +239,11 @@ def _check_graph(session: Any, model: Model) -> npt.DTypeLike:
     lengths = {"seqlens_k", "total_sequence_length"} if "seqlens_k" in seen_inputs else {"attention_mask"}
     expected_inputs = {"input_ids", *lengths, *({"position_ids"} & seen_inputs)}
     expected_inputs |= {f"past_key_values.{tail}" for tail in tails}
-    expected_outputs = {"logits", *(f"present.{tail}" for tail in tails)}
+    seen_outputs = {item.name for item in session.get_outputs()}
+    expected_outputs = {"logits", *({"token_logits"} & seen_outputs), *(f"present.{tail}" for tail in tails)}
     for kind, seen, expected in (
         ("inputs", seen_inputs, expected_inputs),
-        ("outputs", {item.name for item in session.get_outputs()}, expected_outputs),
+        ("outputs", seen_outputs, expected_outputs),
     ):
         if seen != expected:
             odd = ", ".join(sorted(seen ^ expected)[:4])
@@ -245,7 +267,7 @@ def _check_shapes(session: Any, model: Model) -> None:
     cache = {1: model.kv_heads, 3: model.head_dim}
     for item in (*session.get_inputs(), *session.get_outputs()):
         known = cache if item.name.startswith(("past_key_values", "present")) else {}
-        known = {2: model.vocab_size} if item.name == "logits" else known
+        known = {2: model.vocab_size} if item.name in ("logits", "token_logits") else known
         for place, size in known.items():
             seen = item.shape[place] if len(item.shape) > place else None
             if seen != size and not isinstance(seen, str):

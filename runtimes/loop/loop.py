@@ -1,6 +1,6 @@
 """The generation loop: prefill, sample, forward, again. Token ids only; the same code in process and on a device.
 
-It owns what an engine does not know: the KV cache's contents, sessions, the long-rope switch, deadlines, cancelling.
+It owns what an engine does not know: the KV cache's contents (cache.py), guesses (guesses.py), deadlines, cancelling.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes.api import Finish, Usage
-from runtimes.engines.engine import AdaptableEngine, Engine, OpenCache
+from runtimes.engines.engine import Engine
 from runtimes.errors import EngineError, RequestError, UnsupportedError
+from runtimes.loop.cache import Cache
 from runtimes.loop.chooser import Chooser
-from runtimes.loop.session_file import SessionFile, read_session, write_session
+from runtimes.loop.guesses import Guesses
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_ids, check_request
 from runtimes.system.memory import PeakMemory
 
@@ -41,17 +42,13 @@ class TokenLoop:
     ) -> None:
         """Without `grammars` a request with a grammar is refused."""
         self._engine = engine
+        self._cache = Cache(engine)
         self._grammars = grammars
         chunk = prefill_chunk_tokens if engine.continues else engine.context_tokens
         self._chunk_tokens = min(chunk, engine.max_forward_tokens)
         self._clock = clock
         self._running = threading.Lock()
         self._cancelled = threading.Event()
-        self._cached: list[int] = []  # the ids whose keys and values are in the engine, by position
-        self._cached_long = False  # they were computed with the long rope factors
-        self._session: str | None = None  # the session that they belong to
-        self._adapter: str | None = None  # the adapter that the engine uses
-        self._closed = False
 
     @property
     def accelerator(self) -> str | None:
@@ -67,7 +64,7 @@ class TokenLoop:
         """See TokenSource.stream."""
         accepted = self._clock()
         check_request(request, self._engine.context_tokens, self._engine.vocab_size)
-        self._check_adapter(request.adapter)
+        self._cache.check_adapter(request.adapter)
         chooser = Chooser(request, self._matcher(request))
         if not self._running.locked():
             self._cancelled.clear()  # here and not at the first record: a cancel counts from the acceptance on
@@ -97,50 +94,28 @@ class TokenLoop:
         with self._exclusively():
             try:
                 self.forget()
-                self._use_adapter(None)
-                self._cached_long = self._is_long(len(ids))
+                self._cache.use_adapter(None)
+                self._cache.start(0, len(ids))
                 for start in range(0, first, self._chunk_tokens):
                     end = min(start + self._chunk_tokens, first)
-                    logits = self._forward(ids[start:end], start)
+                    logits = self._cache.forward(ids[start:end], start)
                 yield logits
                 for position in range(first, len(ids)):
                     if self._cancelled.is_set():
                         return
-                    yield self._forward(ids[position : position + 1], position)
+                    yield self._cache.forward(ids[position : position + 1], position)
             finally:
                 self.forget()
 
     def save_session(self, session: str, path: Path, artifact: str) -> int:
         """See SessionStore.save_session."""
         with self._exclusively():
-            if self._session != session or not self._cached:
-                raise RequestError(f"the session {session!r} has no cache: another request took it over, or none ran")
-            parts = self._open_cache().read_cache(len(self._cached))
-            content = SessionFile(
-                artifact=artifact, adapter=self._adapter, ids=self._cached, long=self._cached_long, parts=parts
-            )
-            write_session(path, content)
-            return len(self._cached)
+            return self._cache.save(session, path, artifact)
 
     def load_session(self, session: str, path: Path, artifact: str) -> int:
         """See SessionStore.load_session."""
         with self._exclusively():
-            cache = self._open_cache()
-            content = read_session(path, artifact)
-            check_ids("token id", content.ids, self._engine.vocab_size)
-            self._check_adapter(content.adapter)
-            self.forget()
-            if any(part.ndim != 3 or part.shape[1] != len(content.ids) for part in content.parts):
-                raise RequestError(f"{path}: its cache has another length than its ids; save it again")
-            self._use_adapter(content.adapter)
-            cache.write_cache(content.parts)
-            self._cached, self._cached_long, self._session = list(content.ids), content.long, session
-            return len(self._cached)
-
-    def _open_cache(self) -> OpenCache:
-        if not isinstance(self._engine, OpenCache):
-            raise UnsupportedError("this engine keeps its KV cache to itself, so a session cannot be saved or loaded")
-        return self._engine
+            return self._cache.load(session, path, artifact)
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -155,25 +130,11 @@ class TokenLoop:
 
     def forget(self) -> None:
         """Drop the sessions' cached prefix: the next request prefills from position 0."""
-        self._cached, self._session = [], None
+        self._cache.forget()
 
     def close(self) -> None:
         """Free the engine. The loop cannot be used afterwards."""
-        self._closed = True
-        self._engine.close()
-
-    def _check_adapter(self, name: str | None) -> None:
-        known = self._engine.adapters if isinstance(self._engine, AdaptableEngine) else ()
-        if name is not None and name not in known:
-            has = f"it has: {', '.join(known)}" if known else "it has none: export it with --side-adapter"
-            raise RequestError(f"this artifact has no adapter {name!r:.80}; {has}")
-
-    def _use_adapter(self, name: str | None) -> None:
-        """What is cached was computed with another one. Raises EngineError."""
-        if name != self._adapter and isinstance(self._engine, AdaptableEngine):
-            self._cached = []
-            self._engine.use_adapter(name)
-            self._adapter = name
+        self._cache.close()
 
     def _matcher(self, request: TokenRequest) -> Matcher | None:
         if request.grammar is None:
@@ -189,8 +150,8 @@ class TokenLoop:
     def _generate(self, request: TokenRequest, chooser: Chooser, accepted: float) -> Generator[TokenRecord, None, None]:
         memory = PeakMemory()
         ids = list(request.ids)
-        self._use_adapter(request.adapter)
-        prompt, reused, prefilled, completion = len(ids), self._reusable(request), 0, 0
+        guesses = Guesses(ids)
+        prompt, reused, prefilled, completion = len(ids), self._cache.take(request), 0, 0
         room = min(request.max_new_tokens, self._engine.context_tokens - prompt)
         prefill_s: float | None = None
         stop_id: int | None = None
@@ -198,14 +159,16 @@ class TokenLoop:
         finish: Finish | None = self._ended(request, accepted)
         try:
             while finish is None:
+                logits = guesses.next_logits()
                 if completion == 0:
                     began = self._clock()
                     logits = self._prefill(ids, reused, request, accepted)
                     prefill_s = None if logits is None else self._clock() - began
-                    prefilled = len(self._cached) - reused
+                    prefilled = len(self._cache.ids) - reused
                     memory.sample()
-                else:
-                    logits = self._step(ids, request, accepted)
+                elif logits is None:
+                    self._cache.keep(guesses.end_check())
+                    logits = self._step(ids, guesses, room - completion, request, accepted)
                 if logits is None:
                     finish = self._ended(request, accepted)
                     break
@@ -222,6 +185,7 @@ class TokenLoop:
                         break
                 if finish is None and chooser.complete:
                     finish, stop_id = "stop", request.stop_ids[0]  # as if the model had ended its document
+            self._cache.keep(guesses.end_check())
         except EngineError as failure:
             # What the cache contains now is unknown.
             self.forget()
@@ -231,7 +195,14 @@ class TokenLoop:
         yield TokensDone(
             finish=finish,
             stop_id=stop_id,
-            usage=Usage(prompt=prompt, reused=reused, prefilled=prefilled, completion=completion),
+            usage=Usage(
+                prompt=prompt,
+                reused=reused,
+                prefilled=prefilled,
+                completion=completion,
+                proposed=guesses.proposed,
+                accepted=guesses.accepted,
+            ),
             prefill_s=prefill_s,
             total_s=self._clock() - accepted,
             memory=memory.use(),
@@ -245,33 +216,26 @@ class TokenLoop:
             return "deadline"
         return None
 
-    def _reusable(self, request: TokenRequest) -> int:
-        """Trim the cache to what this request may keep of it, and return how many tokens that is."""
-        same = request.session is not None and request.session == self._session
-        if not same or not self._engine.continues or self._is_long(len(request.ids)) != self._cached_long:
-            self._cached = []
-        self._session = request.session
-        keep = 0
-        # The last prompt token is always computed: its logits are needed.
-        for cached, wanted in zip(self._cached, request.ids[:-1], strict=False):
-            if cached != wanted:
-                break
-            keep += 1
-        del self._cached[keep:]
-        return keep
-
-    def _step(self, ids: list[int], request: TokenRequest, accepted: float) -> Logits | None:
-        """The logits after ids[-1]; a few ids before it may not be cached yet. None when cancelled or past the
-        deadline."""
-        if self._is_long(len(ids)) != self._cached_long:
+    def _step(
+        self, ids: list[int], guesses: Guesses, room: int, request: TokenRequest, accepted: float
+    ) -> Logits | None:
+        """The logits after ids[-1]; a few ids before it may not be cached yet. With it, `guesses` gets those after ids
+        that may follow. None when cancelled or past the deadline."""
+        if self._cache.changes_factors(len(ids)):
             return self._prefill(ids, 0, request, accepted)
+        start = len(self._cache.ids)
         piece = self._chunk_tokens if self._engine.continues else 1
-        return self._compute(ids, len(self._cached), piece, request, accepted)
+        most = min(self._cache.most_guesses(len(ids)), room - 1, piece - len(ids[start:]))
+        guessed = guesses.propose(most) if request.speculate else []
+        if not guessed:
+            return self._compute(ids, start, piece, request, accepted)
+        rows = self._cache.forward_rows([*ids[start:], *guessed], start, 1 + len(guessed))
+        guesses.check(guessed, rows)
+        return guesses.next_logits()
 
     def _prefill(self, ids: list[int], start: int, request: TokenRequest, accepted: float) -> Logits | None:
         """Compute ids[start:] in pieces and return the last logits. None when cancelled or past the deadline."""
-        del self._cached[start:]
-        self._cached_long = self._is_long(len(ids))
+        self._cache.start(start, len(ids))
         return self._compute(ids, start, self._chunk_tokens, request, accepted)
 
     def _compute(self, ids: list[int], start: int, piece: int, request: TokenRequest, accepted: float) -> Logits | None:
@@ -280,19 +244,6 @@ class TokenLoop:
             if logits is not None and self._ended(request, accepted):
                 return None
             end = min(start + piece, len(ids))
-            logits = self._forward(ids[start:end], start)
+            logits = self._cache.forward(ids[start:end], start)
             start = end
         return logits
-
-    def _forward(self, ids: Sequence[int], start: int) -> Logits:
-        if self._closed:
-            raise RequestError("the runtime is closed; open it again")
-        # Until the engine is back, the cache beyond `start` is in an unknown state.
-        del self._cached[start:]
-        logits = self._engine.forward(ids, start, long=self._cached_long)
-        self._cached.extend(ids)
-        return logits
-
-    def _is_long(self, length: int) -> bool:
-        switch = self._engine.switch_tokens
-        return switch is not None and length > switch

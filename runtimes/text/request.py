@@ -73,6 +73,7 @@ def token_request(request: GenerateRequest, ids: list[int], manifest: Manifest, 
         adapter=request.adapter,
         grammar=grammar_of(request),
         logprobs=request.logprobs,
+        speculate=request.speculate,
     )
 
 

@@ -14,7 +14,7 @@ from runtimes.errors import RequestError
 from runtimes.loop.tokens import is_real, is_whole
 
 _TEXTS = ("prompt", "session", "regex", "lark")
-_SWITCHES = ("ignore_stop_ids", "continue_last")
+_SWITCHES = ("ignore_stop_ids", "continue_last", "speculate")
 
 
 def typed(request: GenerateRequest) -> GenerateRequest:

@@ -1,0 +1,115 @@
+"""Guesses at what comes next, from what was there before: an answer that repeats its prompt needs no second model.
+
+A guess costs little beside a token, because the weights are read once for all that one forward checks. The tokens are
+those of plain decoding: each is chosen from its own logits, and at the first that was guessed otherwise the rest of the
+guesses are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtimes.engines.engine import Logits
+
+SHORTEST = 2  # so many ids must be the same before something is guessed
+LONGEST = 16  # more of them make a guess no better
+PLACES = 16  # so many earlier places are compared, the latest first
+FIRST, FEWEST = 4, 2  # guesses at a time: at first, and the fewest that are worth a forward
+
+# What guessing may lose, in forwards of one token. The cost of a guess is the same on every machine (it is 0.13 to 0.25
+# on those that were measured), so that the same request always gives the same tokens: several tokens in one forward
+# round differently from one.
+COST = 0.25
+FIRST_CREDIT, MOST_CREDIT = 1.0, 4.0
+CREDIT_PER_TOKEN = 0.02
+
+
+class Guesses:
+    """One answer's guesses: what to guess, whether it pays, and the logits that came with those that were right."""
+
+    def __init__(self, ids: list[int]) -> None:
+        """`ids`: the prompt. The caller appends the answer to this list as it grows."""
+        self.proposed = self.accepted = 0
+        self._ids = ids
+        self._places: dict[tuple[int, ...], list[int]] = {}  # a run of SHORTEST ids -> where it has ended
+        self._indexed = SHORTEST  # runs that end before this are in _places
+        self._credit = Credit()
+        self._begin = len(ids)  # how many ids there were when `_guessed` was guessed
+        self._guessed: Sequence[int] = ()
+        self._rows: Logits | None = None
+
+    def propose(self, most: int) -> list[int]:
+        """What may follow, at most `most` ids; none where nothing is known, or where guessing does not pay."""
+        most = min(most, self._credit.most())
+        return self._look_up(most) if most >= FEWEST else []
+
+    def check(self, guessed: Sequence[int], rows: Logits) -> None:
+        """The engine has computed these guesses: `rows` are the logits before the first and after each of them."""
+        self._begin, self._guessed, self._rows = len(self._ids), guessed, rows
+        self.proposed += len(guessed)
+
+    def next_logits(self) -> Logits | None:
+        """The logits after the last id, where right guesses led to it. None: they are not computed yet."""
+        if self._rows is None or self.agreed < len(self._ids):
+            return None
+        row: Logits = self._rows[self.agreed - self._begin]
+        return row
+
+    @property
+    def agreed(self) -> int:
+        """How many ids, from the first on, are what the engine computed: all of them, or those before a wrong guess."""
+        right = 0
+        for guess, id in zip(self._guessed, self._ids[self._begin :], strict=False):
+            if guess != id:
+                break
+            right += 1
+        return self._begin + right if self._guessed else len(self._ids)
+
+    def end_check(self) -> int:
+        """Count which guesses were right, forget them, and return `agreed`: the engine has to forget the rest."""
+        agreed = self.agreed
+        if self._guessed:
+            right = agreed - self._begin
+            self.accepted += right
+            self._credit.count(len(self._guessed), right)
+        self._credit.earn(len(self._ids) - self._begin)
+        self._begin, self._guessed, self._rows = len(self._ids), (), None
+        return agreed
+
+    def _look_up(self, most: int) -> list[int]:
+        """What followed the longest earlier run of the same ids; of equals, the latest."""
+        ids, end = self._ids, len(self._ids)
+        for place in range(self._indexed, end):  # nothing follows the run that ends at `end`
+            self._places.setdefault(tuple(ids[place - SHORTEST : place]), []).append(place)
+        self._indexed = max(self._indexed, end)
+        best, found = 0, end
+        for place in reversed(self._places.get(tuple(ids[-SHORTEST:]), [])[-PLACES:]):
+            same = SHORTEST
+            while same < min(LONGEST, place) and ids[place - same - 1] == ids[end - same - 1]:
+                same += 1
+            if same > best:
+                best, found = same, place
+        return ids[found : found + most]
+
+
+class Credit:
+    """Whether guessing pays. Right guesses earn credit, each guess costs some, and without credit none is made."""
+
+    def __init__(self) -> None:
+        self._credit = FIRST_CREDIT
+        self._next = FIRST
+
+    def most(self) -> int:
+        """How many guesses to make now."""
+        return min(self._next, int(self._credit / COST))
+
+    def count(self, guessed: int, right: int) -> None:
+        """Twice as many where all were right; else one more than were right."""
+        self._credit += right - COST * guessed
+        self._next = max(FIRST, self._next, 2 * guessed) if right == guessed else max(FIRST, right + 1)
+
+    def earn(self, tokens: int) -> None:
+        """Each token allows a small loss."""
+        self._credit = min(MOST_CREDIT, self._credit + CREDIT_PER_TOKEN * tokens)
