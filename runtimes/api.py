@@ -74,9 +74,9 @@ class GenerateRequest:
     deadline_s: float | None = None  # from the acceptance of the request
     adapter: str | None = None  # a LoRA adapter that was exported with --side-adapter, by its name; None: none of them
     session: str | None = None  # reuse the KV cache of the longest common prefix of this session's last request
-    # Guess what repeats the prompt or the answer, and check several tokens in one forward, where the engine can and it
-    # pays. It is faster, and changes nothing in how a token is chosen.
-    speculate: bool = True
+    # Guess what repeats the prompt or the answer, and check several tokens in one forward where that pays. Tokens are
+    # chosen as without it; but several in one forward round differently from one, so a near tie may fall otherwise.
+    speculate: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Refusing:
         penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
         grammars = (request.json_schema, request.regex, request.lark)
         changed = penalties != (1, 0, 0) or request.logprobs is not None or grammars != (None, None, None)
-        must = seeded or spelt or changed or request.session is not None or bool(request.stop_ids)
+        must = seeded or spelt or changed or request.speculate or request.session is not None or bool(request.stop_ids)
         try:
             return self.runtime.generate(request)
         except UnsupportedError as refusal:
@@ -259,6 +259,21 @@ def test_log_probabilities_come_with_the_tokens(subject: Subject) -> None:
         assert all(each.logprob <= 0 for each in event.top_logprobs)
     assert all(event.logprob is not None and not event.top_logprobs for event in subject.run(**fields, logprobs=0)[0])
     assert all(event.logprob is None for event in subject.run(**fields)[0])
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.5, "seed": 2}, {"logprobs": 2}, {"frequency_penalty": 0.1}])
+def test_speculation_changes_no_token(subject: Subject, fields: dict[str, Any]) -> None:
+    if any(refused(subject, name, **{name: value}) for name, value in ({"speculate": True} | fields).items()):
+        return
+    fields = {"prompt": PROMPT, "max_new_tokens": 40, "ignore_stop_ids": True} | fields
+    plain, plainly = subject.run(**fields)
+    tokens, done = subject.run(**fields, speculate=True)
+    assert [event.id for event in tokens] == [event.id for event in plain]
+    assert [event.text for event in tokens] == [event.text for event in plain]
+    assert (plainly.usage.proposed, plainly.usage.accepted) == (0, 0)
+    assert 0 <= done.usage.accepted <= done.usage.proposed
+    if subject.artifact.manifest.engine.get("name") != "fake":  # the fake's noise repeats nothing
+        assert done.usage.accepted > 0
 
 
 LAMP = {

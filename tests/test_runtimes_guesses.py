@@ -25,7 +25,7 @@ TEXT = list(b"The lamp in the hall is on. ")
 
 def run(loop: TokenLoop, **fields: Any) -> tuple[list[tuple[Any, ...]], TokensDone]:
     """What is reported of each token but its time, and the end."""
-    *tokens, done = loop.stream(TokenRequest(**{"ids": PROMPT, "max_new_tokens": 120} | fields))
+    *tokens, done = loop.stream(TokenRequest(**{"ids": PROMPT, "max_new_tokens": 120, "speculate": True} | fields))
     assert isinstance(done, TokensDone)
     return [(token.id, token.logprob, token.top) for token in tokens if isinstance(token, NewToken)], done
 
@@ -65,7 +65,7 @@ def test_a_session_goes_on_after_a_wrong_guess() -> None:
     """What was guessed is in the cache for a moment, and nobody takes it for the answer."""
     loop, fresh = (TokenLoop(FakeEngine(vocab_size=FEW)) for _ in range(2))
     for read in range(1, 40):
-        records = loop.stream(TokenRequest(ids=PROMPT, max_new_tokens=60, session="s"))
+        records = loop.stream(TokenRequest(ids=PROMPT, max_new_tokens=60, session="s", speculate=True))
         said = [record.id for record, _ in zip(records, range(read), strict=False) if isinstance(record, NewToken)]
         records.close()
         ids = [*PROMPT, *said, 1]
@@ -116,7 +116,7 @@ def test_a_grammar_rules_over_guesses(tmp_path: Path) -> None:
 
 def test_a_cancel_between_right_guesses_ends_at_once() -> None:
     loop = TokenLoop(FakeEngine(script=TEXT * 3))
-    records = loop.stream(TokenRequest(ids=[*(TEXT * 2), 0], max_new_tokens=80))
+    records = loop.stream(TokenRequest(ids=[*(TEXT * 2), 0], max_new_tokens=80, speculate=True))
     for _ in range(30):
         next(records)
     loop.cancel()

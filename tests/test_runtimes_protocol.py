@@ -99,7 +99,7 @@ def test_an_answer_is_tokens_and_done(talk: Talk) -> None:
     times = [token["at_s"] for token in tokens]
     assert times == sorted(times) and 0 < done["prefill_s"] <= times[0] and times[-1] <= done["total_s"]
     assert (done["finish"], done["stop_id"], done["error"]) == ("length", None, None)
-    assert done["usage"] == {"prompt": 3, "reused": 0, "prefilled": 3, "completion": 4}
+    assert done["usage"].items() >= {"prompt": 3, "reused": 0, "prefilled": 3, "completion": 4}.items()
     assert done["memory"]["peak_bytes"] > 1_000_000
 
 

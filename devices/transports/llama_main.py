@@ -134,6 +134,8 @@ class LlamaMain:
             )
         if request.adapter is not None:
             raise UnsupportedError("llama_main runs a program's own weights; leave adapter out")
+        if request.speculate:
+            raise UnsupportedError("llama_main computes one token after the other; leave speculate out")
         if request.session is not None:
             raise UnsupportedError("llama_main keeps nothing between two requests; leave session out")
         if request.stop_ids and set(request.stop_ids) != set(self._manifest.tokens.stop):

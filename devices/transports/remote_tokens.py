@@ -79,8 +79,6 @@ class RemoteTokens:
         called_s = self._connection.clock()
         check_request(request, self.ready.context_tokens, self.ready.vocab_size)
         self._check_capabilities(request)
-        if "speculate" not in self.ready.capabilities:  # it never does, and does not know the key
-            request = dataclasses.replace(request, speculate=True)
         if request.session is not None:
             # Any text may name a session; on the wire it is short and plain.
             request = dataclasses.replace(
@@ -134,6 +132,7 @@ class RemoteTokens:
             ("adapter", request.adapter is not None),
             ("session", request.session is not None),
             ("deadline_s", request.deadline_s is not None),
+            ("speculate", request.speculate),
             ("hold", self._hold),
         ):
             if used and name not in can:

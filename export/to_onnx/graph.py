@@ -43,7 +43,7 @@ class GraphStyle:
     activations: str  # float32 or float16: of weights that stay float, scales, KV cache and logits too
     scales: str  # what scales are rounded to: a graph with other activations has the same weights
     zero_points: bool  # whether MatMulNBits is given the zero points that it has by default
-    token_logits: bool  # whether the graph has the output TOKEN_LOGITS
+    token_logits: bool = True  # whether the graph has the output TOKEN_LOGITS
     int8_cache: bool = False  # whether the KV cache is int8, with scales among the weights
 
 

@@ -184,9 +184,8 @@ def chunk(graph: Graph, node: fx.Node) -> None:
 
 def last_token(graph: Graph, node: fx.Node) -> None:
     """hidden[:, -1:], the one slice that the module makes: what gets logits. With token_logits it may begin earlier."""
-    x, *_ = node.args
     first = graph.option(TOKEN_LOGITS_FROM, [-1]) if graph.style.token_logits else None
-    graph.values[node] = last_along(graph, "/last_token/Slice", graph.values[x], first)
+    graph.values[node] = last_along(graph, "/last_token/Slice", graph.values[node.args[0]], first)
 
 
 def get_item(graph: Graph, node: fx.Node) -> None:
@@ -297,10 +296,5 @@ LOWERINGS: Mapping[Any, Callable[[Graph, fx.Node], None]] = {
 }
 
 CPU = GraphStyle(
-    lowerings=LOWERINGS,
-    lengths=sequence_lengths,
-    activations="float32",
-    scales="float32",
-    zero_points=False,
-    token_logits=True,
+    lowerings=LOWERINGS, lengths=sequence_lengths, activations="float32", scales="float32", zero_points=False
 )

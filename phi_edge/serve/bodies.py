@@ -162,6 +162,7 @@ class SamplingBody(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     regex: str | None = None
     lark: str | None = None
+    speculate: bool | None = None
 
 
 class ChatBody(SamplingBody):

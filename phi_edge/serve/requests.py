@@ -71,6 +71,7 @@ def sampling(body: SamplingBody, runtime: TextRuntime) -> GenerateRequest:
         session=SESSION,
         regex=body.regex,
         lark=body.lark,
+        speculate=bool(body.speculate),
         **given,
     )
 

@@ -40,7 +40,18 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
     too_many=lambda given, rest: f"put the prompt in quotes: {_quoted(given, rest)}",
     groups={
         "Prompt": ("as_chat", "system"),
-        "Answer": ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "deadline", "lora", "as_json"),
+        "Answer": (
+            "max_new_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "seed",
+            "stop",
+            "deadline",
+            "lora",
+            "speculate",
+            "as_json",
+        ),
         "Where": ("threads", "device", "lab", "wait_s", "adapter", "allow_cpu"),
     },
 )
@@ -65,6 +76,8 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
               help="End the answer after this time.")  # fmt: skip
 @click.option("--lora", metavar="NAME", show_default="none",
               help="Answer with this LoRA adapter: one that was exported with --side-adapter.")  # fmt: skip
+@click.option("--speculate", is_flag=True,
+              help="Guess what repeats the prompt, and check several tokens at once: faster if right.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads of the engine.",
               show_default="all cores that the process may use; with --device, what the lab file says")  # fmt: skip
 @click.option("--device", type=DeviceName(), help="A device of the lab file.", show_default="this process")
@@ -89,6 +102,7 @@ def run_command(
     threads: int | None,
     deadline: float | None,
     lora: str | None,
+    speculate: bool,
     device: str | None,
     lab: Path | None,
     wait_s: float,
@@ -118,6 +132,7 @@ def run_command(
         stop=stop,
         deadline_s=deadline,
         adapter=lora,
+        speculate=speculate,
     )
     opening = [] if system is None else [Message("system", system)]
     graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)
@@ -210,6 +225,8 @@ def summary(done: DoneEvent, times: list[float]) -> str:
         parts.append(f"prefill {done.usage.prefilled / done.timings.prefill_s:.1f} tokens/s")
     if len(times) > 1 and times[-1] > times[0]:
         parts.append(f"decode {(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s")
+    if done.usage.proposed:
+        parts.append(f"{done.usage.accepted} of {done.usage.proposed} guesses right")
     if done.memory is not None and done.memory.peak_bytes is not None:
         parts.append(f"peak memory {done.memory.peak_bytes / 2**20:.0f} MiB")
     return "; ".join(parts)

@@ -79,7 +79,7 @@ GENERATE_FIELDS: dict[str, Field] = {
     "deadline_s": Field(is_number, "a number of seconds"),
     "adapter": Field(_is_name, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
     "session": Field(_is_name, "1 to 64 characters of A-Z a-z 0-9 . _ -"),
-    "speculate": Field(lambda value: isinstance(value, bool), "true or false", True),
+    "speculate": Field(lambda value: isinstance(value, bool), "true or false", False),
     "hold": Field(lambda value: isinstance(value, bool), "true or false", False),
 }
 SCORE_FIELDS: dict[str, Field] = {

@@ -31,7 +31,7 @@ def generate_fields(request: TokenRequest, *, hold: bool) -> dict[str, Any]:
         "deadline_s": request.deadline_s,
         "session": request.session,
         "adapter": request.adapter,
-        "speculate": None if request.speculate else False,
+        "speculate": request.speculate or None,
         "hold": hold or None,
     }
     given = {name: value for name, value in optional.items() if value is not None}

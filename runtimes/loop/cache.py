@@ -79,14 +79,19 @@ class Cache:
         self.ids.extend(ids)
         return logits
 
+    @property
+    def can_check(self) -> bool:
+        """Whether guesses can be checked, several in one forward."""
+        return isinstance(self.engine, CheckingEngine) and self.engine.most_rows > 1 and self.engine.continues
+
     def most_guesses(self, length: int) -> int:
         """How many guesses one forward may check after `length` ids: within the context and the same rope factors."""
-        engine = self.engine
-        if not isinstance(engine, CheckingEngine) or not engine.continues:
+        if not isinstance(self.engine, CheckingEngine):
             return 0
-        short = engine.switch_tokens is not None and not self._long
-        end = engine.switch_tokens if short and engine.switch_tokens is not None else engine.context_tokens
-        return min(engine.most_rows - 1, min(end, engine.context_tokens) - length)
+        end, switch = self.engine.context_tokens, self.engine.switch_tokens
+        if switch is not None and not self._long:
+            end = min(end, switch)
+        return min(self.engine.most_rows - 1, end - length)
 
     def check_adapter(self, name: str | None) -> None:
         """Raises RequestError for an adapter that the artifact does not have."""

@@ -65,6 +65,11 @@ class TokenLoop:
         accepted = self._clock()
         check_request(request, self._engine.context_tokens, self._engine.vocab_size)
         self._cache.check_adapter(request.adapter)
+        if request.speculate and not self._cache.can_check:
+            raise UnsupportedError(
+                "speculate needs the logits of several tokens at once, which this artifact or its engine does not "
+                "give; leave it out, or export for the CPU with this version"
+            )
         chooser = Chooser(request, self._matcher(request))
         if not self._running.locked():
             self._cancelled.clear()  # here and not at the first record: a cancel counts from the acceptance on

@@ -56,7 +56,7 @@ class TokenRequest:
     adapter: str | None = None  # a LoRA adapter beside the artifact's weights, by its name
     grammar: Grammar | None = None
     logprobs: int | None = None  # report each token's log-probability, and this many of the likeliest ids with theirs
-    speculate: bool = True  # check guesses, several in one forward, where the engine can
+    speculate: bool = False  # guess what may come next, and check several guesses in one forward
 
 
 @dataclass(frozen=True)
