@@ -57,7 +57,8 @@ def test_json_lines_are_events(folder: Path) -> None:
     assert {frozenset(token) for token in tokens} == {frozenset({"type", "id", "text", "at_s"})}
     assert "".join(token["text"] for token in tokens) == "Grüß"
     assert (done["type"], done["finish"], done["stop_string"]) == ("done", "stop", "e 🎉")
-    assert done["usage"] == {"prompt": 5, "reused": 0, "prefilled": 5, "completion": 12}
+    counts = {"prompt": 5, "reused": 0, "prefilled": 5, "completion": 12, "proposed": 0, "accepted": 0}
+    assert done["usage"] == counts
     assert result.stderr == ""
 
 
