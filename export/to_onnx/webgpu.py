@@ -21,6 +21,7 @@ def webgpu_style(activations: str) -> GraphStyle:
         activations=activations,
         scales="float16",
         zero_points=False,
+        token_logits=False,
     )
 
 
