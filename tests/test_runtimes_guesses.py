@@ -25,7 +25,8 @@ TEXT = list(b"The lamp in the hall is on. ")
 
 def run(loop: TokenLoop, **fields: Any) -> tuple[list[tuple[Any, ...]], TokensDone]:
     """What is reported of each token but its time, and the end."""
-    *tokens, done = loop.stream(TokenRequest(**{"ids": PROMPT, "max_new_tokens": 120, "speculate": True} | fields))
+    given: dict[str, Any] = {"ids": PROMPT, "max_new_tokens": 120, "speculate": True} | fields
+    *tokens, done = loop.stream(TokenRequest(**given))
     assert isinstance(done, TokensDone)
     return [(token.id, token.logprob, token.top) for token in tokens if isinstance(token, NewToken)], done
 
