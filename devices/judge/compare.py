@@ -87,13 +87,16 @@ def compare(
     )
 
 
+def must_be_alike(measurement: Measurement) -> dict[str, object]:
+    """What two measurements that are compared have in common: workload, device, processor."""
+    facts = dataclasses.asdict(measurement.workload)
+    del facts["repetitions"]  # more of them only narrow the interval
+    return facts | {"device": measurement.device.name, "cpu": measurement.before.cpu_model}
+
+
 def _refuse_different(candidate: Measurement, baseline: Measurement) -> None:
-    new, old = (
-        dataclasses.asdict(each.workload) | {"device": each.device.name, "cpu": each.before.cpu_model}
-        for each in (candidate, baseline)
-    )
-    # More repetitions only narrow the interval.
-    differing = [name for name in new if new[name] != old[name] and name != "repetitions"]
+    new, old = must_be_alike(candidate), must_be_alike(baseline)
+    differing = [name for name in new if new[name] != old[name]]
     if differing:
         spelled = ", ".join(f"{name} {new[name]!r} against the baseline's {old[name]!r}" for name in differing)
         raise MeasurementError(f"the two measurements cannot be compared: {spelled}; measure both alike")
