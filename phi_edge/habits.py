@@ -97,6 +97,15 @@ OPTIONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("-b", "--budget", "--limits"), "use --budgets"),
         **dict.fromkeys(("--xml", "-o", "--out"), "use --junit"),
     },
+    "lab list": {"--lab": "give the file without an option: phi-edge lab list lab.toml"},
+    "lab run": {
+        **dict.fromkeys(("-o", "--out", "--output"), "use --out-dir"),
+        "--device": "the plan names its devices: devices = [...]",
+    },
+    "history": {
+        **dict.fromkeys(("-o", "--out", "--output"), "use --csv FILE, or --parquet FILE"),
+        **dict.fromkeys(("-q", "--query"), "use --sql"),
+    },
     "bundle": {
         **dict.fromkeys(("-o", "--output", "--out"), "give the new folder as the second word"),
         **dict.fromkeys(("-t", "--target", "--platform", "--kind"), "use --for"),
@@ -135,7 +144,7 @@ def option_habit(verb: str, option: str, words: Sequence[str]) -> str | None:
             return known[name]
         if name in _MODEL:
             model = _value(words, name)
-            if verb in ("report", "gate", "doctor", "demo"):
+            if verb in ("report", "gate", "lab list", "lab run", "history", "doctor", "demo"):
                 return None
             return _MODEL_FIRST.format(verb=verb, model=shlex.quote(model) if model else "MODEL")
     return None

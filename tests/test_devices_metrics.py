@@ -7,16 +7,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from devices.measure.measurement import Measurement
+from devices.measure.measurement import Measurement, Run
 from devices.measure.metrics import METRICS, bootstrap, interval, summarize
 from fakes.measurement import fake_measurement
+
+
+def with_times(run: Run, at_s: list[float]) -> Run:
+    return dataclasses.replace(run, token_at_s=at_s, token_ids=list(range(len(at_s))), completion_tokens=len(at_s))
 
 
 def with_stamps(stamps: list[list[float]]) -> Measurement:
     """A measurement whose repetitions have these token times."""
     measurement = fake_measurement(repetitions=len(stamps))
     repetitions = [
-        dataclasses.replace(each, run=dataclasses.replace(each.run, token_at_s=at_s, token_ids=list(range(len(at_s)))))
+        dataclasses.replace(each, run=with_times(each.run, at_s))
         for each, at_s in zip(measurement.repetitions, stamps, strict=True)
     ]
     return dataclasses.replace(measurement, repetitions=repetitions)

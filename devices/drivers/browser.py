@@ -12,6 +12,7 @@ from typing import Literal
 
 from devices.drivers.driver import Finding, Loading, Opened, Say, Transport
 from devices.drivers.identity import Identity, identity_of
+from devices.drivers.local import LocalDevice
 from devices.drivers.opening import open_agent
 from devices.errors import DeviceError
 from devices.lab import Device
@@ -38,6 +39,10 @@ class BrowserDevice(Device):
     software: bool = False  # take the software adapter
     window: bool = False  # show a window: some drivers offer a browser without one no adapter
     libraries: str | None = None  # as `phi-edge bundle --libraries`
+
+    def key(self) -> str:
+        """See Device.key: it computes on this machine, as a local device does."""
+        return LocalDevice().key()
 
 
 class BrowserDriver:

@@ -69,7 +69,7 @@ def open_device_runtime(
     the_lab = open_lab(lab)
     device = the_lab.device(name)
     with contextlib.ExitStack() as stack:
-        if device.transport != "local":
+        if device.key() != LOCAL.row().key():
             job = f"run {artifact.folder.resolve().name}"
             stack.enter_context(lease_device(the_lab, name, job, wait_s=wait_s, say=say))
         driver = stack.enter_context(contextlib.closing(open_driver(name, device)))
