@@ -15,6 +15,7 @@ of its own and knows what to do with them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,19 @@ def _row(row: object, where: str, rows: Mapping[str, type[Device]]) -> Device:
     transport = row.get("transport", "local") if isinstance(row, dict) else "local"
     if not isinstance(transport, str) or transport not in rows:
         raise LabError(f"{where}: transport {transport!r}; known: {', '.join(rows)}")
+    if isinstance(row, dict) and "transport" not in row:
+        _refuse_other_transports(row, where, rows)
     device = build(rows[transport], row, where, LabError)
     if (problem := device.problem()) is not None:
         raise LabError(f"{where}: {problem}")
     return device
+
+
+def _refuse_other_transports(row: Mapping[str, object], where: str, rows: Mapping[str, type[Device]]) -> None:
+    """A row without a transport is of this machine; a key of another transport shows that it was forgotten."""
+    fields = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in rows.items()}
+    for key in row:
+        having = [name for name, known in fields.items() if key in known]
+        if having and "local" not in having:
+            choice = " or ".join(f'transport = "{name}"' for name in having)
+            raise LabError(f"{where}: {key} is no key of this machine's own row; add {choice}")

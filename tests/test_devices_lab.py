@@ -30,6 +30,8 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
     [
         ("[device.a]\nthread = 1", "unknown key 'thread' (did you mean 'threads'?); known: transport, description"),
         ("[devices.a]", "unknown key 'devices' (did you mean 'device'?)"),
+        ("[device.a]\nhost = 'pi5'", 'host is no key of this machine\'s own row; add transport = "ssh"'),
+        ("[device.a]\nserial = 'x'", 'add transport = "adb"'),
         ("[device.a]\ntransport = 'usb'", "transport 'usb'; known: local, ssh, windows, adb"),
         ("[device.a]\nthreads = '4'", "threads: expected int, saw '4'"),
         ("[device.a]\nthreads = true", "threads: expected int, saw True"),

@@ -54,6 +54,7 @@ MISTAKES: dict[str, dict[str, str]] = {
     "report": {
         "": "an example: phi-edge report phone.json --html phone.html",
         "art": "art",
+        "art/manifest.json": "is the manifest of an artifact; give a file of `phi-edge bench`",
         "nowhere.json": "nowhere.json",
         "m.json -o page.html": "use --html FILE, or --json FILE",
         "m.json --html nowhere/page.html": "make it first",

@@ -168,6 +168,8 @@ def read_measurement(path: Path) -> Measurement:
 
 def load_measurement(content: object, path: Path) -> Measurement:
     """A file's JSON as a measurement, strictly. Raises MeasurementError."""
+    if isinstance(content, dict) and "source" in content and "files" in content:
+        raise MeasurementError(f"{path}: is the manifest of an artifact; give a file of `phi-edge bench`")
     if not isinstance(content, dict) or "repetitions" not in content or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise MeasurementError(
