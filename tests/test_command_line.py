@@ -65,6 +65,17 @@ def test_help_needs_click_alone(words: list[str]) -> None:
     assert shown.stdout.startswith("Usage: phi-edge")
 
 
+@pytest.mark.parametrize("artifact", ["tiny_onnx", "tiny_executorch"])
+@pytest.mark.parametrize("options", [[], ["--against", "tiny"]], ids=["whole", "against"])
+def test_check_prints_nothing_of_its_libraries(
+    artifact: str, options: list[str], request: pytest.FixtureRequest
+) -> None:
+    """As a user starts it: their native code writes to stderr by itself."""
+    command = [COMMAND, "check", request.getfixturevalue(artifact), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout and done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("words", "installed_by"),
     [
