@@ -82,6 +82,17 @@ TARGETS: Mapping[str, Target] = {
             block_sparse=False,
         ),
         Target(
+            name="webgpu",
+            format="onnx",
+            formats=("onnx",),
+            schemes={"onnx": "uint4-b32-e8-weighted"},
+            context_tokens=4096,
+            accuracy_level=0,
+            provider="webgpu",
+            activations=("float16", "float32"),
+            block_sparse=False,
+        ),
+        Target(
             name="web",
             format="onnx",
             formats=("onnx",),

@@ -17,11 +17,13 @@ from export.artifact import Artifact, Manifest
 from export.errors import ArtifactError
 from export.strict import build, parse_json
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
+from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError, RuntimesError
 from runtimes.registry import open_tokens, text_runtime
 from runtimes.text.tokenizer import Tokenizer
 
 QUESTION = "Is the lamp on?"
+ACCELERATED = {"dml": "DirectML", "webgpu": "WebGPU"}
 TOKENS = 4  # the first is a prefill's, the others come one by one
 
 
@@ -31,7 +33,11 @@ def prove(artifact: Artifact) -> list[str]:
     Raises RuntimesError.
     """
     tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
-    runtime = text_runtime(artifact, open_tokens(artifact))
+    provider = artifact.manifest.engine.get("provider")
+    # An export for WebGPU needs no adapter on the exporting machine.
+    graphics = Graphics(allow_cpu=True) if artifact.manifest.target == "webgpu" else ANY_ADAPTER
+    source = open_tokens(artifact, graphics=graphics)
+    runtime = text_runtime(artifact, source)
     remarks: list[str] = []
     with contextlib.closing(runtime):
         most = artifact.manifest.context_tokens - TOKENS
@@ -44,8 +50,8 @@ def prove(artifact: Artifact) -> list[str]:
             else:
                 if len(ids) <= most:
                     _generate(runtime, ids)
-    if artifact.manifest.engine.get("provider") == "dml" and sys.platform != "win32":
-        remarks.append("run here on ONNX Runtime's CPU, not on DirectML")
+    if source.accelerator is None and provider in ACCELERATED:
+        remarks.append(f"run here on ONNX Runtime's CPU, not on {ACCELERATED[provider]}")
     return remarks
 
 

@@ -24,9 +24,18 @@ def _onnx(artifact: Artifact, threads: int | None) -> Engine:
         from runtimes.engines.directml import open_windows
 
         return open_windows(artifact, threads)
+    if _on_webgpu(artifact):
+        from runtimes.engines.webgpu import open_webgpu
+
+        return open_webgpu(artifact, threads)
     from runtimes.engines.onnx_engine import open_onnx
 
     return open_onnx(artifact, threads)
+
+
+def _on_webgpu(artifact: Artifact) -> bool:
+    """A browser runs the artifacts for the web, and here the CPU does."""
+    return artifact.manifest.engine.get("provider") == "webgpu" and artifact.manifest.target != "web"
 
 
 def _executorch(artifact: Artifact, threads: int | None) -> Engine:
@@ -49,7 +58,7 @@ def open_runtime(
     """Open an artifact for text in, text out, in this process.
 
     `threads` None means all cores this process may use; `engine` None the one for the artifact's format; `graphics`
-    is for artifacts that run on DirectML.
+    is for artifacts that run on DirectML or WebGPU.
     Raises RuntimesError and, for a folder that is not an artifact, export's ArtifactError.
     """
     if not isinstance(artifact, Artifact):
@@ -77,16 +86,22 @@ def open_tokens(
     """Open an artifact for ids in, ids out: what an agent on a device serves. Raises RuntimesError."""
     if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
         raise RequestError(f"threads is {threads!r:.60}; allowed: 1 to {MOST_THREADS}, or leave it out for all cores")
-    opener = engine or (ENGINES[artifact.manifest.format] if graphics == ANY_ADAPTER else _directml(artifact, graphics))
+    opener = engine or (
+        ENGINES[artifact.manifest.format] if graphics == ANY_ADAPTER else _on_adapter(artifact, graphics)
+    )
     return TokenLoop(opener(artifact, threads), grammars=Grammars(artifact))
 
 
-def _directml(artifact: Artifact, graphics: Graphics) -> EngineOpener:
+def _on_adapter(artifact: Artifact, graphics: Graphics) -> EngineOpener:
     manifest = artifact.manifest
+    if _on_webgpu(artifact):
+        from runtimes.engines.webgpu import open_webgpu
+
+        return functools.partial(open_webgpu, graphics=graphics)
     if manifest.engine.get("provider") != "dml":
         raise RequestError(
-            f"--adapter and --allow-cpu work only with artifacts that were exported for DirectML, and this one is for "
-            f"{manifest.target}: remove them"
+            f"--adapter and --allow-cpu work only with artifacts that were exported for DirectML or WebGPU, and this "
+            f"one is for {manifest.target}: remove them"
         )
     if sys.platform != "win32":
         raise RequestError(

@@ -144,6 +144,19 @@ def tiny_web_float(made_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_webgpu_float(made_once: Callable[..., Path]) -> Path:
+    """For WebGPU outside a browser, without quantisation."""
+
+    def make(out: Path) -> None:
+        request = ExportRequest(
+            checkpoint="tiny", out=out, target="webgpu", activations="float32", scheme="fp32", context_tokens=256
+        )
+        export_model(request)
+
+    return made_once("tiny-webgpu-float", make)
+
+
+@pytest.fixture(scope="session")
 def tiny_tools(made_once: Callable[..., Path]) -> Path:
     """The tiny model with a chat template that has a place for tools."""
 

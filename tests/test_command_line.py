@@ -217,7 +217,7 @@ def test_how_a_command_ends(
 @pytest.mark.parametrize(
     ("words", "incomplete", "offered"),
     [
-        ("phi-edge export tiny out --target", "", "cpu raspberry-pi android windows-directml web"),
+        ("phi-edge export tiny out --target", "", "cpu raspberry-pi android windows-directml webgpu web"),
         ("phi-edge export tiny out --scheme", "int4-b32", "int4-b32 int4-b32-e8 int4-b32-e8-weighted int4-b32-e8-gptq"),
         ("phi-edge export tiny out --activations", "", "float32 float16"),
         ("phi-edge bundle artifact out --for", "", "android windows raspberry-pi web"),

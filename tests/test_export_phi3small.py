@@ -265,7 +265,7 @@ def test_the_boundaries_matter(checkpoint: Path) -> None:
     assert exact.logits(ids, [CONTEXT])[0, [7, 500]].tolist() == [torch.finfo(torch.float32).min] * 2
 
 
-@pytest.mark.parametrize("target", ["windows-directml", "web"])
+@pytest.mark.parametrize("target", ["windows-directml", "web", "webgpu"])
 def test_where_there_is_no_kernel_it_is_refused(checkpoint: Path, tmp_path: Path, target: str) -> None:
     arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--target", target, "--quiet"]
     result = CliRunner().invoke(main, arguments)

@@ -87,7 +87,7 @@ def _open(
     say("loading")
     threads = device.threads if threads is None else threads
     opened = driver.open(artifact, Loading(threads=threads, wait_s=deadline_s))
-    if artifact.manifest.engine.get("provider") == "dml" and opened.accelerator is None:
+    if artifact.manifest.engine.get("provider") in ("dml", "webgpu") and opened.accelerator is None:
         say("warning: the CPU runs this artifact, which was exported for a graphics adapter")
     return opened.source
 

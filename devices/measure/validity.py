@@ -45,8 +45,8 @@ def doubts(measurement: Measurement) -> list[str]:
         )
     if failures := measurement.failures:
         found.append(f"{len(failures)} tries failed and were made again; the last one: {failures[-1]}")
-    if measurement.artifact.provider == "dml" and measurement.accelerator is None:
-        found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not DirectML's times")
+    if measurement.artifact.provider in ("dml", "webgpu") and measurement.accelerator is None:
+        found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not its times")
     watched = all(repetition.entered is not None for repetition in measurement.repetitions)  # then it is invalid
     if not watched and before.throttled is not None and after.throttled is not None:
         found += [f"the board's firmware slowed it down: {why}" for why in during(before.throttled, after.throttled)]

@@ -43,15 +43,21 @@ def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
         raise EngineError(
             "this artifact needs onnxruntime, which is not installed: pip install 'phi-edge[onnx]'"
         ) from error
+    return OnnxEngine(load_session(model_file(artifact), threads), artifact)
+
+
+def model_file(artifact: Artifact) -> Path:
+    """The artifact's graph. Raises EngineError."""
     names = [name for name in artifact.manifest.files if name.endswith(".onnx")]
     if len(names) != 1:
         raise EngineError(f"{artifact.folder}: has {len(names)} .onnx files, expected one; export it again")
-    session = _session(artifact.path(names[0]), threads)
-    return OnnxEngine(session, artifact)
+    return artifact.path(names[0])
 
 
 class OnnxEngine:
     """See Engine. `forward` returns a view of one buffer that the next call overwrites."""
+
+    _kv: list[npt.NDArray[Any]]
 
     def __init__(self, session: Any, artifact: Artifact) -> None:
         import numpy as np
@@ -62,18 +68,14 @@ class OnnxEngine:
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = self.context_tokens
         self.continues = True
-        self.accelerator = None
+        self.accelerator: str | None = None
         self.adapters = adapter_names(artifact)
         self._artifact = artifact
         self._session = session
         self._kv_type = _check_graph(session, model)
         self._binding = session.io_binding()
         shape = (1, model.kv_heads, self.context_tokens, model.head_dim)
-        self._kv = _make_cache(shape, self._kv_type, 2 * model.layers)
-        for number, buffer in enumerate(self._kv):
-            tail = f"{number // 2}.{'value' if number % 2 else 'key'}"
-            self._bind_input(f"past_key_values.{tail}", buffer, shape)
-            self._bind_output(f"present.{tail}", buffer, shape)
+        self._bind_cache(shape, [f"{layer}.{part}" for layer in range(model.layers) for part in ("key", "value")])
         several = any(item.name == "token_logits" for item in session.get_outputs())
         self.most_rows = _MOST_ROWS if several else 1
         self._logits = np.zeros((self.most_rows, model.vocab_size), _logits_type(session))
@@ -158,6 +160,13 @@ class OnnxEngine:
         self._binding = self._session = None
         self._kv = []
 
+    def _bind_cache(self, shape: tuple[int, ...], tails: Sequence[str]) -> None:
+        """Make the buffers of the KV cache, each for past and present."""
+        self._kv = _make_cache(shape, self._kv_type, len(tails))
+        for tail, buffer in zip(tails, self._kv, strict=True):
+            self._bind_input(f"past_key_values.{tail}", buffer, shape)
+            self._bind_output(f"present.{tail}", buffer, shape)
+
     def _bind_rows(self, rows: int) -> None:
         self._rows_from[0] = -rows
         name = "logits"
@@ -215,7 +224,8 @@ def _fresh_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[An
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def _session(path: Path, threads: int | None) -> Any:
+def load_session(path: Path, threads: int | None, *, device: Any = None) -> Any:
+    """A session on the CPU, or on a device of a plugin. Raises EngineError."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -225,8 +235,11 @@ def _session(path: Path, threads: int | None) -> Any:
     # Every token has a new mask length, and a memory pattern would be planned and kept for each of them.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
+    if device is not None:
+        options.add_provider_for_devices([device], {})
+    providers = None if device is not None else ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the library's errors have no common class, and its text may not even be UTF-8
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
 
