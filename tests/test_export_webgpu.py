@@ -37,7 +37,8 @@ def test_long_rope_is_rotated_before_the_attention(longrope_checkpoint: Path, tm
     attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     assert attentions and all(attribute.name != "do_rotary" for node in attentions for attribute in node.attribute)
     assert set(web.manifest.coverage["CPUExecutionProvider"]) <= {
-        "Add", "Cast", "FusedMatMul", "Gather", "Greater", "Mul", "Range", "ReduceSum", "Shape", "Squeeze", "Sub", "Unsqueeze"
+        "Add", "Cast", "FusedMatMul", "Gather", "Greater", "Mul", "Range", "ReduceSum", "Shape", "Squeeze", "Sub",
+        "Unsqueeze",
     }  # fmt: skip
 
 
