@@ -29,6 +29,8 @@ DIRECTML = {"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.2
 def test_a_whole_stack_is_chosen() -> None:
     assert choose_stack(WINML).name == "winml"
     assert choose_stack(DIRECTML).name == "directml"
+    # Its genai lets graph capture be turned off; the other one knows no such option.
+    assert choose_stack(WINML).options == {"enable_graph_capture": "0"} and not choose_stack(DIRECTML).options
 
 
 @pytest.mark.parametrize(

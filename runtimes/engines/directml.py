@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from export.artifact import Artifact
 from runtimes.engines.engine import ANY_ADAPTER, Engine, Graphics
@@ -26,6 +26,7 @@ class Stack:
     name: str
     extra: str  # of phi-edge, that installs it
     distributions: Mapping[str, str | None]
+    options: Mapping[str, str] = field(default_factory=dict)  # of genai's provider, beside the adapter
 
 
 STACKS = (
@@ -34,6 +35,8 @@ STACKS = (
         name="winml",
         extra="winml",
         distributions={"onnxruntime-genai-winml": None, "onnxruntime-windowsml": None, "windowsml": None},
+        # Replayed graphs gave wrong tokens on some devices (docs/windows.md). Older genai has no such option.
+        options={"enable_graph_capture": "0"},
     ),
     # Frozen, and the one pair of it that resolves: later genai-directml ask for an onnxruntime-directml that was never
     # published.
@@ -148,7 +151,7 @@ def open_windows(artifact: Artifact, threads: int | None, *, graphics: Graphics 
         print(f"phi-edge: on the CPU: {error}", file=sys.stderr)
         return load_genai(artifact, threads, provider=None, options={})
     print(f"phi-edge: DirectML ({stack.name}) on {chosen.describe()}", file=sys.stderr)
-    options = {"luid": chosen.luid}
+    options = {"luid": chosen.luid, **stack.options}
     return load_genai(artifact, threads, provider="dml", options=options, accelerator=chosen.describe())
 
 
