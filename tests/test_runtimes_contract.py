@@ -19,13 +19,11 @@ from fakes.adbd import FakeAdbd
 from fakes.android import llama_main_row
 from fakes.browser import software_browser
 from fakes.phone import FakePhone
-from fakes.vulkan import software_vulkan
 from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
 from runtimes.api import Event
 from runtimes.engines.engine import EngineOpener
 from runtimes.engines.fake import fake_artifact, fake_opener
 from runtimes.engines.genai_engine import open_genai
-from runtimes.engines.onnx_engine import open_onnx
 from runtimes.errors import RequestError, UnsupportedError
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest
@@ -110,7 +108,6 @@ EMULATED = {"pi5": "onnx_short", "laptop": "onnx_short", "android": "onnx_short"
         "genai",
         "local",
         pytest.param("browser", marks=pytest.mark.browser),
-        pytest.param("webgpu", marks=pytest.mark.webgpu),
         *(
             pytest.param(name, marks=getattr(pytest.mark, {"laptop": "wine"}.get(name, "emulated")))
             for name in EMULATED
@@ -125,7 +122,6 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             "genai": "onnx",
             "local": "onnx_short",
             "browser": "web_float",
-            "webgpu": "webgpu_float",
             **EMULATED,
         }.get(request.param, request.param)
         folder: Path = request.getfixturevalue(f"tiny_{format}")
@@ -136,13 +132,6 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         emulated = {"pi5": "emulated_pi", "laptop": "emulated_windows"}.get(request.param)
         lab = None if emulated is None else request.getfixturevalue(emulated).lab
         runtime = open_device_runtime(artifact.folder, request.param, lab=lab, threads=None, say=print)
-    elif request.param == "webgpu":
-        folder = tmp_path_factory.mktemp("vulkan")
-        with pytest.MonkeyPatch.context() as patch:
-            lab = software_vulkan(folder, patch)
-            with contextlib.closing(open_device_runtime(artifact.folder, "gpu", lab=lab, say=print)) as runtime:
-                yield Subject(runtime, artifact, open_onnx, emulated=True)
-        return
     elif request.param == "browser":
         lab = software_browser(tmp_path_factory.mktemp("browser"))
         with contextlib.closing(open_device_runtime(artifact.folder, "browser", lab=lab, say=print)) as runtime:
