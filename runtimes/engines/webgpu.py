@@ -133,10 +133,10 @@ class WebGpuEngine(OnnxEngine):
         if device.software:
             self.max_forward_tokens = SOFTWARE_FORWARD_TOKENS
 
-    def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
-        """See Engine.forward."""
+    def forward_rows(self, ids: Sequence[int], start: int, rows: int, *, long: bool = False) -> Logits:
+        """See CheckingEngine.forward_rows."""
         self._bound_length = 0  # an input is copied to the adapter when it is bound: ids of the same length, too
-        return super().forward(ids, start, long=long)
+        return super().forward_rows(ids, start, rows, long=long)
 
     def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
         """See OpenCache.read_cache."""
