@@ -29,7 +29,7 @@ VERBS: dict[str, str] = {
     **dict.fromkeys(("package", "app", "init"), "`phi-edge bundle FOLDER OUT --for KIND` writes what an app ships"),
     **dict.fromkeys(("env", "status"), "`phi-edge doctor` examines this machine, and a device by its name"),
     "devices": "`phi-edge lab list` shows them",
-    **dict.fromkeys(("compare", "diff"), "`phi-edge report A.json B.json` compares measurements"),
+    "compare": "`phi-edge report A.json B.json` compares measurements, `phi-edge diff A B` artifacts",
     "help": "`phi-edge --help`, or `phi-edge VERB --help`",
     "version": "`phi-edge --version`",
     "-v": "`phi-edge --version`",
@@ -80,6 +80,12 @@ _BENCH: dict[str, str] = {
 OPTIONS: dict[str, dict[str, str]] = {
     "export": _EXPORT,
     "check": {"--checkpoint": "use --against", "--reference": "use --against", "-o": "use --json"},
+    "diff": {
+        **dict.fromkeys(("-p", "--prompt"), 'use --run "a question"'),
+        **dict.fromkeys(("-o", "--out", "--output"), "use --json"),
+        **dict.fromkeys(("-n", "--max-tokens"), "use --max-new-tokens"),
+        **dict.fromkeys(("--exit-code", "-q", "--brief"), "use --fail"),
+    },
     "run": _RUN,
     "score": {
         **dict.fromkeys(("-f", "--file", "--data", "--dataset"), "use --text"),

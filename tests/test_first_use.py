@@ -28,6 +28,14 @@ MISTAKES: dict[str, dict[str, str]] = {
         "art --json r.json": "give --against CHECKPOINT too",
         "art --reference tiny": "use --against",
     },
+    "diff": {
+        "art": "an example: phi-edge diff before after",
+        "tiny art": "export it first: phi-edge export tiny my-artifact",
+        "checkpoint art": "it is a checkpoint; export it first: phi-edge export checkpoint my-artifact",
+        "art art -p hi": 'use --run "a question"',
+        "art art -o d.json": "use --json",
+        "art art art": "unexpected words: art",
+    },
     "run": {
         "microsoft/Phi-3-mini-4k-instruct hi": "phi-edge export microsoft/Phi-3-mini-4k-instruct my-artifact",
         "checkpoint hi": "it is a checkpoint; export it first: phi-edge export checkpoint my-artifact",

@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -208,6 +209,20 @@ def serialised(manager: Any) -> Iterator[tuple[int, bytes]]:
         if len(block):
             yield offset, block if isinstance(block, PlaceholderBytes) else bytes(block)
         offset += len(block)
+
+
+def stored_program(path: Path) -> Any:
+    """The program of a .pte file, without its weights: they lie behind it, where the file has a header that says so.
+
+    Raises OSError, and whatever ExecuTorch raises for a file that is no program.
+    """
+    from executorch.exir._serialize import _program as serialize
+
+    with path.open("rb") as file:
+        header = serialize._get_extended_header(file.read(serialize._ExtendedHeader.NUM_HEAD_BYTES))
+        file.seek(0)
+        data = file.read(header.program_size if header and header.is_valid() else -1)
+    return serialize._flatbuffer_to_program(data)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ import click
 
 from export.artifact import open_artifact, refuse_incomplete, verify
 from export.errors import OptionError
+from export.inspect.names import is_foreign
 from export.request import ADAPTER, AdapterChoice, parse_adapter
 from phi_edge.errors import Failed
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     examples=[
         "phi-edge check my-artifact",
         "phi-edge check my-artifact --against microsoft/Phi-3-mini-4k-instruct --json report.json",
+        "phi-edge check genai-folder --against microsoft/Phi-3-mini-4k-instruct",
     ],
     extra="export",
 )
@@ -37,14 +41,25 @@ if TYPE_CHECKING:
               show_default="none",
               help="With --against: an adapter that was merged into it; repeat it for several.")  # fmt: skip
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
-              help="With --against: write the report to this file.")  # fmt: skip
+              help="Write the report to this file; of an artifact of ours only with --against.")  # fmt: skip
 def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterChoice, ...], out: Path | None) -> None:
     """Verify that ARTIFACT is whole and unchanged since its export.
 
     Every file is compared with the size and SHA-256 in its manifest. With --against, the artifact also runs beside the
     float model, at the lengths where implementations often fail: around the sliding window and the original context
     length, with the prompt whole, in pieces and token by token. Exit code 1 if a bound is missed.
+
+    ARTIFACT may also be what another tool exported: a folder of onnxruntime-genai, Olive or optimum, or a .pte. Then
+    what is known to be wrong with it is listed, without running it; --against has the config.json to judge it by, if it
+    has none itself. Exit code 1 if something is wrong.
     """
+    if is_foreign(artifact):
+        if adapters:
+            raise OptionError("--adapter is for an artifact of phi-edge: leave it out")
+        if out is not None:
+            check_writable(out)
+        check_foreign(artifact, against, out)
+        return
     if adapters and against is None:
         raise OptionError("--adapter is for --against: give --against CHECKPOINT too, or leave --adapter out")
     if out is not None and against is None:
@@ -68,6 +83,28 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
     echo(table(report))
     if report.failures:
         echo("\n".join(f"missed: {failure}" for failure in report.failures), err=True)
+        raise Failed("")
+
+
+def check_foreign(path: Path, against: str | None, out: Path | None) -> None:
+    """Print what is known to be wrong with another tool's export. Raises Failed if anything is."""
+    from export.checkpoint.find import find_checkpoint
+    from export.inspect.findings import examine_foreign
+    from export.inspect.foreign import CONFIG, open_foreign
+
+    checkpoint = None if against is None else find_checkpoint(against, [CONFIG]).folder
+    model = open_foreign(path, checkpoint)
+    findings = examine_foreign(model)
+    if out is not None:
+        write_text(out, json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2) + "\n")
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    echo(f"{one_line(str(model.model))}: {model.maker}, without a manifest: whether its bytes changed cannot be known")
+    if not model.config:
+        echo("no config.json: give --against CHECKPOINT to judge window and rope")
+    for finding in findings:
+        echo(one_line(finding.line()))
+    echo(f"{wrong} known to be wrong, {len(findings) - wrong} that the files do not show")
+    if wrong:
         raise Failed("")
 
 

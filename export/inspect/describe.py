@@ -1,0 +1,145 @@
+"""A folder with a model as plain tables, ours or another tool's, so that two of them can be compared line by line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from export.artifact import MANIFEST, Artifact, describe_files, open_artifact
+from export.errors import ArtifactError
+from export.inspect.foreign import model_file
+from export.inspect.graph import Graph, Node, read_graph
+from export.inspect.names import LAYOUT, is_foreign
+from export.inspect.program import read_program
+from export.strict import read_json
+from export.weights.layout_file import TensorLayout, read_layout
+
+# Compared by their hash alone: one has a line for each token, the other is the precision table.
+BY_HASH = ("tokenizer.json", LAYOUT)
+NOT_COMPARED = ("files", "created_at", "coverage")  # of the manifest: files and graph are tables of their own
+TABLES = ("manifest", "settings", "precision", "graph", "files")
+WEIGHTS = {"MatMulNBits": (1, "bits", "block_size", 3), "GatherBlockQuantized": (0, "bits", "block_size", 3)}
+
+# A table's lines, key -> value, both plain. None: the folder has no such table.
+Table = Mapping[str, Any]
+
+
+def describe(folder: Path) -> Mapping[str, Table | None]:
+    """The tables of one folder, by the names in TABLES. Raises ArtifactError."""
+    if is_foreign(folder):
+        artifact, model = None, model_file(folder)
+        home = model.parent
+        # Of a file that was named, only its own data file belongs to it.
+        belongs = f"{model.name}*" if folder.is_file() else "*"
+        files = describe_files(home, sorted(path.name for path in home.glob(belongs) if path.is_file()))
+    else:
+        artifact = open_artifact(folder)
+        home, model, files = folder, _model_of(artifact), dict(artifact.manifest.files)
+    graph = read_graph(model) if model.suffix == ".onnx" else None
+    return {
+        "manifest": _manifest(folder) if artifact is not None else None,
+        "settings": _settings(home, files),
+        "precision": precision(artifact, graph),
+        "graph": graph_table(graph) if graph is not None else program_table(model),
+        "files": {name: f"{file.bytes} bytes, sha256 {file.sha256[:12]}" for name, file in files.items()},
+    }
+
+
+def _model_of(artifact: Artifact) -> Path:
+    for name in artifact.manifest.files:
+        if name.endswith((".onnx", ".pte")):
+            return artifact.path(name)
+    raise ArtifactError(f"{artifact.folder / MANIFEST}: lists neither a .onnx nor a .pte; export it again")
+
+
+def _manifest(folder: Path) -> Table:
+    content = read_json(folder / MANIFEST, ArtifactError, "export it again")
+    return flat({key: value for key, value in content.items() if key not in NOT_COMPARED})
+
+
+def _settings(home: Path, files: Mapping[str, Any]) -> Table:
+    """Every JSON file's keys, and every chat template, under the file's name."""
+    lines: dict[str, Any] = {}
+    for name in files:
+        if name.endswith(".json") and name not in BY_HASH:
+            content = read_json(home / name, ArtifactError, "export it again")
+            lines |= {f"{name}: {key}": value for key, value in flat(content).items()}
+        elif name.endswith(".jinja"):
+            lines[name] = (home / name).read_text(encoding="utf-8", errors="replace")
+    return lines
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one: {"a": {"b": 1}} -> {"a.b": 1}. Lists are values."""
+    if not isinstance(content, dict) or not content:
+        return {prefix: content}
+    lines: dict[str, Any] = {}
+    for key, value in content.items():
+        lines |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return lines
+
+
+def precision(artifact: Artifact | None, graph: Graph | None) -> Table | None:
+    """Tensor -> how it is stored: by layout.json of ours, and by the graph of others."""
+    if artifact is not None and artifact.find(LAYOUT) is not None:
+        return {tensor.name: _stored_as(tensor) for tensor in read_layout(artifact)}
+    return dict(_precisions(graph)) if graph is not None else None
+
+
+def _stored_as(tensor: TensorLayout) -> str:
+    if tensor.bits is None:
+        return ", ".join(sorted({slot.dtype for slot in tensor.slots.values()}))
+    return _spell(tensor.bits, tensor.block_size, tensor.zero_points)
+
+
+def _spell(bits: Any, block_size: Any, zero_points: bool) -> str:
+    return f"{bits} bits, blocks of {block_size}" + (", zero points" if zero_points else "")
+
+
+def _precisions(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Quantised weights by their nodes; the matrices that stay float by their type."""
+    quantised: set[str] = set()
+    for node in graph.of(*WEIGHTS):
+        at, bits, block, zeros = WEIGHTS[node.operator]
+        quantised |= set(node.inputs[1:])
+        has_zeros = len(node.inputs) > zeros and node.inputs[zeros] != ""
+        yield node.inputs[at], _spell(node.attributes.get(bits, 4), node.attributes.get(block), has_zeros)
+    for name, tensor in graph.stored.items():
+        if len(tensor.shape) > 1 and name not in quantised and "float" in tensor.dtype:
+            yield name, tensor.dtype
+
+
+def graph_table(graph: Graph) -> Table:
+    """Operators and how often; each attribute's values and how often; inputs, outputs and opsets."""
+    counts = Counter(node.operator for node in graph.nodes)
+    return {
+        **{operator: f"{number} nodes" for operator, number in sorted(counts.items())},
+        **dict(_attributes(graph.nodes)),
+        "inputs": ", ".join(f"{name} {kind}" for name, kind in graph.inputs.items()),
+        "outputs": ", ".join(graph.outputs),
+        "opsets": ", ".join(f"{domain} {version}" for domain, version in sorted(graph.opsets.items())),
+        "producer": graph.producer,
+    }
+
+
+def _attributes(nodes: tuple[Node, ...]) -> Iterator[tuple[str, str]]:
+    values: dict[str, Counter[str]] = {}
+    for node in nodes:
+        for name, value in node.attributes.items():
+            values.setdefault(f"{node.operator}.{name}", Counter())[json.dumps(value)] += 1
+    for name, seen in sorted(values.items()):
+        yield name, ", ".join(f"{value} in {number}" for value, number in sorted(seen.items()))
+
+
+def program_table(model: Path) -> Table:
+    """Delegates and operators of an ExecuTorch program and how often, and what its constant methods return."""
+    program = read_program(model)
+    calls = {
+        f"{place}: {operator}": f"{number} calls"
+        for place, operators in program.coverage.items()
+        for operator, number in operators.items()
+    }
+    return {**calls, **{name: list(values) for name, values in program.constants.items()}}
