@@ -218,10 +218,12 @@ def test_two_artifacts(tiny_onnx: Path, tiny_onnx_short: Path, tmp_path: Path) -
 
 
 def test_two_formats(tiny_onnx: Path, tiny_executorch: Path) -> None:
-    result = run("diff", tiny_onnx, tiny_executorch)
-    assert "  format: onnx -> executorch\n" in result.stdout
-    assert "blocks of 64, zero points -> 4 bits, blocks of 32" in result.stdout
-    assert "get_max_context_len: only B: [2047]" in result.stdout
+    found = json.loads(run("diff", tiny_onnx, tiny_executorch, "--json", "-").stdout)
+    by_key = {each["key"]: each for each in found}
+    assert (by_key["format"]["a"], by_key["format"]["b"]) == ("onnx", "executorch")
+    projection = by_key["model.layers.0.self_attn.o_proj.weight"]
+    assert (projection["a"], projection["b"]) == ("4 bits, blocks of 64, zero points", "4 bits, blocks of 32")
+    assert (by_key["get_max_context_len"]["only"], by_key["get_max_context_len"]["b"]) == ("b", [2047])
 
 
 def test_other_tools_folders_are_compared_too(make: Callable[..., Path], tmp_path: Path) -> None:

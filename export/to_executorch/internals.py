@@ -216,7 +216,8 @@ def stored_program(path: Path) -> Any:
 
     Raises OSError, and whatever ExecuTorch raises for a file that is no program.
     """
-    from executorch.exir._serialize import _program as serialize
+    with quiet():
+        from executorch.exir._serialize import _program as serialize
 
     with path.open("rb") as file:
         header = serialize._get_extended_header(file.read(serialize._ExtendedHeader.NUM_HEAD_BYTES))
