@@ -21,7 +21,9 @@ from export.weights.layout_file import TensorLayout, read_layout
 BY_HASH = ("tokenizer.json", LAYOUT)
 NOT_COMPARED = ("files", "created_at", "coverage")  # of the manifest: files and graph are tables of their own
 TABLES = ("manifest", "settings", "precision", "graph", "files")
-WEIGHTS = {"MatMulNBits": (1, "bits", "block_size", 3), "GatherBlockQuantized": (0, "bits", "block_size", 3)}
+# Operators with quantised weights -> which input is the codes. Both have zero points as input 3.
+WEIGHTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+ZERO_POINTS = 3
 
 # A table's lines, key -> value, both plain. None: the folder has no such table.
 Table = Mapping[str, Any]
@@ -103,10 +105,10 @@ def _precisions(graph: Graph) -> Iterator[tuple[str, str]]:
     """Quantised weights by their nodes; the matrices that stay float by their type."""
     quantised: set[str] = set()
     for node in graph.of(*WEIGHTS):
-        at, bits, block, zeros = WEIGHTS[node.operator]
-        quantised |= set(node.inputs[1:])
-        has_zeros = len(node.inputs) > zeros and node.inputs[zeros] != ""
-        yield node.inputs[at], _spell(node.attributes.get(bits, 4), node.attributes.get(block), has_zeros)
+        quantised |= set(node.inputs)
+        zero_points = any(node.inputs[ZERO_POINTS : ZERO_POINTS + 1])
+        how = _spell(node.attributes.get("bits", 4), node.attributes.get("block_size"), zero_points)
+        yield node.inputs[WEIGHTS[node.operator]], how
     for name, tensor in graph.stored.items():
         if len(tensor.shape) > 1 and name not in quantised and "float" in tensor.dtype:
             yield name, tensor.dtype

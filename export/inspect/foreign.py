@@ -31,7 +31,7 @@ class Foreign:
 
     model: Path  # the .onnx or .pte
     settings: Mapping[str, Any]  # genai_config.json
-    config: Mapping[str, Any]  # config.json of the folder, or else of the checkpoint that the user named
+    config: Mapping[str, Any]  # config.json of the checkpoint that the user named, or else of the folder
     generation: Mapping[str, Any]  # generation_config.json
     added_ids: Mapping[str, int] | None  # the tokenizer's added tokens -> id; None without a tokenizer
     chat: Chat

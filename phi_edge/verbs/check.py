@@ -50,8 +50,8 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
     length, with the prompt whole, in pieces and token by token. Exit code 1 if a bound is missed.
 
     ARTIFACT may also be what another tool exported: a folder of onnxruntime-genai, Olive or optimum, or a .pte. Then
-    what is known to be wrong with it is listed, without running it; --against has the config.json to judge it by, if it
-    has none itself. Exit code 1 if something is wrong.
+    what is known to be wrong with it is listed, without running it; of --against only config.json is read, by which it
+    is judged. Exit code 1 if something is wrong.
     """
     if is_foreign(artifact):
         if adapters:
