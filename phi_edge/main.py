@@ -16,8 +16,8 @@ BUG = 70  # EX_SOFTWARE of sysexits.h
 # verb -> "module:command"
 VERBS: dict[str, str] = {
     "export": "phi_edge.verbs.export:export_command",
-    "check": "phi_edge.verbs.check:check_command",
-    "diff": "phi_edge.verbs.diff:diff_command",
+    "check": "phi_edge.verbs.artifact.check:check_command",
+    "diff": "phi_edge.verbs.artifact.diff:diff_command",
     "run": "phi_edge.verbs.run:run_command",
     "serve": "phi_edge.verbs.serve:serve_command",
     "score": "phi_edge.verbs.score:score_command",

@@ -48,6 +48,6 @@ def test_a_traceback_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def crash(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("phi_edge.verbs.check.open_artifact", crash)
+    monkeypatch.setattr("phi_edge.verbs.artifact.check.open_artifact", crash)
     outcome = by_command(artifacts.with_manifest)
     assert "ZeroDivisionError" in (outcome(artifacts.sound_file(MANIFEST), tmp_path) or "")
