@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices.drivers.cloud.device import CloudDevice
+from devices.drivers.cloud.driver import CloudDriver
 from devices.drivers.driver import Driver
 from devices.drivers.table import open_driver
 from devices.errors import DeviceError, LeaseError
@@ -17,6 +19,7 @@ from devices.lab import Device, Lab
 from devices.leases.choose import lease_device
 from devices.leases.lease import Lease, Say
 from devices.measure.bench import Plan, measure
+from devices.measure.cloud import measure_service
 from devices.measure.interleave import measure_in_turns
 from devices.measure.measurement import DeviceFacts, Measurement
 from export.artifact import Artifact
@@ -29,15 +32,21 @@ from runtimes.errors import RuntimesError
 class Cell:
     """One measurement to be made, and its file."""
 
-    artifact: Artifact
+    artifact: Artifact | None  # None: the model that the device, a service, runs
     device: str
     plan: Plan
     out: Path
 
     @property
+    def name(self) -> str:
+        """The artifact's folder; of a service the device."""
+        return self.device if self.artifact is None else self.artifact.folder.resolve().name
+
+    @property
     def title(self) -> str:
         """The artifact's folder, the device and the prompt's length."""
-        return f"{self.artifact.folder.resolve().name} on {self.device}, prompt {self.plan.prompt_tokens}"
+        where = "" if self.artifact is None else f" on {self.device}"
+        return f"{self.name}{where}, prompt {self.plan.prompt_tokens}"
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,35 @@ class Outcome:
     error: DeviceError | RuntimesError | None = None
 
 
+def what_is_measured(artifacts: Sequence[Artifact], devices: Mapping[str, Device]) -> list[tuple[Artifact | None, str]]:
+    """Each artifact on each device, and each service once, without one. Raises DeviceError where either is missing."""
+    services = {name for name, device in devices.items() if isinstance(device, CloudDevice)}
+    if artifacts and services == set(devices):
+        raise DeviceError(
+            f"device {min(services)} is a service that runs its own model: leave {artifacts[0].folder} out, or give a "
+            "device for it, too"
+        )
+    if not artifacts and services != set(devices):
+        raise DeviceError(
+            f"ARTIFACT is missing, and device {min(set(devices) - services)} needs one; an example: phi-edge bench "
+            "my-artifact --out here.json"
+        )
+    every: dict[str, Sequence[Artifact | None]] = {name: [None] if name in services else artifacts for name in devices}
+    return [(artifact, name) for name, own in every.items() for artifact in own]
+
+
 def cells_of(
-    artifacts: Sequence[Artifact], plans: Mapping[str, Plan], prompts: Sequence[int], folder: Path
+    pairs: Sequence[tuple[Artifact | None, str]], plans: Mapping[str, Plan], prompts: Sequence[int], folder: Path
 ) -> list[Cell]:
-    """Every artifact, device and prompt length; a file of its own for each. `plans` by device.
+    """What is measured, with every prompt length; a file of its own for each. `plans` by device.
 
     Raises DeviceError where a file cannot be written, or two cells would have the same.
     """
     cells = []
-    for (device, plan), artifact, tokens in itertools.product(plans.items(), artifacts, prompts):
-        parts = [artifact.folder.resolve().name, device, *([str(tokens)] if len(prompts) > 1 else [])]
-        own = dataclasses.replace(plan, prompt_tokens=tokens)
+    for (artifact, device), tokens in itertools.product(pairs, prompts):
+        names = [device] if artifact is None else [artifact.folder.resolve().name, device]
+        parts = [*names, *([str(tokens)] if len(prompts) > 1 else [])]
+        own = dataclasses.replace(plans[device], prompt_tokens=tokens)
         cells.append(Cell(artifact=artifact, device=device, plan=own, out=folder / f"{'-'.join(parts)}.json"))
     files = Counter(cell.out for cell in cells)
     for cell in cells:
@@ -104,7 +131,11 @@ def _bench(cell: Cell, facts: DeviceFacts, driver: Driver, lease: Lease) -> Outc
                 lease.check()
                 step(done, doing)
 
-            measurement = measure(cell.artifact, facts, driver, cell.plan, leased_step)
+            if cell.artifact is not None:
+                measurement = measure(cell.artifact, facts, driver, cell.plan, leased_step)
+            else:
+                assert isinstance(driver, CloudDriver)
+                measurement = measure_service(driver, cell.plan, leased_step)
         write_text(cell.out, measurement.to_json())
     except LeaseError:
         raise
@@ -120,6 +151,8 @@ def bench_against(
 
     Raises DeviceError and RuntimesError.
     """
+    if cell.artifact is None:
+        raise DeviceError(f"--against compares two artifacts, and device {cell.device} is a service; leave it out")
     device, sessions = lab.device(cell.device), 2 * rounds
     facts = DeviceFacts(name=cell.device, transport=device.transport)
     with (

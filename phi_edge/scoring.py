@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from devices.drivers.cloud.device import CloudDevice
+from devices.drivers.cloud.driver import CloudDriver
 from devices.measure import score as files
-from devices.measure.measurement import describe_artifact
+from devices.measure.cloud import describe_service
+from devices.measure.measurement import DeviceFacts, describe_artifact
 from export.artifact import MANIFEST, Artifact, open_artifact, sha256_file
 from export.texts import HELD_OUT, QUESTIONS
 from export.texts.documents import Document, read_documents
@@ -97,7 +100,7 @@ def make_score(
         if against is not None and inputs.blocks:
             reference = stack.enter_context(_open_reference(artifact, against, threads, step))
         found = _read(scored, inputs.blocks, reference, step)
-        right = _ask(scored.runtime, inputs.questions, len(inputs.blocks), step)
+        right = ask(scored.runtime, inputs.questions, len(inputs.blocks), step)
     return files.Score(
         schema=files.SCHEMA,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,9 +112,41 @@ def make_score(
         reference=files.ReferenceFacts(name=reference.name, digest=reference.digest, kl_over=scored.kl_over)
         if reference
         else None,
-        questions=_question_facts(inputs, right) if inputs.questions else None,
-        exact_match=_file_figure(wilson(sum(right), len(right))) if right else None,
+        questions=question_facts(inputs.questions_file, inputs.questions, right) if inputs.questions else None,
+        exact_match=file_figure(wilson(sum(right), len(right))) if right else None,
         **_figures(found),
+    )
+
+
+def score_service(name: str, device: CloudDevice, questions: Path | None) -> files.Score:
+    """The score of a model that a service runs: the questions alone, because it gives no probabilities of a text.
+
+    Raises ExportError for the questions, RuntimesError and DeviceError.
+    """
+    file = questions or QUESTIONS
+    asked = read_questions(file)
+    with (
+        contextlib.closing(CloudDriver(name, device).open_runtime()) as runtime,
+        steps(f"score {device.model}", len(asked)) as step,
+    ):
+        right = ask(runtime, asked, 0, step)
+        version = runtime.client_version
+    return files.Score(
+        schema=files.SCHEMA,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        artifact=describe_service(device),
+        device=DeviceFacts(name=name, transport=device.transport),
+        threads=None,
+        versions={device.transport: version},
+        text=None,
+        reference=None,
+        questions=question_facts(file, asked, right),
+        perplexity=None,
+        reference_perplexity=None,
+        perplexity_ratio=None,
+        kl=None,
+        top1_agreement=None,
+        exact_match=file_figure(wilson(sum(right), len(right))),
     )
 
 
@@ -148,7 +183,8 @@ def _read(scored: Scored, blocks: Sequence[Block], reference: Reference | None, 
     return found
 
 
-def _ask(runtime: Runtime, questions: Sequence[Question], done: int, step: Step) -> list[bool]:
+def ask(runtime: Runtime, questions: Sequence[Question], done: int, step: Step) -> list[bool]:
+    """Which of the questions are answered right; `done` is how many blocks were read before."""
     right = []
     for number, question in enumerate(questions):
         step(done + number, f"asking {question.kind}")
@@ -188,19 +224,20 @@ def _figures(found: Sequence[BlockLosses]) -> Mapping[str, files.Figure | None]:
         return figures
     kinds = [each.kind for each in found]
     nll = [each.nll for each in found]
-    figures["perplexity"] = _file_figure(block_mean(nll, kinds, np.exp))
+    figures["perplexity"] = file_figure(block_mean(nll, kinds, np.exp))
     theirs = [each.reference_nll for each in found if each.reference_nll is not None]
     if theirs:
         differences = [ours - other for ours, other in zip(nll, theirs, strict=True)]
-        figures["reference_perplexity"] = _file_figure(block_mean(theirs, kinds, np.exp))
-        figures["perplexity_ratio"] = _file_figure(block_mean(differences, kinds, np.exp))
-        figures["kl"] = _file_figure(block_mean([each.kl for each in found if each.kl is not None], kinds))
+        figures["reference_perplexity"] = file_figure(block_mean(theirs, kinds, np.exp))
+        figures["perplexity_ratio"] = file_figure(block_mean(differences, kinds, np.exp))
+        figures["kl"] = file_figure(block_mean([each.kl for each in found if each.kl is not None], kinds))
         same = [each.same_top1 for each in found if each.same_top1 is not None]
-        figures["top1_agreement"] = _file_figure(block_mean(same, kinds))
+        figures["top1_agreement"] = file_figure(block_mean(same, kinds))
     return figures
 
 
-def _file_figure(figure: Figure) -> files.Figure:
+def file_figure(figure: Figure) -> files.Figure:
+    """As a score's file has it."""
     return files.Figure(**asdict(figure))
 
 
@@ -213,13 +250,14 @@ def _text_facts(inputs: Inputs) -> files.TextFacts:
     )
 
 
-def _question_facts(inputs: Inputs, right: Sequence[bool]) -> files.QuestionFacts:
+def question_facts(file: Path, questions: Sequence[Question], right: Sequence[bool]) -> files.QuestionFacts:
+    """What was asked, by kind."""
     asked, answered = Counter[str](), Counter[str]()
-    for question, is_right in zip(inputs.questions, right, strict=True):
+    for question, is_right in zip(questions, right, strict=True):
         asked[question.kind] += 1
         answered[question.kind] += is_right
     return files.QuestionFacts(
-        name=inputs.questions_file.name,
-        sha256=sha256_file(inputs.questions_file),
+        name=file.name,
+        sha256=sha256_file(file),
         kinds={kind: files.Count(asked=asked[kind], right=answered[kind]) for kind in asked},
     )

@@ -114,4 +114,4 @@ def test_series_are_resampled_whole() -> None:
 def test_every_metric_has_a_definition_and_a_unit_in_its_name() -> None:
     for name, metric in METRICS.items():
         assert metric.definition.endswith(".")
-        assert name.endswith(("_s", "_per_s", "_bytes")) or metric.figure is not None
+        assert name.endswith(("_s", "_per_s", "_bytes", "_usd")) or metric.figure is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices.drivers.adb import ADB
 from devices.drivers.browser import BROWSER
+from devices.drivers.cloud.driver import ANTHROPIC, OPENAI
 from devices.drivers.driver import Driver, Loading, Say, Transport
 from devices.drivers.local import LOCAL
 from devices.drivers.ssh import SSH
@@ -29,6 +30,8 @@ TRANSPORTS: dict[str, Transport[Any]] = {
     "windows": WINDOWS_SSH,
     "adb": ADB,
     "browser": BROWSER,
+    "anthropic": ANTHROPIC,
+    "openai": OPENAI,
 }
 LAB = Path("lab.toml")
 

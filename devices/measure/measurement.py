@@ -27,22 +27,32 @@ LoadMode = Literal["mmap", "read"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArtifactFacts:
-    """What was measured, from its manifest."""
+class ServiceFacts:
+    """Who ran a model that is no artifact of ours, and what it costs."""
 
-    name: str  # the folder's
+    url: str  # where every prompt and answer went
+    input_usd_per_million: float | None  # tokens; None: the lab file has no price
+    output_usd_per_million: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactFacts:
+    """What was measured, from its manifest; or a model that a service runs, with None for what it keeps to itself."""
+
+    name: str  # the folder's, or the model's
     digest: str
     format: str
     target: str
     scheme: str
     source: str
     model_type: str
-    parameters: int
-    context_tokens: int
-    artifact_bytes: int  # all files of the folder
-    weights_bytes: int
-    kv_bytes_per_token: int
+    parameters: int | None
+    context_tokens: int | None
+    artifact_bytes: int | None  # all files of the folder
+    weights_bytes: int | None
+    kv_bytes_per_token: int | None
     provider: str = "cpu"  # the execution provider that it was exported for
+    service: ServiceFacts | None = None  # None: it is an artifact, and ran on the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,7 @@ class Run:
     memory: MemoryUse
     first_token_s: float | None = None
     last_token_s: float | None = None
+    piece_at_s: Sequence[float] = ()  # of a service's stream, whose pieces may have several tokens
 
 
 @dataclass(frozen=True, kw_only=True)

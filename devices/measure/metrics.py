@@ -31,7 +31,7 @@ class Metric:
 
     name: str  # with its unit
     label: str
-    unit: Literal["s", "tokens/s", "bytes", "nats", "share", ""]
+    unit: Literal["s", "tokens/s", "bytes", "nats", "share", "USD", ""]
     better: Literal["lower", "higher"]
     samples: Callable[[Measurement], Sequence[Samples]]  # one entry per repetition that has any
     definition: str
@@ -99,12 +99,13 @@ def decode_tokens_per_s(repetition: Repetition) -> float | None:
     first, last = (run.token_at_s[0], run.token_at_s[-1]) if run.token_at_s else (run.first_token_s, run.last_token_s)
     if first is None or last is None or last <= first:
         return None
-    return (run.completion_tokens - 1) / (last - first)
+    return ((len(run.token_at_s) or run.completion_tokens) - 1) / (last - first)
 
 
 def itl_s(repetition: Repetition) -> list[float]:
-    """Every gap between two tokens."""
-    return [after - before for before, after in itertools.pairwise(repetition.run.token_at_s)]
+    """Every gap between two tokens, or between two pieces of a service's stream."""
+    run = repetition.run
+    return [after - before for before, after in itertools.pairwise(run.token_at_s or run.piece_at_s)]
 
 
 def _each(value: Callable[[Repetition], float | None]) -> Callable[[Measurement], list[Samples]]:
@@ -134,7 +135,17 @@ def _unmeasured(measurement: Measurement) -> list[Samples]:
 
 
 def _artifact(measurement: Measurement) -> list[Samples]:
-    return [(measurement.artifact.artifact_bytes,)]
+    size = measurement.artifact.artifact_bytes
+    return [] if size is None else [(size,)]
+
+
+def _cost(measurement: Measurement) -> list[Samples]:
+    service = measurement.artifact.service
+    if service is None or service.input_usd_per_million is None or service.output_usd_per_million is None:
+        return []
+    runs = [repetition.run for repetition in measurement.repetitions]
+    read, written = service.input_usd_per_million / 1e3, service.output_usd_per_million / 1e3
+    return [(read * run.prompt_tokens + written * run.completion_tokens,) for run in runs]
 
 
 ITL = "Every gap between two tokens of an answer, all repetitions together; {} % of the gaps are shorter."
@@ -228,6 +239,14 @@ METRICS: Mapping[str, Metric] = {
             _artifact,
             "All files of the artifact together: what is pushed to a device.",
             exact=True,
+        ),
+        Metric(
+            "cost_per_1000_answers_usd",
+            "Cost of 1,000 answers",
+            "USD",
+            "lower",
+            _cost,
+            "What a service asks for 1,000 such answers by the lab file's price; cached prompts at the full price.",
         ),
         Metric(
             "kl",

@@ -48,7 +48,7 @@ class Result:
             return Summary(value=figure.value, low=figure.low, high=figure.high, samples=())
         if self.measurement is not None:
             return summarize(metric, self.measurement)
-        if metric.name == "artifact_bytes":
+        if metric.name == "artifact_bytes" and self.artifact.artifact_bytes is not None:
             size = float(self.artifact.artifact_bytes)
             return Summary(value=size, low=None, high=None, samples=(size,))
         return None

@@ -18,12 +18,12 @@ def problems(measurement: Measurement) -> list[str]:
     found = [
         f"repetition {number}: {problem}"
         for number, repetition in enumerate(repetitions, start=1)
-        for problem in _repetition(repetition, measurement.workload)
+        for problem in _repetition(repetition, measurement.workload, counts=measurement.artifact.service is None)
     ]
     if len(repetitions) != measurement.workload.repetitions:
         found.append(f"{len(repetitions)} repetitions of {measurement.workload.repetitions}")
     facts = measurement.artifact
-    if facts.artifact_bytes < 0 or facts.weights_bytes < 0:
+    if (facts.artifact_bytes or 0) < 0 or (facts.weights_bytes or 0) < 0:
         found.append(f"an artifact of {facts.artifact_bytes} bytes with {facts.weights_bytes} bytes of weights")
     first = repetitions[0].run.token_ids_sha256
     if differing := [str(n) for n, each in enumerate(repetitions, start=1) if each.run.token_ids_sha256 != first]:
@@ -45,6 +45,10 @@ def doubts(measurement: Measurement) -> list[str]:
         )
     if failures := measurement.failures:
         found.append(f"{len(failures)} tries failed and were made again; the last one: {failures[-1]}")
+    runs = [repetition.run for repetition in measurement.repetitions]
+    if any(run.piece_at_s and len(run.piece_at_s) < run.completion_tokens for run in runs):
+        share = sum(run.completion_tokens for run in runs) / max(1, sum(len(run.piece_at_s) for run in runs))
+        found.append(f"its stream brings {share:.1f} tokens a piece; inter-token times are those between pieces")
     if measurement.artifact.provider in ("dml", "webgpu") and measurement.accelerator is None:
         found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not its times")
     watched = all(repetition.entered is not None for repetition in measurement.repetitions)  # then it is invalid
@@ -53,7 +57,8 @@ def doubts(measurement: Measurement) -> list[str]:
     return found
 
 
-def _repetition(repetition: Repetition, workload: Workload) -> list[str]:
+def _repetition(repetition: Repetition, workload: Workload, *, counts: bool) -> list[str]:
+    """`counts`: the prompt had a number of ids. A service counts a text by a tokenizer of its own."""
     found = []
     for what, run in [*(("warm-up", warmup) for warmup in repetition.warmups), ("measured request", repetition.run)]:
         if run.finish != "length":
@@ -62,7 +67,7 @@ def _repetition(repetition: Repetition, workload: Workload) -> list[str]:
         counted = [run.completion_tokens, *([len(run.token_ids)] if run.first_token_s is None else [])]
         if set(counted) != {workload.generate_tokens}:
             found.append(f"{what} generated {run.completion_tokens} of {workload.generate_tokens} tokens")
-        if run.prompt_tokens != workload.prompt_tokens or run.prefilled_tokens != workload.prompt_tokens:
+        if counts and {run.prompt_tokens, run.prefilled_tokens} != {workload.prompt_tokens}:
             found.append(f"{what} prefilled {run.prefilled_tokens} of {workload.prompt_tokens} prompt tokens")
         if run.token_ids_sha256 != sha256_ids(run.token_ids):
             found.append(f"{what}: its token ids do not match their hash")
@@ -119,7 +124,9 @@ def _dropped(measurement: Measurement) -> list[str]:
 def _impossible(run: Run) -> list[str]:
     """Times and sizes that no run has: a runner that divides by them reports what it likes."""
     found = []
-    stamps = run.token_at_s or [time for time in (run.first_token_s, run.last_token_s) if time is not None]
+    stamps = (
+        run.token_at_s or run.piece_at_s or [time for time in (run.first_token_s, run.last_token_s) if time is not None]
+    )
     if stamps and stamps[0] <= 0:
         found.append(f"its first token came after {stamps[0]:g} s")
     if any(after < before for before, after in itertools.pairwise(stamps)):

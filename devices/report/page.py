@@ -13,9 +13,18 @@ from devices.measure.measurement import Measurement, Repetition
 from devices.measure.metrics import METRICS, decode_tokens_per_s, prefill_tokens_per_s, ttft_s
 from devices.report.numbers import digits, show, show_interval
 from devices.report.plots import draw, letter
-from devices.report.table import Column, ratio
+from devices.report.table import Column, leaves_device, ratio
 
-HEADLINES = ("decode_tokens_per_s", "ttft_s", "peak_memory_bytes", "kl", "top1_agreement", "exact_match")
+HEADLINES = (
+    "decode_tokens_per_s",
+    "ttft_s",
+    "peak_memory_bytes",
+    "cost_per_1000_answers_usd",
+    "kl",
+    "top1_agreement",
+    "exact_match",
+)
+OF_SOME = {"cost_per_1000_answers_usd"}  # no headline where it was not measured, as quality
 
 
 def to_html(columns: Sequence[Column]) -> str:
@@ -45,6 +54,7 @@ def _column(number: int, column: Column) -> dict[str, Any]:
         "problems": column.problems,
         "doubts": column.doubts,
         "artifact": column.artifact,
+        "leaves_device": leaves_device(column),
         "device": column.device,
         "score": column.score,
         "headlines": [_headline(column, name) for name in HEADLINES if _is_told(column, name)],
@@ -65,7 +75,7 @@ def _conditions(measurement: Measurement) -> dict[str, Any]:
 
 def _is_told(column: Column, name: str) -> bool:
     """Quality is a headline where it was scored; speed where it was measured, even if the device could not tell it."""
-    if METRICS[name].figure is not None:
+    if METRICS[name].figure is not None or name in OF_SOME:
         return column.summaries[name] is not None
     return column.measurement is not None
 

@@ -253,14 +253,18 @@ def _median(column: Column) -> MemoryUse | None:
 
 def _quality(columns: Sequence[Column]) -> Figure | None:
     """Loss against size: each artifact's KL with its interval over all of its bytes."""
-    scored = [(number, column, kl) for number, column in enumerate(columns) if (kl := column.summaries["kl"])]
+    scored = [
+        (number, bytes_, kl)
+        for number, column in enumerate(columns)
+        if (kl := column.summaries["kl"]) and (bytes_ := column.artifact.artifact_bytes) is not None
+    ]
     if len(scored) < 2:
         return None
-    factor, unit = scale(max(column.artifact.artifact_bytes for _, column, _ in scored), "bytes")
+    factor, unit = scale(max(size for _, size, _ in scored), "bytes")
     figure = Figure(figsize=(11.6, 3.7))
     axes = figure.subplots()
-    for number, column, kl in scored:
-        size, colour = column.artifact.artifact_bytes / factor, _colour(number)
+    for number, of_all, kl in scored:
+        size, colour = of_all / factor, _colour(number)
         if kl.low is not None and kl.high is not None:
             axes.plot([size, size], [kl.low, kl.high], color=colour, linewidth=2)
         axes.plot(size, kl.value, "o", color=colour, markersize=7)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, Repetition
+from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, Repetition, ServiceFacts
 from devices.measure.metrics import METRICS, Summary
 from devices.measure.result import Result
 from devices.measure.score import Score
@@ -69,6 +69,12 @@ def ratio(column: Column, first: Column, metric: str) -> float | None:
     return value.value / base.value if value and base and base.value else None
 
 
+def leaves_device(column: Column) -> str:
+    """What goes to somebody else when the model is used."""
+    service = column.artifact.service
+    return "nothing" if service is None else f"every prompt and answer, to {service.url}"
+
+
 def to_json(columns: Sequence[Column]) -> str:
     """Everything the report shows, for a script."""
     content = [
@@ -79,6 +85,7 @@ def to_json(columns: Sequence[Column]) -> str:
             "doubts": list(column.doubts),
             "artifact": dataclasses.asdict(column.artifact),
             "device": dataclasses.asdict(column.device),
+            "leaves_the_device": leaves_device(column),
             "workload": dataclasses.asdict(column.measurement.workload) if column.measurement else None,
             "score": dataclasses.asdict(column.score) if column.score else None,
             "metrics": {name: _metric_json(column, columns[0], name) for name in METRICS},
@@ -113,6 +120,8 @@ def to_markdown(columns: Sequence[Column]) -> str:
         if any(column.summaries[name] for column in columns):
             cells = [_cell(column, columns[0], name) for column in columns]
             lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
+    if any(column.artifact.service for column in columns):
+        lines.append(f"| Leaves the device | {' | '.join(escape_markdown(leaves_device(c)) for c in columns)} |")
     lines += ["", *(_footnote(column) for column in columns)]
     for column in columns:
         for kind, texts in (("invalid", column.problems), ("doubtful", column.doubts)):
@@ -134,8 +143,16 @@ def _cell(column: Column, first: Column, name: str) -> str:
 
 def _footnote(column: Column) -> str:
     artifact, measurement, score = column.artifact, column.measurement, column.score
-    facts = [f"{artifact.source}, {artifact.scheme}"]
-    if measurement is not None:
+    service = artifact.service
+    facts = [f"{artifact.source}, {artifact.scheme}" if service is None else f"a service at {service.url}"]
+    if measurement is not None and service is not None:
+        workload = measurement.workload
+        facts += [
+            f"prompt about {workload.prompt_tokens}, generate {workload.generate_tokens}",
+            f"{workload.repetitions} repetitions, each over new connections",
+            _price(service),
+        ]
+    elif measurement is not None:
         workload = measurement.workload
         facts += [
             f"prompt {workload.prompt_tokens}, generate {workload.generate_tokens}",
@@ -148,8 +165,18 @@ def _footnote(column: Column) -> str:
         facts.append(f"{score.text.scored_tokens} tokens of {score.text.name}")
     if score is not None and score.reference is not None:
         facts.append(f"against {score.reference.name}, KL over the {score.reference.kl_over}")
-    facts.append(f"artifact {artifact.digest[:12]}")
+    if service is None:
+        facts.append(f"artifact {artifact.digest[:12]}")
     return f"- {escape_markdown(column.label)}: {escape_markdown('; '.join(facts))}"
+
+
+def _price(service: ServiceFacts) -> str:
+    if service.input_usd_per_million is None or service.output_usd_per_million is None:
+        return "no price in the lab file"
+    return (
+        f"{service.input_usd_per_million:g} USD a million input tokens, {service.output_usd_per_million:g} USD a "
+        "million output tokens"
+    )
 
 
 def escape_markdown(text: str) -> str:

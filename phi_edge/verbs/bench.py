@@ -33,6 +33,7 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
         "phi-edge bench my-artifact --out here.json",
         "phi-edge bench my-artifact --device pi5 --prompt-tokens 512 --out pi5.json",
         "phi-edge bench new --against old --reps 3 --out new.json",
+        "phi-edge bench my-artifact --device local --device claude --out-dir beside-claude",
         "phi-edge bench a b --device pi5 --device phone --prompt-tokens 128 --prompt-tokens 512 --out-dir night",
     ],
     groups={
@@ -41,7 +42,7 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
         "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s", "ready_s"),
     },
 )
-@click.argument("artifacts", type=FOLDER, nargs=-1, required=True, metavar="ARTIFACT...")
+@click.argument("artifacts", type=FOLDER, nargs=-1, metavar="[ARTIFACT...]")
 @click.option("--device", "names", type=DeviceName(), multiple=True, default=("local",),
               help="A device of the lab file, or local. Give it again for each further device.")  # fmt: skip
 @lab_option
@@ -92,17 +93,20 @@ def bench_command(
 
     ARTIFACT is a folder that `phi-edge export` wrote. The measurement file keeps the raw times of every token; show it
     with `phi-edge report`, judge it with `phi-edge gate`. With --out-dir many are measured, one after the other. Where
-    a device does not answer, the others are measured all the same, and the exit code is 2.
+    a device does not answer, the others are measured all the same, and the exit code is 2. A device that is a service
+    (docs/lab.md) is measured with its own model: leave ARTIFACT out.
     """
+    from devices.drivers.cloud.device import CloudDevice
     from devices.drivers.table import open_lab
     from devices.measure.bench import Plan
     from devices.measure.readiness import Readiness
     from export.artifact import open_artifact
-    from phi_edge.benching import Cell, bench_cells, cells_of
+    from phi_edge.benching import Cell, bench_cells, cells_of, what_is_measured
 
     the_lab = open_lab(lab)
     devices = {name: the_lab.device(name) for name in names}
-    many = len(set(artifacts)) * len(set(names)) * len(set(prompts))
+    services = sum(isinstance(device, CloudDevice) for device in devices.values())
+    many = (len(set(artifacts) or {None}) * (len(devices) - services) + services) * len(set(prompts))
     if (out is None) == (out_dir is None) or (out is not None and many > 1):
         raise DeviceError(
             f"{many} measurement{'s' if many > 1 else ''}: give "
@@ -127,19 +131,19 @@ def bench_command(
         )
         for name, device in devices.items()
     }
-    opened = [open_artifact(artifact) for artifact in dict.fromkeys(artifacts)]
+    pairs = what_is_measured([open_artifact(artifact) for artifact in dict.fromkeys(artifacts)], devices)
     if out is not None:
         check_writable(out)
-        (name, plan), (tokens,) = next(iter(plans.items())), set(prompts)
-        plan = dataclasses.replace(plan, prompt_tokens=tokens)
-        cells = [Cell(artifact=opened[0], device=name, plan=plan, out=out)]
+        ((artifact, name),), (tokens,) = pairs, set(prompts)
+        plan = dataclasses.replace(plans[name], prompt_tokens=tokens)
+        cells = [Cell(artifact=artifact, device=name, plan=plan, out=out)]
         if against is not None:
             show_turns(cells[0], open_artifact(against), the_lab, wait_s, rounds, noise)
             return
     else:
         assert out_dir is not None
         make_folder(out_dir)
-        cells = cells_of(opened, plans, list(dict.fromkeys(prompts)), out_dir)
+        cells = cells_of(pairs, plans, list(dict.fromkeys(prompts)), out_dir)
     outcomes = bench_cells(cells, the_lab, wait_s, lambda what: echo(what, err=True))
     with contextlib.closing(outcomes):  # gives the device back, also where an outcome is an error
         show_outcomes(outcomes, len(cells))
@@ -154,7 +158,7 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
     rows, missing = [["artifact", "device", "prompt", *MAIN.values()]], []
     for outcome in outcomes:
         cell = outcome.cell
-        row = [cell.artifact.folder.resolve().name, cell.device, str(cell.plan.prompt_tokens)]
+        row = [cell.name, cell.device, str(cell.plan.prompt_tokens)]
         if outcome.measurement is None:
             assert outcome.error is not None
             if count == 1:

@@ -9,12 +9,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from export.artifact import open_artifact
-from phi_edge.files import FOLDER
+from phi_edge.files import Folder
 from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo, echo_answer
 from phi_edge.verb import Verb
@@ -23,6 +23,9 @@ from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError
 from runtimes.registry import open_runtime
 from runtimes.text.chat import chat
+
+if TYPE_CHECKING:
+    from devices.drivers.cloud.driver import CloudDriver
 
 # Fields of events that no option of this verb asks for.
 NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
@@ -36,6 +39,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
         "phi-edge run my-artifact",
         'echo "Once upon a time" | phi-edge run my-artifact - --raw --temperature 0.8 --seed 7 --json',
         'phi-edge run my-artifact "Why is the sky blue?" --device pi5',
+        'phi-edge run "Why is the sky blue?" --device claude',
     ],
     too_many=lambda given, rest: f"put the prompt in quotes: {_quoted(given, rest)}",
     groups={
@@ -55,7 +59,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
         "Where": ("threads", "device", "lab", "wait_s", "adapter", "allow_cpu"),
     },
 )
-@click.argument("artifact", type=FOLDER)
+@click.argument("artifact", type=Folder(path_type=str))
 @click.argument("prompt", required=False)
 @click.option("--chat/--raw", "as_chat", default=None, show_default="--chat, if the artifact has a chat template",
               help="Treat PROMPT as a chat message, by the chat template, or continue it as it is.")  # fmt: skip
@@ -89,7 +93,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
               help="DirectML or WebGPU: run on the CPU if there is no graphics adapter.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each token, and a last one.")
 def run_command(
-    artifact: Path,
+    artifact: str,
     prompt: str | None,
     as_chat: bool | None,
     system: str | None,
@@ -114,15 +118,8 @@ def run_command(
 
     PROMPT is a question to a model with a chat template, and the beginning of a text for any other; - reads it from
     stdin. Without PROMPT, a conversation starts on the terminal. The answer goes to stdout, a line with times and
-    memory to stderr.
+    memory to stderr. A device that is a service (docs/lab.md) takes no ARTIFACT, only PROMPT.
     """
-    opened = open_artifact(artifact)
-    if system is not None and as_chat is False:
-        raise RequestError("--system is for a chat, and --raw gives the prompt as it is: leave one of them out")
-    if prompt is None and as_json:
-        raise RequestError("--json needs a prompt: give one, or - to read it from stdin")
-    if prompt is None and (as_chat is False or sys.stdin is None or not sys.stdin.isatty()):
-        raise RequestError("no prompt; give one, or - to read it from stdin; on a terminal, none starts a conversation")
     template = GenerateRequest(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -135,6 +132,24 @@ def run_command(
         speculate=speculate,
     )
     opening = [] if system is None else [Message("system", system)]
+    if device is not None and (service := _service(device, lab)) is not None:
+        if prompt is not None or as_chat is False or (threads, adapter, allow_cpu) != (None, None, False):
+            raise RequestError(
+                f"device {device} is a service: give the prompt alone, in quotes, without ARTIFACT, --raw, --threads, "
+                "--adapter and --allow-cpu"
+            )
+        with contextlib.closing(service.open_runtime()) as answering:
+            question = Message("user", _read_stdin() if artifact == "-" else artifact)
+            request = dataclasses.replace(template, messages=[*opening, question])
+            (_print_json if as_json else _print_text)(answering, request)
+        return
+    opened = open_artifact(Path(artifact))
+    if system is not None and as_chat is False:
+        raise RequestError("--system is for a chat, and --raw gives the prompt as it is: leave one of them out")
+    if prompt is None and as_json:
+        raise RequestError("--json needs a prompt: give one, or - to read it from stdin")
+    if prompt is None and (as_chat is False or sys.stdin is None or not sys.stdin.isatty()):
+        raise RequestError("no prompt; give one, or - to read it from stdin; on a terminal, none starts a conversation")
     graphics = Graphics(adapter=adapter, allow_cpu=allow_cpu)
     if device is None and lab is not None:
         raise RequestError("--lab lists devices, and none was asked for: give --device NAME, or leave --lab out")
@@ -169,6 +184,16 @@ def run_command(
         else:
             request = dataclasses.replace(template, prompt=text)
         (_print_json if as_json else _print_text)(runtime, request)
+
+
+def _service(device: str, lab: Path | None) -> CloudDriver | None:
+    """The device, if it is a service that runs its own model. Raises LabError."""
+    from devices.drivers.cloud.device import CloudDevice
+    from devices.drivers.cloud.driver import CloudDriver
+    from devices.drivers.table import find_device
+
+    row = find_device(device, lab)
+    return CloudDriver(device, row) if isinstance(row, CloudDevice) else None
 
 
 def _quoted(given: Mapping[str, Any], rest: str) -> str:
@@ -224,7 +249,7 @@ def summary(done: DoneEvent, times: list[float]) -> str:
     if done.timings.prefill_s and done.usage.prefilled:
         parts.append(f"prefill {done.usage.prefilled / done.timings.prefill_s:.1f} tokens/s")
     if len(times) > 1 and times[-1] > times[0]:
-        parts.append(f"decode {(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s")
+        parts.append(f"decode {(done.usage.completion - 1) / (times[-1] - times[0]):.1f} tokens/s")
     if done.usage.proposed:
         parts.append(f"{done.usage.accepted} of {done.usage.proposed} guesses right")
     if done.memory is not None and done.memory.peak_bytes is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from devices.errors import DeviceError
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     },
     extra="export",
 )
-@click.argument("artifact", type=FOLDER)
+@click.argument("artifact", type=FOLDER, required=False)
 @click.option("--against", metavar="MODEL", show_default="no KL and no top-1 agreement",
               help="The float checkpoint, or another artifact, to compare with.")  # fmt: skip
 @click.option("--text", type=FILE, metavar="FILE", show_default="the held-out text of this package",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
               help="Write the score for `phi-edge report` and `gate`; - prints it.")  # fmt: skip
 def score_command(
-    artifact: Path,
+    artifact: Path | None,
     against: str | None,
     text: Path | None,
     tokens: int,
@@ -63,28 +64,51 @@ def score_command(
 
     Perplexity on a text, KL and top-1 agreement with MODEL on the same text, and exact match on questions, each with a
     95 % interval. The artifact runs in its own engine, with the engine's 8-bit activations. docs/score.md says what
-    each figure means.
+    each figure means. A device that is a service (docs/lab.md) is only asked the questions: leave ARTIFACT out.
     """
+    from devices.drivers.cloud.device import CloudDevice
+    from devices.drivers.table import find_device
     from export.artifact import open_artifact
-    from phi_edge.scoring import make_score, read_inputs
+    from phi_edge.scoring import make_score, read_inputs, score_service
 
-    opened = open_artifact(artifact)
     if out is not None:
         check_writable(out)
+    row = None if device is None else find_device(device, lab)
+    if device is not None and isinstance(row, CloudDevice):
+        if artifact is not None or against is not None or text is not None or threads is not None:
+            raise DeviceError(
+                f"device {device} is a service, which gives no probabilities and runs its own model: leave ARTIFACT, "
+                "--against, --text and --threads out"
+            )
+        show(score_service(device, row, questions), out, None)
+        return
+    if artifact is None:
+        raise DeviceError(
+            "ARTIFACT is missing; an example: phi-edge score my-artifact --against microsoft/Phi-3-mini-4k-instruct"
+        )
+    opened = open_artifact(artifact)
     inputs = read_inputs(opened, text, questions, tokens)
     score = make_score(opened, inputs, against, device=device, lab=lab, wait_s=wait_s, threads=threads)
+    show(score, out, inputs.no_questions)
+
+
+def show(score: Score, out: Path | None, no_questions: str | None) -> None:
+    """Write the file, if one is wanted, and print the figures, unless the file is stdout."""
     if out is not None:
         write_text(out, score.to_json())
     if str(out) != "-":
-        echo(to_text(score, inputs.no_questions))
+        echo(to_text(score, no_questions))
 
 
 def to_text(score: Score, no_questions: str | None) -> str:
     """One line a figure. `no_questions` says why none were asked."""
     facts, reference = score.artifact, score.reference
-    lines = [
-        f"{facts.name}: {facts.format}, {facts.scheme}, {facts.artifact_bytes / 1e6:.1f} MB, on {score.device.name}"
-    ]
+    if facts.service is not None or facts.artifact_bytes is None:
+        lines = [f"{facts.name}: a service at {facts.source}"]
+    else:
+        lines = [
+            f"{facts.name}: {facts.format}, {facts.scheme}, {facts.artifact_bytes / 1e6:.1f} MB, on {score.device.name}"
+        ]
     if score.perplexity is not None and score.text is not None:
         said = f"{score.text.scored_tokens:,} tokens of {score.text.name} in {score.text.blocks} blocks"
         lines.append(_line("perplexity", score.perplexity, "{:.2f}", said))

@@ -1,0 +1,1 @@
+"""Services that run models of their own, as devices of the lab."""
