@@ -1,6 +1,6 @@
 """What bench, run and doctor ask of a device, whatever its transport: the behaviour of a row of lab.toml.
 
-Implementations: local.py, adb.py, board.py for ssh.py and windows.py, and cloud.py; the table is table.py.
+Implementations: local.py, adb.py, board.py for ssh.py and windows.py, and cloud/driver.py; the table is table.py.
 """
 
 from __future__ import annotations
