@@ -103,14 +103,21 @@ OPTIONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("-b", "--budget", "--limits"), "use --budgets"),
         **dict.fromkeys(("--xml", "-o", "--out"), "use --junit"),
     },
-    "lab list": {"--lab": "give the file without an option: phi-edge lab list lab.toml"},
+    "lab list": {
+        **dict.fromkeys(("-d", "--device"), "leave it out: it shows all; `phi-edge doctor NAME` examines one"),
+        **dict.fromkeys(("-a", "--all"), "leave it out: it shows all"),
+        "--lab": "give the lab file without an option: phi-edge lab list FILE",
+    },
     "lab run": {
+        **dict.fromkeys(("-d", "--device"), "PLAN names the devices"),
         **dict.fromkeys(("-o", "--out", "--output"), "use --out-dir"),
-        "--device": "the plan names its devices: devices = [...]",
+        **dict.fromkeys(("-p", "--plan"), "give the plan without an option: phi-edge lab run PLAN --out-dir FOLDER"),
+        "--resume": "leave it out: the same command goes on where it was",
     },
     "history": {
-        **dict.fromkeys(("-o", "--out", "--output"), "use --csv FILE, or --parquet FILE"),
-        **dict.fromkeys(("-q", "--query"), "use --sql"),
+        **dict.fromkeys(("-o", "--out", "--output", "--json"), "use --csv FILE, or --parquet FILE"),
+        "--html": "use --csv FILE, or `phi-edge report FILES --html FILE`",
+        **dict.fromkeys(("-q", "--query", "-m", "--metric", "--filter", "--where"), "use --sql QUERY"),
     },
     "bundle": {
         **dict.fromkeys(("-o", "--output", "--out"), "give the new folder as the second word"),
@@ -118,7 +125,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
     "doctor": {
         **dict.fromkeys(("-d", "--device"), "give the device's name without an option: phi-edge doctor NAME"),
-        "--all": "give a device's name: it examines one at a time",
+        "--all": "give a device's name: it examines one at a time; `phi-edge lab list` shows all",
         "--fix": "leave it out: each finding comes with the command that fixes it",
     },
     "demo": {**dict.fromkeys(("-o", "--output", "--folder"), "use --out"), "--target": "leave it out: it shows all"},

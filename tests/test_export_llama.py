@@ -23,24 +23,12 @@ from export.pipeline import export_model
 from export.request import ExportRequest
 from export.verify.conformance import examine
 from export.weights.dequantize import read_weights
+from fakes.random_models import SIZES, copy_tokenizer
 from runtimes.engines.genai_engine import open_genai
 from runtimes.subject import EngineSubject, open_subject
 
-TINY = Path(__file__).parent.parent / "export" / "tiny"
 CONTEXT = 96
-SIZES: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 50000.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+PLAIN: dict[str, Any] = SIZES | {"rms_norm_eps": 1e-5, "rope_theta": 50000.0}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama tied": {"model_type": "llama", "tie_word_embeddings": True},
@@ -63,16 +51,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def save_model(changes: dict[str, Any], folder: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    content = {"vocab_size": json.loads((TINY / "config.json").read_text())["vocab_size"]} | SIZES | changes
+    content = PLAIN | changes
     torch.manual_seed(0)
-    config = AutoConfig.for_model(content.pop("model_type"), initializer_range=0.1, **content)
+    config = AutoConfig.for_model(content.pop("model_type"), **content)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, folder / name)
+    copy_tokenizer(folder)
     return folder
 
 
@@ -205,7 +192,7 @@ def test_rows_are_read_across_the_pieces(checkpoint: Callable[[str], Path]) -> N
     ],
 )
 def test_what_is_no_phi3_is_refused_by_name(kind: str, change: dict[str, Any], part: str) -> None:
-    content = SIZES | {"model_type": kind, "vocab_size": 512}
+    content = PLAIN | {"model_type": kind, "vocab_size": 512}
     assert read_config(content).sliding_window is None  # Mistral's default window is longer than this context
     with pytest.raises(CheckpointError, match=part):
         read_config(content | change)

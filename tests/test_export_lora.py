@@ -19,25 +19,13 @@ from export.artifact import Artifact
 from export.pipeline import export_model
 from export.request import AdapterChoice, ExportRequest
 from fakes.lora import IDS, Trained, last_logits
+from fakes.random_models import SIZES, TINY, copy_tokenizer
 from phi_edge.main import main
 from runtimes.subject import open_subject
 
 # PEFT warns of tied tables, and transformers of its own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-TINY = Path(__file__).parent.parent / "export" / "tiny"
 CONTEXT = 96
-SIZES: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.1,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 BASES: dict[str, dict[str, Any]] = {
     "phi3": {"model_type": "phi3", "original_max_position_embeddings": 256, "sliding_window": None},
     "phi3 tied": {
@@ -64,12 +52,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if kind == "tiny":
             return TINY
         folder = tmp_path_factory.mktemp("base") / kind.replace(" ", "-")
-        content = {"vocab_size": json.loads((TINY / "config.json").read_text())["vocab_size"]} | SIZES | BASES[kind]
+        content = SIZES | BASES[kind]
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(content.pop("model_type"), **content))
         model.save_pretrained(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(TINY / name, folder / name)
+        copy_tokenizer(folder)
         return folder
 
     return make

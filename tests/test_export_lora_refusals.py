@@ -99,6 +99,14 @@ def test_another_adapter_starts_a_new_export(base: Path, adapter: Path, tmp_path
     assert digest(choice) != before
 
 
+def test_a_bias_of_b_needs_a_base_with_biases(base: Path, tmp_path: Path) -> None:
+    config = {"r": 4, "target_modules": ["qkv_proj"], "lora_bias": True}
+    adapter = Trained(base, config).save(tmp_path / "adapter")
+    refused(
+        export(base, tmp_path / "out", adapter), "changes the bias of model.layers.0.self_attn.qkv_proj", "has none"
+    )
+
+
 def test_optimum_takes_several(good: Path) -> None:
     import argparse
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from ci.variants import VARIANTS, make_checkpoint
 from export.artifact import Artifact, Format, verify
@@ -29,7 +30,7 @@ from export.models.layers import QKV
 from export.models.masks import BlockPattern
 from export.models.phi3small import MLP, Phi3SmallConfig, read_config
 from export.pipeline import Progress, export_model
-from export.request import ExportRequest
+from export.request import AdapterChoice, ExportRequest
 from export.verify.conformance import examine
 from export.verify.reference import open_reference
 from export.weights.dequantize import read_weights
@@ -216,6 +217,27 @@ def test_an_interrupted_export_goes_on_with_the_same_bytes(checkpoint: Path, tmp
     artifact = export_model(request)
     verify(artifact)
     assert artifact.manifest.digest() == undisturbed.manifest.digest()
+
+
+def test_a_lora_bias_is_added(checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT's lora_bias: B has a bias, which counts as B does."""
+    module, adapter = "model.layers.0.mlp.up_proj", tmp_path / "adapter"
+    rows, columns = open_checkpoint(str(checkpoint)).tensors[f"{module}.weight"].shape
+    torch.manual_seed(0)
+    parts = {"A.weight": torch.randn(2, columns), "B.weight": torch.randn(rows, 2), "B.bias": torch.randn(rows)}
+    adapter.mkdir()
+    save_file(
+        {f"base_model.model.{module}.lora_{end}": part for end, part in parts.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "lora_bias": True, "target_modules": ["up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(content))
+    plain = read_weights(exported(checkpoint, tmp_path / "plain", "onnx", "fp32"))
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme="fp32", context_tokens=CONTEXT)
+    merged = read_weights(export_model(dataclasses.replace(request, adapters=(AdapterChoice(str(adapter), 0.5),))))
+    added = {end: merged[f"{module}.{end}"] - plain[f"{module}.{end}"] for end in ("weight", "bias")}
+    torch.testing.assert_close(added["bias"], 1.5 * parts["B.bias"])
+    torch.testing.assert_close(added["weight"], 1.5 * parts["B.weight"] @ parts["A.weight"], atol=1e-4, rtol=1e-4)
 
 
 GENAI = """

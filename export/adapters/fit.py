@@ -121,7 +121,8 @@ class Fit:
         if (module, kind) not in self.places:
             known = ", ".join(sorted({name.rpartition(".")[2] for name, own in self.places if own == kind}))
             seen = f"the {kind} of {module:.120}"
-            raise self.error(f"changes {seen}, which this base does not have (it has: {known})", self.own_base)
+            has = f"has: {known}" if known else "has none"
+            raise self.error(f"changes {seen}, which this base does not have (it {has})", self.own_base)
         return self.places[module, kind]
 
     def pair(self, module: str, parts: Mapping[str, Piece], *names: str) -> tuple[Piece, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from phi_edge.errors import UserError
 from phi_edge.files import FILE
 from phi_edge.terminal import echo
 from phi_edge.verb import Verb
@@ -30,6 +31,9 @@ def lab_list_command(lab: Path | None, as_json: bool) -> None:
     from devices.drivers.table import open_lab
     from devices.inventory import take_inventory
 
+    if lab is not None and not lab.is_file():
+        name = one_line(str(lab))
+        raise UserError(f"{name}: no such file; give a lab file; one device is examined by phi-edge doctor NAME")
     entries = take_inventory(open_lab(lab))
     if as_json:
         for entry in entries:
