@@ -1,4 +1,4 @@
-"""Guesses at what comes next, from what was there before: an answer that repeats its prompt needs no second model.
+"""Prompt lookup: guesses at what comes next, from what was there before. Speculation without a second model.
 
 A guess costs little beside a token, because the weights are read once for all that one forward checks. The tokens are
 those of plain decoding: each is chosen from its own logits, and at the first that was guessed otherwise the rest of the
