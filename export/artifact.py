@@ -126,8 +126,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What quantisation cost, against the float model on a text that calibration has not seen. All zero for a float
-    scheme.
+    """What quantisation cost, against the float model on held-out text. All zero for a float scheme.
 
     Measured layer by layer while the weights stream through, with the dequantised weights in float32 arithmetic: the
     engine's 8-bit activations are not in it. `phi-edge score` measures more text, through the engine.
@@ -143,6 +142,7 @@ class Loss:
     top1_agreement: float  # share of positions where both prefer the same token
     float_perplexity: float | None
     perplexity: float | None
+    zeroed_blocks: int = 0  # too small for a scale of the type that scales are stored in: their weights became 0
     kv_cache_kl: float | None = None  # nats per token, quantised against itself with an int8 KV cache; None for float
 
 

@@ -217,6 +217,13 @@ def fill_weights(
         return source.result(), loss, sink.digests()
 
 
+def loss_notes(loss: Loss) -> list[str]:
+    """What became of weights, where it is not what their scheme does to them."""
+    if not loss.zeroed_blocks:
+        return []
+    return [f"{loss.zeroed_blocks} blocks of weights are too small for a scale of their type and were stored as 0"]
+
+
 def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -> Manifest:
     """Everything the manifest says."""
     config, scheme, rope = job.checkpoint.config, job.scheme, job.checkpoint.config.rope
@@ -256,7 +263,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         loss=loss,
         tools=tool_versions(),
         files=files,
-        notes=[*job.checkpoint.notes, *runner_notes(job)],
+        notes=[*job.checkpoint.notes, *loss_notes(loss), *runner_notes(job)],
     )
 
 

@@ -131,6 +131,21 @@ def test_the_default_context_stays_within_the_window(tmp_path: Path) -> None:
     assert manifest.memory.kv_bytes_per_token == 2 * 4 * 2 * 32 * 2
 
 
+@pytest.mark.parametrize(("smaller", "seen"), [(1e-9, 1), (0.0, 0), (1.0, 0)])
+def test_a_scale_that_float16_rounds_to_zero_is_a_note(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, smaller: float, seen: int
+) -> None:
+    checkpoint = random_checkpoint()
+    file = checkpoint / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.mlp.down_proj.weight"][5, :32] *= smaller
+    save_file(weights, file, metadata={"format": "pt"})
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", target="windows-directml")
+    manifest = export_model(request).manifest
+    assert manifest.loss.zeroed_blocks == seen
+    assert any("too small for a scale of their type and were stored as 0" in note for note in manifest.notes) == seen
+
+
 def test_activations_beyond_float16_are_refused(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = random_checkpoint()
     file = checkpoint / "model.safetensors"

@@ -22,6 +22,7 @@ class ChunkLoss:
     worst: float
     squared_error: float
     squared_weight: float
+    zeroed_blocks: int
 
 
 def chunk_loss(weight: Tensor, rows: QuantisedRows) -> ChunkLoss:
@@ -31,7 +32,16 @@ def chunk_loss(weight: Tensor, rows: QuantisedRows) -> ChunkLoss:
         worst=float(rows.relative_error.max()),
         squared_error=float(rows.squared_error.sum()),
         squared_weight=float(torch.dot(exact, exact)),
+        zeroed_blocks=zeroed_blocks(exact, rows),
     )
+
+
+def zeroed_blocks(weight: Tensor, rows: QuantisedRows) -> int:
+    """How many blocks became 0, because the scale of their weights is 0 in the type that it is stored in."""
+    if not bool((rows.relative_error == 1).any()):  # so it is for such a block; seldom for others
+        return 0
+    exact, stored = (values.reshape(rows.relative_error.numel(), -1) for values in (weight, rows.dequantised))
+    return int(((stored == 0).all(dim=1) & (exact != 0).any(dim=1)).sum())
 
 
 @dataclass
@@ -42,6 +52,7 @@ class LossMeter:
     worst_tensor: str = ""
     squared_error: float = 0.0
     squared_weight: float = 0.0
+    zeroed_blocks: int = 0
 
     def add(self, name: str, chunk: ChunkLoss) -> None:
         """One chunk of rows. Called in the order of the file, so that sums are the same in every run."""
@@ -49,6 +60,7 @@ class LossMeter:
             self.worst, self.worst_tensor = chunk.worst, name
         self.squared_error += chunk.squared_error
         self.squared_weight += chunk.squared_weight
+        self.zeroed_blocks += chunk.zeroed_blocks
 
     def result(self, figures: Tensor) -> Loss:
         """`figures`: what logit_figures gave; behind them the same for an int8 KV cache, where there is one. Raises
@@ -67,6 +79,7 @@ class LossMeter:
             top1_agreement=float(same.mean()),
             float_perplexity=perplexity(exact_nll),
             perplexity=perplexity(nll),
+            zeroed_blocks=self.zeroed_blocks,
             kv_cache_kl=float(figures[FIGURES + 1].mean()) if len(figures) > FIGURES else None,
         )
 

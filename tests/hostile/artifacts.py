@@ -30,6 +30,8 @@ OPTIONAL = {
     "window_tokens",
     "switch_tokens",
     "revision",
+    "kv_cache_kl",
+    "zeroed_blocks",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from devices.measure.measurement import ArtifactFacts, Measurement, Repetition, Run
 from fakes.measurement import fake_measurement
 from fakes.score import fake_score
 from hostile.mutate import Grammar, mutate
@@ -45,15 +47,24 @@ def with_file(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
 
 
+DEFAULTS = {
+    field.name: field.default
+    for kind in (ArtifactFacts, Run, Repetition, Measurement)
+    for field in dataclasses.fields(kind)
+    if field.default is not dataclasses.MISSING
+}
 # What a device may not be able to say, and maps with keys of their own.
 FREE = {"before", "after", "versions"}
-FREE_IN = {"memory", "threads", "samples", "accelerator", "provider"}
+FREE_IN = {"memory", "threads", "samples", "provider"} | {name for name, default in DEFAULTS.items() if default is None}
 
 
 def measurement(rng: random.Random) -> Trial:
     """A measurement file with one fault."""
     content = json.loads(fake_measurement().to_json())
-    grammar = Grammar(free=lambda path: path[0] in FREE or any(part in FREE_IN for part in path))
+    grammar = Grammar(
+        free=lambda path: path[0] in FREE or any(part in FREE_IN for part in path),
+        needs_keys=lambda path: path[-1] not in DEFAULTS,
+    )
     mutation = mutate(rng, content, grammar)
     words = rng.choice(VERBS)
 
