@@ -19,7 +19,7 @@ declare -A programs=(
 )
 # Run by root, sshd wants its own user, which may be lost where /etc/passwd is made anew.
 if [ "$(id -u)" = 0 ] && [ -e /usr/sbin/sshd ] && ! id sshd >/dev/null 2>&1; then
-  useradd --system --no-create-home --home-dir /run/sshd --shell /usr/sbin/nologin sshd
+  useradd --system --gid nogroup --no-create-home --home-dir /run/sshd --shell /usr/sbin/nologin sshd
 fi
 
 missing=()

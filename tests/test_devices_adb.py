@@ -434,16 +434,6 @@ def test_llama_main_refuses_what_it_cannot(runner: AdbDevice, tiny_executorch: P
                 source.stream(request)
 
 
-def test_bench_needs_the_agent(runner: AdbDevice, tiny_executorch: Path) -> None:
-    with (
-        contextlib.closing(AdbDriver("phone", runner)) as driver,
-        pytest.raises((UnsupportedError, DeviceError), match=r"use the agent|measure with the agent"),
-    ):
-        plan = Plan(prompt_tokens=4, generate_tokens=4, repetitions=1)
-        facts = DeviceFacts(name="phone", transport="adb")
-        measure(open_artifact(tiny_executorch), facts, driver, plan, lambda done, what: None)
-
-
 def test_the_fake_phone_keeps_to_its_folder(tmp_path: Path) -> None:
     phone = FakePhone(tmp_path / "phone")
     assert phone.service(b"reverse:forward") is None

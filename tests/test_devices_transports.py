@@ -31,6 +31,8 @@ ROWS: dict[str, dict[str, object]] = {
     "windows": {"host": "nobody.invalid"},
     "adb": {"serial": "nobody"},
     "browser": {"program": "nobody", "software": True},
+    "anthropic": {"model": "nobody", "base_url": "http://nobody.invalid"},
+    "openai": {"model": "nobody", "base_url": "http://nobody.invalid"},
 }
 
 
