@@ -20,7 +20,8 @@ def empty_values(session: Any) -> dict[str, Any]:
     switch_telemetry_off()
     import onnxruntime
 
-    shapes = {item.name: item.shape for item in session.get_overridable_initializers()}
+    optional = session.get_overridable_initializers()
+    shapes = {item.name: item.shape for item in optional if item.name.endswith(("lora_A", "lora_B"))}
     return {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(
             np.zeros([size if isinstance(size, int) else 0 for size in shape], np.float32)
