@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,9 @@ from fakes.windows import missing as emulated_windows_lacks
 os.environ["OMP_NUM_THREADS"] = "1"
 # Tests that import onnxruntime themselves. test_runtimes_telemetry.py takes it away again.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# A shell has its jobs in the background ignore SIGINT, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "export" / "tiny"

@@ -124,7 +124,7 @@ def test_gives_pefts_logits(base: Callable[[str], Path], tmp_path: Path, kind: s
     seen, expected = our_logits(artifact), trained.logits()
     assert (seen - expected).abs().max() < 1e-3
     with trained.model.disable_adapter():
-        assert (expected - trained.logits()).abs().max() > 0.1
+        assert (expected - trained.logits()).abs().max() > 0.05
     if "tied" not in kind:  # there PEFT's merge changes both tables, where only one was trained
         assert (seen - trained.merged_logits()).abs().max() < 1e-3
 
