@@ -41,11 +41,13 @@ def board(**keys: Any) -> Board:
 
 
 @pytest.fixture
-def begin(emulated_windows: EmulatedWindows, tiny_onnx_short: Path) -> Iterator[Callable[[], Runtime]]:
+def begin(emulated_windows: EmulatedWindows, tiny_onnx_short: Path, tmp_path: Path) -> Iterator[Callable[[], Runtime]]:
+    """Each call is a client that knows nothing of the others' leases, as one on another machine."""
     opened: list[Runtime] = []
 
     def make() -> Runtime:
-        lab = emulated_windows.lab
+        lab, leases = (tmp_path / f"{kind}-{len(opened)}" for kind in ("lab.toml", "leases.sqlite"))
+        lab.write_text(f"{emulated_windows.lab.read_text()}\n[leases]\nfile = '{leases}'\n")
         opened.append(open_device_runtime(tiny_onnx_short, NAME, lab=lab, threads=1, say=print, deadline_s=120))
         return opened[-1]
 
