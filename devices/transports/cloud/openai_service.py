@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from devices.transports.cloud.service import Ask, Ended, count, text
-from runtimes.errors import ConnectionLostError, EngineError, TransportError, UnsupportedError
+from devices.transports.cloud.service import Ask, Ended, count, failures, text
+from runtimes.errors import EngineError, UnsupportedError
 
 URL = "https://api.openai.com/v1"
 
@@ -70,16 +70,8 @@ class OpenAiService:
             settings["stop"] = list(ask.stop)
         return settings
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        import httpx2
-
-        try:
-            yield
-        except (self._library.APIConnectionError, httpx2.TransportError) as error:
-            raise ConnectionLostError(f"{self._url}: {error}") from error
-        except (self._library.OpenAIError, ValueError) as error:  # ValueError: what it sent is no JSON
-            raise TransportError(f"{self._url}: {error}") from error
+    def _failures(self) -> contextlib.AbstractContextManager[None]:
+        return failures(self._url, self._library.APIConnectionError, self._library.OpenAIError)
 
 
 def _parts(chunks: Iterator[Any], ask: Ask, model: str) -> Iterator[str | Ended]:

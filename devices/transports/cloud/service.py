@@ -5,12 +5,13 @@ Implementations: anthropic_service.py, openai_service.py. What a service sends i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from runtimes.api import Message
-from runtimes.errors import TransportError
+from runtimes.errors import ConnectionLostError, TransportError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,19 @@ class Service(Protocol):
     def close(self) -> None:
         """Drop the connections."""
         ...
+
+
+@contextlib.contextmanager
+def failures(url: str, lost: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    """The errors of an official client, of which `lost` are those of the connection, as the errors of Service."""
+    import httpx2
+
+    try:
+        yield
+    except (lost, httpx2.TransportError) as error:
+        raise ConnectionLostError(f"{url}: {error}") from error
+    except (failed, ValueError) as error:  # ValueError: what it sent is no JSON
+        raise TransportError(f"{url}: {error}") from error
 
 
 def count(value: object, what: str) -> int:
