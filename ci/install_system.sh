@@ -17,10 +17,6 @@ declare -A programs=(
   [mesa-vulkan-drivers]=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json # and the software device they see
   [libvulkan1]=/usr/lib/x86_64-linux-gnu/libvulkan.so.1 [libgl1]=/usr/lib/x86_64-linux-gnu/libGL.so.1
 )
-# Run by root, sshd wants its own user, which may be lost where /etc/passwd is made anew.
-if [ "$(id -u)" = 0 ] && [ -e /usr/sbin/sshd ] && ! id sshd >/dev/null 2>&1; then
-  useradd --system --gid nogroup --no-create-home --home-dir /run/sshd --shell /usr/sbin/nologin sshd
-fi
 
 missing=()
 for package in "${!programs[@]}"; do

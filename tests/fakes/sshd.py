@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -41,25 +40,13 @@ class LocalSshd:
     def start(self) -> None:
         """Start sshd and wait until it takes connections."""
         command = [SSHD, "-D", "-f", str(self._folder / "sshd_config"), "-E", str(self._folder / "sshd.log")]
-        self._sshd = subprocess.Popen([*self._with_user(), *command], start_new_session=True)
+        self._sshd = subprocess.Popen(command, start_new_session=True)
         until_s = time.monotonic() + 20
         while time.monotonic() < until_s:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
                 return
             time.sleep(0.05)
         raise RuntimeError(f"sshd does not listen: {(self._folder / 'sshd.log').read_text()}")
-
-    def _with_user(self) -> list[str]:
-        """Run by root, sshd wants a user `sshd`, which may be lost where /etc/passwd is made anew: it gets one of its
-        own, which the system does not see."""
-        if os.geteuid() != 0:
-            return []
-        with contextlib.suppress(KeyError):
-            pwd.getpwnam("sshd")
-            return []
-        users = self._folder / "passwd"
-        users.write_text(Path("/etc/passwd").read_text() + "sshd:x:999:65534::/run/sshd:/usr/sbin/nologin\n")
-        return ["unshare", "--mount", "sh", "-c", f'mount --bind "{users}" /etc/passwd && exec "$@"', "sh"]
 
     def stop(self) -> None:
         """Kill sshd and all its connections."""

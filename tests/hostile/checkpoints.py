@@ -226,7 +226,7 @@ def index(rng: random.Random) -> Trial:
     content = json.loads(json.dumps(sound_index))
     name = rng.choice(names)
     shard = rng.choice(
-        ["../ck/" + WEIGHTS, "/etc/passwd", "missing.safetensors", "", ".", None, 5, [WEIGHTS], "a" * 5_000, "\0"]
+        ["../ck/" + WEIGHTS, "/proc/version", "missing.safetensors", "", ".", None, 5, [WEIGHTS], "a" * 5_000, "\0"]
     )
     content["weight_map"][name] = shard
     data: bytes = json.dumps(content).encode()
