@@ -40,7 +40,8 @@ def main() -> None:
         assert [n for n in names if n.startswith("optimum/")] == ["optimum/commands/register/register_phi_edge.py"]
         assert "export/tiny/model.safetensors" in names, "the wheel lacks the tiny model"
         assert any(name.endswith(".html.j2") for name in names), "the wheel lacks the report's template"
-        assert "phi_edge/serve/page.html" in names, "the wheel lacks the server's chat page"
+        page = ("phi_edge/serve/page.js", "runtimes/page/index.html", "runtimes/page/chat.js")
+        assert {*page} <= {*names}, "the wheel lacks the server's chat page"
         lacking = [name for name in NATIVE if f"runtimes/native/{name}" not in names]
         assert not lacking, f"the wheel lacks {lacking} of runtimes/native"
         target = Path(scratch) / "venv"

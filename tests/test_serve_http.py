@@ -22,7 +22,7 @@ import pytest
 
 from devices.drivers.table import open_device_runtime
 from export.artifact import Artifact
-from fakes.chromium import chromium_page
+from fakes.chromium import Page, chromium_page
 from fakes.served import Served, served
 from fakes.templates import TOOLS_TEMPLATE, WEATHER
 from phi_edge.serve.app import Settings
@@ -163,7 +163,7 @@ def test_a_key_is_asked_for(serve: Callable[..., Served]) -> None:
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
     right = {"Authorization": "Bearer secret"}
     assert httpx.get(f"{server.url}/v1/models", headers=right).status_code == 200
-    for path in ("/", "/page.js", "/page.css", "/health"):
+    for path in ("/", "/page.css", "/chat.js", "/page.js", "/health"):
         assert httpx.get(server.url + path).status_code == 200
 
 
@@ -278,24 +278,39 @@ def test_schemathesis_finds_nothing(serve: Callable[..., Served], tmp_path: Path
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def say(page: Page, text: str) -> None:
+    """Send a message."""
+    page.evaluate(f"document.getElementById('text').value = '{text}'; document.getElementById('form').requestSubmit()")
+
+
 @pytest.mark.chromium
 def test_the_page_in_a_browser(serve: Callable[..., Served], tmp_path: Path) -> None:
     server = serve("A streamed <b>answer</b>.", forward_s=0.02)
     with chromium_page(tmp_path / "profile") as page:
         page.open(server.url)
         page.wait_for("document.getElementById('model')?.textContent.startsWith('fake, context 1024')")
-        page.evaluate("document.getElementById('text').value = 'Hi'; document.getElementById('form').requestSubmit()")
+        say(page, "Hi")
         page.wait_for("document.querySelector('.assistant')?.textContent.length > 3")
         assert page.evaluate("!document.getElementById('stop').hidden")
         page.wait_for("document.getElementById('stop').hidden")
         assert page.evaluate("document.querySelector('.assistant').textContent") == "A streamed <b>answer</b>."
         assert page.evaluate("/^25 tokens, first after [0-9.]+ s, [0-9.]+ tokens\\/s$/.test(state.textContent)")
         # The second answer is stopped in the middle.
-        page.evaluate("document.getElementById('text').value = 'More'; document.getElementById('form').requestSubmit()")
+        say(page, "More")
         page.wait_for("document.querySelectorAll('.assistant')[1]?.textContent.length > 3")
         page.evaluate("document.getElementById('stop').click()")
         page.wait_for("state.textContent.endsWith(', stopped')")
         idle(server)
+        # A new conversation begins in the middle of an answer, of which nothing is in it.
+        say(page, "Third")
+        page.wait_for("document.querySelectorAll('.assistant')[2]?.textContent.length > 3")
+        page.evaluate("document.getElementById('clear').click()")
+        page.wait_for("document.getElementById('stop').hidden")
+        idle(server)
+        page.evaluate("const ask = fetch; window.fetch = (path, options) => ask(path, window.asked = options)")
+        say(page, "New")
+        page.wait_for("document.getElementById('stop').hidden && document.querySelector('.assistant')?.textContent")
+        assert page.evaluate("JSON.parse(window.asked.body).messages.map(({ content }) => content)") == ["New"]
         loaded = page.evaluate("performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)")
         assert set(loaded) == {server.url}
         assert page.console == []

@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from phi_edge.serve.bodies import Body, ChatBody, CompletionBody
@@ -25,6 +24,7 @@ from phi_edge.serve.errors import ApiError, api_error
 from phi_edge.serve.guard import LOOPBACK, Guard, read_body
 from phi_edge.serve.metrics import Metrics
 from phi_edge.serve.openapi import openapi
+from phi_edge.serve.page import PAGE, send_page
 from phi_edge.serve.requests import chat_request, completion_request
 from phi_edge.serve.responses import Responding, response_events, whole_response
 from phi_edge.serve.responses_body import ResponsesBody, responses_request
@@ -33,10 +33,6 @@ from runtimes.api import Event, GenerateRequest
 from runtimes.errors import RuntimesError
 from runtimes.text.runtime import TextRuntime
 
-FILES = Path(__file__).parent
-# The page runs its own script and style and talks to this server, and nothing else.
-SOURCES = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-POLICY = {"Content-Security-Policy": SOURCES}
 B = TypeVar("B", bound=Body)
 Objects = AsyncGenerator[dict[str, Any], None]
 
@@ -72,7 +68,7 @@ def build_app(runtime: TextRuntime, settings: Settings) -> Starlette:
         Route("/health", server.health),
         Route("/metrics", server.metrics_page),
         Route("/openapi.json", server.openapi),
-        *(Route(path, _file(name)) for path, name in PAGE.items()),
+        *(Route(path, send_page(path)) for path in PAGE),
     ]
     paths = {route.path for route in routes}
     guard = Middleware(
@@ -220,16 +216,6 @@ def model_names(model: str, runtime: TextRuntime) -> dict[str, str | None]:
     """The names that a request may give as its model -> the LoRA adapter that each means."""
     adapters = [side.name for side in runtime.manifest.source.side_adapters]
     return {model: None} | {f"{model}:{adapter}": adapter for adapter in adapters}
-
-
-PAGE = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
-
-
-def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def send(request: Request) -> Response:
-        return FileResponse(FILES / name, headers=POLICY)
-
-    return send
 
 
 async def _lines(job: Job, objects: Objects, named: bool) -> AsyncGenerator[dict[str, str], None]:

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi_edge.serve.errors import ApiError
+from phi_edge.serve.page import PAGE
 
 MAX_BODY_BYTES = 4 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN_PATHS = ("/", "/page.js", "/page.css", "/health")
+OPEN_PATHS = (*PAGE, "/health")
 
 
 class Guard:

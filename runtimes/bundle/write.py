@@ -35,7 +35,7 @@ class Kind:
     model: str
     sources: Mapping[Format, Mapping[str, str]]
     provider: str | None = None  # of the artifact; None: any
-    plain: str | None = None  # a folder beside the templates whose files are copied as they are
+    plain: Sequence[str] = ()  # folders of `runtimes` whose files are copied as they are
     libraries: Sequence[Library] = ()  # what its folder lib gets
 
 
@@ -86,7 +86,7 @@ KINDS: dict[str, Kind] = {
         "model",
         {"onnx": {"web/README.md.j2": "README.md"}},
         provider="webgpu",
-        plain="web",
+        plain=("page", "bundle/web"),
         libraries=WEB_LIBRARIES,
     ),
 }
@@ -127,8 +127,8 @@ def write_site(folder: Path, libraries: Path | None = None) -> None:
 def fixed_files(kind: Kind, libraries: Path | None) -> dict[str, bytes]:
     """Path in the bundle -> content, of what is the same for every artifact. Raises RequestError."""
     files = {f"lib/{path}": content for path, content in library_files(kind.libraries, libraries).items()}
-    if kind.plain is not None:
-        folder = importlib.resources.files("runtimes.bundle") / kind.plain
+    for name in kind.plain:
+        folder = importlib.resources.files("runtimes") / name
         files |= {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     return files
 
