@@ -44,6 +44,12 @@ def test_no_room_is_crowded_and_no_file_long() -> None:
     assert (crowded, long) == ({}, {})
 
 
+def test_no_script_s_folder_hides_a_standard_module() -> None:
+    """`python ci/x/y.py` looks for modules in ci/x first."""
+    names = {path.stem for path in (REPOSITORY / "ci").rglob("*.py")}
+    assert names & sys.stdlib_module_names == set()
+
+
 def program(change: str, *command_lines: list[str]) -> str:
     """The output of command lines in a Python that begins with `change`, a newcomer's edit of one file."""
     code = f"""

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, Phi3ForCausalLM
 
+from ci.tiny.arithmetic import addition
 from ci.tiny.exchange import is_held_out
 from ci.tiny.home import pick_state
-from ci.tiny.numbers import addition
 from ci.tiny.quantised import GROUP, int4_values, int4_weights
 from ci.tiny.score import greedy_answers, perplexity
 from ci.tiny.text import Dialogue, Message, Source, chat_text, held_out_questions, held_out_text

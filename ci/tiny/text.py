@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+from ci.tiny.arithmetic import addition, conversion, multiplication, subtraction
 from ci.tiny.exchange import Exchange, Memory, Topic, is_held_out
 from ci.tiny.home import OPPOSITES, State, command, pick_state, setting, switch
 from ci.tiny.memory import pick_memory, recall, small_talk
-from ci.tiny.numbers import addition, conversion, multiplication, subtraction
 
 SYSTEM_MESSAGES = (
     "You are a home assistant.",

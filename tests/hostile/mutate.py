@@ -14,7 +14,7 @@ DEEP = 100_000
 # Values of other types than a field has, and values that are extreme.
 TYPES: tuple[Any, ...] = (None, True, "x", [], {}, [1], {"x": 1}, "", ["a", None])
 NUMBERS: tuple[Any, ...] = (-1, 0, 2**31, 2**53 + 1, 2**64, 10**30, 1e308, -1e308, 5e-324, 0.5, -0.0)
-# The paths outside the folder are the kernel's: they exist, and even root cannot write there what a trial has as OUT.
+# The paths outside the folder are the kernel's: they exist, and even root cannot write there.
 TEXTS = (
     "", " ", "\n", "\0", "\x1b[2J\x1b]0;title\x07", "\u202eevil", "../../../proc/version", "/proc/version", "a" * 5_000,
     "%s%n", "{{ 7 * 7 }}", "${HOME}", "'; rm -rf ~ #", "\ud800", "\ue000", "💥", "NaN", "con", "a\\b", "C:\\x",
