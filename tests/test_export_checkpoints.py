@@ -667,11 +667,20 @@ def test_a_template_that_cannot_be_used(copied: Path, template: Any, part: str |
         refused(copied, "tokenizer_config.json", part)
 
 
-def test_a_template_without_an_end(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.checkpoint.chat.RENDER_LIMIT_S", 0.5)
-    loop = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
-    edit(copied / "tokenizer_config.json", chat_template=loop)
-    refused(copied, "tokenizer_config.json", "still busy after")
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "takes longer than 0.1 s"),
+        ("{{ 'a' | center(10 ** 10) }}", "of more than 10000000 parts"),
+        ("{% if messages | length > 1 %}{{ [1] * 10 ** 10 }}{% endif %}a question", "of more than 10000000 parts"),
+    ],
+)
+def test_a_template_that_takes_too_much(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, template: str, part: str
+) -> None:
+    monkeypatch.setattr("export.template.allowance.RENDER_S", 0.1)
+    edit(copied / "tokenizer_config.json", chat_template=template)
+    refused(copied, "chat template cannot be used", part)
 
 
 def test_a_tokenizer_that_splits_with_a_look_ahead_is_noted(copied: Path, tmp_path: Path) -> None:

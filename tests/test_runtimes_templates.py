@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from export.artifact import Artifact, open_artifact
+from export.template.language import writes_date
 from runtimes.api import GenerateRequest, Message, TokenEvent
 from runtimes.bundle.values import control_tokens, hidden_tokens, read_turns
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import EngineError, UnsupportedError
 from runtimes.registry import open_runtime
-from runtimes.text.template_language import writes_date
 from runtimes.text.tokenizer import Tokenizer
 
 TINY = Path(__file__).parents[1] / "export" / "tiny"

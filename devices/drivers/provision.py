@@ -26,7 +26,8 @@ from runtimes.errors import TransportError
 
 SOURCE = Path(__file__).parents[2]
 # What an agent imports: of the exporter what an artifact is, and of the runtimes all but the app bundles.
-CODE = (*(f"export/{name}.py" for name in ("__init__", "artifact", "errors", "stranger", "strict")), "runtimes")
+_ARTIFACT = ("__init__.py", "artifact.py", "errors.py", "stranger.py", "strict.py", "template")
+CODE = (*(f"export/{name}" for name in _ARTIFACT), "runtimes")
 NOT_CODE = "runtimes/bundle"
 AGENT_NEEDS = ("numpy", "psutil")  # of our own requirements; the others are the command line's
 OLDEST = (3, 11)

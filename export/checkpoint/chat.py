@@ -1,11 +1,11 @@
-"""The checkpoint's chat template, as transformers reads and renders it: what ends a turn, and dialogues as text.
+"""The checkpoint's chat template: what ends a turn, and dialogues as text.
 
-The runtimes render with an environment of their own (runtimes/text/template.py), which keeps users' text apart.
+runtimes/text/template.py renders an artifact's, and keeps users' text apart from the template's own.
 """
 
 from __future__ import annotations
 
-import threading
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 
 from export.checkpoint.files import read_text
 from export.errors import CheckpointError
+from export.template.limited import LimitedTemplate
 
 TEMPLATE = "chat_template.jinja"
 # Tokens that transformers hands to a template by these names.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-RENDER_LIMIT_S = 20.0  # a template is a program; rendering takes some milliseconds
 _ANSWER = "an answer"
 
 
@@ -34,32 +34,21 @@ class Chat:
 
     def render(self, messages: Sequence[Mapping[str, str]], *, ready: bool = False) -> str:
         """The conversation's text, with `ready` for the assistant's turn. Raises TemplateRefusal, and CheckpointError
-        for a template that does not end."""
-        import transformers.utils.chat_template_utils  # noqa: F401 - here, so that the limit is the template's own
-
-        assert self.source is not None
-        found: list[str | Exception] = []
-        # A thread that is still busy at the limit is left to its loop, which ends with this process.
-        worker = threading.Thread(target=self._render, args=([dict(message) for message in messages], ready, found))
-        worker.daemon = True
-        worker.start()
-        worker.join(RENDER_LIMIT_S)
-        if not found:
-            raise CheckpointError(f"the chat template is still busy after {RENDER_LIMIT_S:.0f} s: it may have no end")
-        if isinstance(found[0], Exception):
-            raise TemplateRefusal(f"{type(found[0]).__name__}: {found[0]}") from found[0]
-        return found[0]
-
-    def _render(self, messages: list[dict[str, str]], ready: bool, found: list[str | Exception]) -> None:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
+        for a template that takes too much time or memory."""
+        turns = [dict(message) for message in messages]
         try:
-            texts, _ = render_jinja_template(
-                [messages], chat_template=self.source, add_generation_prompt=ready, **self.names
+            return self._template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=ready, **self.names
             )
-            found.append(str(texts[0]))
+        except (TimeoutError, OverflowError) as error:
+            raise CheckpointError(f"the chat template cannot be used: {error}") from error
         except Exception as error:  # the template is a program of somebody else's
-            found.append(error)
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+
+    @functools.cached_property
+    def _template(self) -> LimitedTemplate:
+        assert self.source is not None
+        return LimitedTemplate(self.source)
 
     def after_answer(self) -> str | None:
         """What the template writes behind an assistant's turn; None where it refuses such a conversation."""

@@ -9,35 +9,28 @@ import datetime
 import json
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from export.template.language import CLOCK, clock, writes_date
+from export.template.limited import LimitedTemplate
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
-from runtimes.text.limits.allowance import Allowance
 from runtimes.text.marks import Marks, Piece
-from runtimes.text.template_language import CLOCK, clock, make_environment, writes_date
 from runtimes.text.tools import template_turn
-
-if TYPE_CHECKING:
-    import jinja2
 
 ToolsPlace = Literal["argument", "system message"]
 
-RENDER_S = 5.0  # of a processor's time; the longest conversation takes a template a tenth of a second
-
 
 class ChatTemplate:
-    """A compiled chat template. It runs in jinja2's sandbox: it comes with the model and may be anyone's."""
+    """The artifact's chat template, compiled."""
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
         """`names` are the texts the template may use: bos_token, eos_token, unk_token, pad_token.
 
         Raises EngineError where the source is not a template.
         """
-        self._allowance = Allowance()
-        self._allowance.start(RENDER_S)
         try:
-            self._template = _limited(source, self._allowance)
+            self._template = LimitedTemplate(source)
             self.writes_date = writes_date(source)
         except Exception as error:  # jinja2's own, and Python's for what jinja2 made of the source
             raise EngineError(
@@ -118,7 +111,6 @@ class ChatTemplate:
             if shown is not None:
                 turns[0]["tools"] = json.dumps(shown, ensure_ascii=False)
             shown = None
-        self._allowance.start(RENDER_S)
         try:
             return self._template.render(
                 messages=turns,
@@ -156,22 +148,6 @@ def load_template(
     if not isinstance(source, str):
         raise EngineError(f"{folder}: chat_template is a {type(source).__name__}, expected text; export it again")
     return ChatTemplate(source, names)
-
-
-def _limited(source: str, allowance: Allowance) -> jinja2.Template:
-    """The compiled template. It looks at the clock in every round of a loop and every call of a macro, so it ends in
-    any thread and on every system."""
-    from jinja2 import nodes
-
-    environment = make_environment(allowance)
-    environment.extend(check_time=allowance.check_time)
-    tree = environment.parse(source)
-    blocks: list[nodes.For | nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
-    for block in [*blocks, *tree.find_all(nodes.CallBlock)]:
-        call = nodes.Call(nodes.EnvironmentAttribute("check_time"), [], [], None, None)
-        block.body.insert(0, nodes.ExprStmt(call).set_lineno(block.lineno).set_environment(environment))
-    code = environment.compile(tree)
-    return environment.template_class.from_code(environment, code, environment.make_globals(None))
 
 
 def _said(error: Exception) -> str:

@@ -10,9 +10,9 @@ import psutil
 
 import phi_edge.verbs.run
 from export import plan
+from export.template import allowance
 from runtimes import open_runtime
 from runtimes.engines.fake import fake_opener
-from runtimes.text import template
 from runtimes.text.runtime import TextRuntime
 
 MORE_BYTES = 4 << 30  # of address space, beyond what Python and torch have
@@ -26,7 +26,7 @@ def make_cheap(replace: Callable[[object, str, object], None]) -> None:
 
     replace(phi_edge.verbs.run, "open_runtime", open_fake)
     replace(plan, "seconds_per_weight", lambda job: 1e-9)
-    replace(template, "RENDER_S", 0.5)
+    replace(allowance, "RENDER_S", 0.5)
 
 
 @contextmanager

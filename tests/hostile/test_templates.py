@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from export.template import allowance
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError
-from runtimes.text import template
 from runtimes.text.template import ChatTemplate
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -23,7 +23,7 @@ def render(source: str) -> str:
 
 @pytest.mark.parametrize("source", [LOOPS, MACROS])
 def test_a_template_has_a_time_limit_in_any_thread(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "RENDER_S", 0.1)
+    monkeypatch.setattr(allowance, "RENDER_S", 0.1)
     with ThreadPoolExecutor(1) as pool, pytest.raises(RequestError, match="takes longer than"):
         pool.submit(render, source).result()
 
