@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import get_args
+from typing import Literal, get_args
 
 from export.adapters.merge import merge_adapters
 from export.adapters.side import SideAdapter, side_adapters
@@ -114,24 +114,41 @@ def resolve(request: ExportRequest) -> Job:
     )
 
 
+# Some options change onnxruntime's graph for the CPU, and no other. Why each of the others cannot have it:
+Others = Literal["executorch", "provider", "phi3small"]
+_FLOAT_CACHE: Mapping[Others, str] = {
+    "executorch": "an ExecuTorch program has its cache inside, in float",
+    "provider": "target {target} has attention over a float cache only",
+    "phi3small": "phi3small's block-sparse attention takes a float cache only",
+}
+_FIXED_WEIGHTS: Mapping[Others, str] = {
+    "executorch": "ExecuTorch has its weights inside XNNPACK's programs",
+    "provider": "{target} has none",
+    "phi3small": "phi3small's rows are stored in another order",
+}
+
+
+def other_graph(reasons: Mapping[Others, str], checkpoint: Checkpoint, target: Target, format: Format) -> str | None:
+    """The reason of the graph that this export writes; None for onnxruntime's on the CPU."""
+    if format == "executorch":
+        return reasons["executorch"]
+    if target.provider:
+        return reasons["provider"].format(target=target.name)
+    return reasons["phi3small"] if checkpoint.config_content["model_type"] == "phi3small" else None
+
+
 def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, format: Format, scheme: Scheme) -> None:
     """Raises OptionError where the engine has no such KV cache, or nothing that its scales could come from."""
     if request.kv_cache == "float":
         return
     if request.kv_cache != "int8":
         raise OptionError(f"unknown --kv-cache {request.kv_cache!r}; known: float, int8")
-    what = ""
-    if format == "executorch":
-        what = "an ExecuTorch program has its cache inside, in float"
-    elif target.provider:
-        what = f"target {target.name} has attention over a float cache only"
-    elif checkpoint.config_content["model_type"] == "phi3small":
-        what = "phi3small's block-sparse attention takes a float cache only"
-    elif scheme.linear is None:
+    what = other_graph(_FLOAT_CACHE, checkpoint, target, format)
+    if what is None and scheme.linear is None:
         what = f"scheme {scheme.name} is copied, so that no text is computed which its scales could come from"
-    elif request.side_adapters:
+    elif what is None and request.side_adapters:
         what = "its scales fit the keys and values without side adapters; merge one with --adapter"
-    if what:
+    if what is not None:
         raise OptionError(f"--kv-cache int8: {what}; leave it out")
 
 
@@ -156,14 +173,8 @@ def resolve_side(
     """The adapters that stay beside the weights. Raises OptionError where the engine cannot exchange them."""
     if not request.side_adapters:
         return ()
-    what = ""
-    if format == "executorch":
-        what = "ExecuTorch has its weights inside XNNPACK's programs"
-    elif target.provider:
-        what = f"{target.name} has none"
-    elif checkpoint.config_content["model_type"] == "phi3small":
-        what = "phi3small's rows are stored in another order"
-    if what:
+    what = other_graph(_FIXED_WEIGHTS, checkpoint, target, format)
+    if what is not None:
         raise OptionError(f"--side-adapter: {what}, so adapters cannot be exchanged there; merge one with --adapter")
     return side_adapters(checkpoint, request.side_adapters)
 

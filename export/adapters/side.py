@@ -95,7 +95,9 @@ def parameters(adapter: SideAdapter, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 def write_side(adapter: SideAdapter, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Write the adapter's file. Raises AdapterError without onnxruntime, which knows the format."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: it reports usage to its maker
+    # Before the import: it reports usage to its maker. runtimes/system/telemetry.py is not ours to import, and of this
+    # room a device gets what an artifact is, which this is no part of.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
