@@ -127,7 +127,7 @@ def test_run_and_bench_take_its_name(emulated_pi: EmulatedPi, tiny_onnx: Path, t
 def test_throttling_in_between_makes_a_measurement_doubtful(
     emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path
 ) -> None:
-    firmware, out = emulated_pi.pi / "throttled", tmp_path / "m.json"
+    firmware, out = emulated_pi.board / "throttled", tmp_path / "m.json"
     firmware.write_text("0x50005\n")
     try:
         words = ["bench", str(tiny_onnx), "--device", NAME, "--lab", str(emulated_pi.lab), "--reps", "1"]
@@ -189,7 +189,7 @@ def odd_board(emulated_pi: EmulatedPi, tmp_path: Path) -> Callable[[str], Path]:
 
     def make(script: str) -> Path:
         python, lab = tmp_path / "python3", tmp_path / "lab.toml"
-        python.write_text("#!/bin/sh\n" + script.format(python=emulated_pi.pi / "bin/python3-onnx"))
+        python.write_text("#!/bin/sh\n" + script.format(python=emulated_pi.board / "bin/python3-onnx"))
         python.chmod(0o755)
         lab.write_text(emulated_pi.row(python=str(python)))
         return lab
@@ -375,7 +375,7 @@ def test_a_killed_agent_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[
 
 
 def test_a_restarted_device_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
-    boot_id = emulated_pi.pi / "root/proc/sys/kernel/random/boot_id"
+    boot_id = emulated_pi.board / "root/proc/sys/kernel/random/boot_id"
     kept = boot_id.read_text()
     events = open_pi().generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
     next(events)

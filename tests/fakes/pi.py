@@ -64,7 +64,8 @@ class EmulatedPi(LocalSshd):
     def __init__(self, folder: Path, pi: Path) -> None:
         # A home of its own: the shell would run this machine's start-up files for every command.
         self._programs = folder / "programs"  # before the machine's own
-        path = f"{self._programs}:{pi}/bin:/usr/local/bin:/usr/bin:/bin"
+        self.board = folder / "board"
+        path = f"{self._programs}:{self.board}/bin:/usr/local/bin:/usr/bin:/bin"
         super().__init__(folder, NAME, {"SetEnv": f"PATH={path} HOME={folder}"})
         self.pi = pi
         self.lab = folder / "lab.toml"
@@ -73,6 +74,7 @@ class EmulatedPi(LocalSshd):
     def __enter__(self) -> EmulatedPi:
         self.prepare()
         self._programs.mkdir()
+        self._make_board()
         self.lab.write_text(self.row())
         self.start()
         return self
@@ -81,6 +83,17 @@ class EmulatedPi(LocalSshd):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _make_board(self) -> None:
+        """What a test changes (`root/proc`, what the firmware says in `throttled`) is this run's own: another run on
+        this machine has the same Pi at the same time. The rest is links to it."""
+        shutil.copytree(self.pi / "bin", self.board / "bin", symlinks=True)
+        shutil.copytree(self.pi / "root" / "proc", self.board / "root" / "proc")
+        for shared in (self.pi / "root").iterdir():
+            if shared.name != "proc":
+                (self.board / "root" / shared.name).symlink_to(shared)
+        (self.board / "lib").symlink_to("root/usr/lib")
+        (self.board / "throttled").write_text("0x0\n")
 
     @contextlib.contextmanager
     def full_disk(self) -> Iterator[None]:
@@ -106,7 +119,7 @@ class EmulatedPi(LocalSshd):
             "host": NAME,
             "config": str(self.config),
             "cache": str(self.cache),
-            "python": str(self.pi / "bin/python3-onnx"),
+            "python": str(self.board / "bin/python3-onnx"),
         } | changes
         return lab_file(NAME, keys)
 
