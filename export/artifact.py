@@ -20,9 +20,9 @@ from export.strict import build, read_json, within
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
-Format = Literal["onnx", "executorch"]
+Format = Literal["onnx", "executorch", "gguf"]
 TOKENIZER = "tokenizer.json"
-MODEL_SUFFIX: Mapping[Format, str] = {"onnx": ".onnx", "executorch": ".pte"}
+MODEL_SUFFIX: Mapping[Format, str] = {"onnx": ".onnx", "executorch": ".pte", "gguf": ".gguf"}
 # A LoRA adapter that a request may choose: its name, and what the name of its file ends with.
 ADAPTER_NAME = r"[A-Za-z0-9._-]{1,64}"
 ADAPTER_SUFFIX = ".onnx_adapter"

@@ -1,4 +1,4 @@
-"""The two formats behind one interface: lay the weight files out; when their slots are full, write the rest."""
+"""The formats behind one interface: lay the weight files out; when their slots are full, write the rest."""
 
 from __future__ import annotations
 
@@ -44,12 +44,22 @@ def _executorch(job: Job) -> Layout:
     return ExecuTorchLayout(job)
 
 
+def _gguf(job: Job) -> Layout:
+    from export.to_gguf.layout import GgufLayout
+
+    return GgufLayout(job)
+
+
 # Each imports its library only when it is called.
-LAYOUTS: Mapping[Format, Callable[[Job], Layout]] = {"onnx": _onnx, "executorch": _executorch}
+LAYOUTS: Mapping[Format, Callable[[Job], Layout]] = {"onnx": _onnx, "executorch": _executorch, "gguf": _gguf}
 
 
 def runner_notes(job: Job) -> list[str]:
     """What a program that runs the artifact must be able to do, beyond what all of them do."""
+    if job.format == "gguf":
+        from export.to_gguf.layout import notes
+
+        return notes(job)
     if job.format == "executorch" and looks_ahead(json.loads(job.checkpoint.tokenizer)):
         return [
             "tokenizer.json splits text with a look-ahead: an ExecuTorch runner must be built with "

@@ -49,14 +49,14 @@ def resolve(request: ExportRequest) -> Job:
     """Open the checkpoint and check every option. Raises OptionError, CheckpointError or AdapterError."""
     target = target_named(request.target)
     format_name = request.format or target.format
-    if format_name not in get_args(Format):
-        raise OptionError(f"unknown format {format_name!r}; known: {', '.join(get_args(Format))}")
-    format: Format = "onnx" if format_name == "onnx" else "executorch"
+    format = format_named(format_name)
     if format not in target.formats:
         raise OptionError(f"target {target.name} has no format {format}; it has: {', '.join(target.formats)}")
     scheme = scheme_named(request.scheme or target.schemes[format])
     if format == "executorch":
         scheme = scheme.for_executorch()
+    elif format == "gguf":
+        scheme = scheme.for_gguf()
     if (request.max_bytes or request.bits_per_weight) is not None and scheme.linear is None:
         raise OptionError(f"--max-bytes and --bits-per-weight are for 4-bit schemes, and {scheme.name} keeps float")
     if request.max_bytes is not None and request.bits_per_weight is not None:
@@ -78,8 +78,11 @@ def resolve(request: ExportRequest) -> Job:
             f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: "
             + ", ".join(other.name for other in TARGETS.values() if other.block_sparse)
         )
+    if format == "gguf" and checkpoint.config_content["model_type"] == "phi3small":
+        raise OptionError("llama.cpp has no phi3small, so that it cannot be a GGUF file; use --format onnx")
     longest = config.max_position_embeddings
-    window = longest if target.windows else config.sliding_window or longest
+    slides = target.windows and format != "gguf"  # llama.cpp reads a Phi-3's window and does not use it
+    window = longest if slides else config.sliding_window or longest
     # ExecuTorch's attention takes a window as a mask over the whole cache, which halves its speed: by default, none.
     unmasked = config.sliding_window or longest if format == "executorch" else window
     asked = request.context_tokens
@@ -88,8 +91,8 @@ def resolve(request: ExportRequest) -> Job:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     if context > window:
         raise OptionError(
-            f"--context {context}: this model's attention slides after {window} tokens, which {target.name} cannot do; "
-            f"use {window}"
+            f"--context {context}: this model's attention slides after {window} tokens, which "
+            f"{'llama.cpp' if format == 'gguf' else target.name} cannot do; use {window}"
         )
     activations = request.activations or target.activations[0]
     if activations not in target.activations:
@@ -115,14 +118,16 @@ def resolve(request: ExportRequest) -> Job:
 
 
 # Some options change onnxruntime's graph for the CPU, and no other. Why each of the others cannot have it:
-Others = Literal["executorch", "provider", "phi3small"]
+Others = Literal["executorch", "gguf", "provider", "phi3small"]
 _FLOAT_CACHE: Mapping[Others, str] = {
     "executorch": "an ExecuTorch program has its cache inside, in float",
+    "gguf": "llama.cpp is given its cache's type when it starts (--cache-type-k q8_0)",
     "provider": "target {target} has attention over a float cache only",
     "phi3small": "phi3small's block-sparse attention takes a float cache only",
 }
 _FIXED_WEIGHTS: Mapping[Others, str] = {
     "executorch": "ExecuTorch has its weights inside XNNPACK's programs",
+    "gguf": "a GGUF file has the model alone",
     "provider": "{target} has none",
     "phi3small": "phi3small's rows are stored in another order",
 }
@@ -130,11 +135,19 @@ _FIXED_WEIGHTS: Mapping[Others, str] = {
 
 def other_graph(reasons: Mapping[Others, str], checkpoint: Checkpoint, target: Target, format: Format) -> str | None:
     """The reason of the graph that this export writes; None for onnxruntime's on the CPU."""
-    if format == "executorch":
-        return reasons["executorch"]
+    if format != "onnx":
+        return reasons[format]
     if target.provider:
         return reasons["provider"].format(target=target.name)
     return reasons["phi3small"] if checkpoint.config_content["model_type"] == "phi3small" else None
+
+
+def format_named(name: str) -> Format:
+    """Raises OptionError with the known ones."""
+    known: tuple[Format, ...] = get_args(Format)
+    if name not in known:
+        raise OptionError(f"unknown format {name!r}; known: {', '.join(known)}")
+    return name
 
 
 def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, format: Format, scheme: Scheme) -> None:

@@ -8,10 +8,11 @@ from export.artifact import Format, Memory
 from export.job import Job
 
 # Phi-3-mini, 2.15 GB of weights, 161 tokens of a float32 cache: 2.83 GB at the peak with ONNX Runtime, 4.17 GB with
-# ExecuTorch (docs/benchmarks.md). Both pack the weights again; XNNPACK's source also stays mapped.
-RESIDENT: dict[Format, float] = {"onnx": 1.2, "executorch": 1.8}
+# ExecuTorch (docs/benchmarks.md). Both pack the weights again; XNNPACK's source also stays mapped. llama.cpp packs Q4_0
+# again beside the mapped file: SmolLM2, 92 MB of weights, 138 tokens, had 338 MB at the peak.
+RESIDENT: dict[Format, float] = {"onnx": 1.2, "executorch": 1.8, "gguf": 1.7}
 # Of these the process without a model is about this much: interpreter, libraries, scratch of a prefill.
-ENGINE_BYTES: dict[Format, int] = {"onnx": 120_000_000, "executorch": 150_000_000}
+ENGINE_BYTES: dict[Format, int] = {"onnx": 120_000_000, "executorch": 150_000_000, "gguf": 140_000_000}
 PLANNED_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
@@ -43,5 +44,6 @@ def float_rows_bytes(job: Job) -> int:
 def kv_bytes_per_token(job: Job) -> int:
     """Keys and values of one token in all layers."""
     model = job.model
-    number_bytes = 1 if job.int8_cache else 2 if job.activations == "float16" else 4
+    # llama.cpp's cache is float16, if it is not told otherwise.
+    number_bytes = 1 if job.int8_cache else 2 if job.activations == "float16" or job.format == "gguf" else 4
     return 2 * model.layers * model.kv_heads * model.head_dim * number_bytes

@@ -16,6 +16,7 @@ from export.artifact import (
     SCHEMA,
     AppliedScheme,
     Artifact,
+    Format,
     Loss,
     Manifest,
     Rope,
@@ -43,6 +44,7 @@ from export.weights.slots import SlotId, weight_files
 from export.weights.weight_file import WeightFile
 from export.weights.work_folder import check_out, discard, publish, real_path, recover, work_folder
 
+# Of each export; a format's own library only with that format.
 TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
 
 FLOAT16_MAX = 65504.0
@@ -166,7 +168,7 @@ def describe_job(job: Job) -> str:
         "asked": asked,
         "defaults": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
         "calibration": sha256_file(Path(text)) if text is not None and Path(text).is_file() else None,
-        "tools": tool_versions(),
+        "tools": tool_versions(job.format),
         "adapters": [len(source.adapters), *((adapter.name, adapter.weight) for adapter in adapters)],
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
@@ -261,7 +263,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         tokens=job.checkpoint.tokens,
         memory=plan_memory(job, sum(files[name].bytes for name in weight_files(layout.slots))),
         loss=loss,
-        tools=tool_versions(),
+        tools=tool_versions(job.format),
         files=files,
         notes=[*job.checkpoint.notes, *loss_notes(loss), *runner_notes(job)],
     )
@@ -273,9 +275,10 @@ def kept_wider(checkpoint: Checkpoint) -> list[str]:
     return ["*norm.weight"] + (["*.bias"] if "bias" in names else [])
 
 
-def tool_versions() -> dict[str, str]:
+def tool_versions(format: Format) -> dict[str, str]:
     """The versions of what makes the artifact."""
-    return {name: importlib.metadata.version(name) for name in TOOLS if installed(name)}
+    names = [*TOOLS, "gguf"] if format == "gguf" else TOOLS
+    return {name: importlib.metadata.version(name) for name in names if installed(name)}
 
 
 def installed(name: str) -> bool:

@@ -14,14 +14,15 @@ from export.job import Job
 from export.memory import kv_bytes_per_token, plan_memory
 from export.scheme import EMBEDDING, HEAD, Precision
 from export.system import workers
+from export.weights.slots import BLOCK_BYTES, BLOCK_WEIGHTS, block_type
 
 GB = 1e9
 # Peak resident memory of the process: what the libraries take, plus, per weight of one layer, ExecuTorch's stand-ins.
-BASE_BYTES = {"onnx": 0.8e9, "executorch": 1.05e9}
+BASE_BYTES = {"onnx": 0.8e9, "executorch": 1.05e9, "gguf": 0.8e9}
 STAND_IN_BYTES_PER_WEIGHT = 4
 # Seconds beside the stream of weights: imports and tracing, and for ExecuTorch lowering, per layer.
-BASE_S = {"onnx": 3.0, "executorch": 17.0}
-LAYER_S = {"onnx": 0.06, "executorch": 0.25}
+BASE_S = {"onnx": 3.0, "executorch": 17.0, "gguf": 2.0}
+LAYER_S = {"onnx": 0.06, "executorch": 0.25, "gguf": 0.0}
 DISK_SPARE_BYTES = 64 << 20  # for what an artifact has beside its weights: graph, program, tokenizer
 # Beside the search, of each weight: its products with the text, and GPTQ's own work, on one core.
 PRODUCTS_PER_S = 6e10
@@ -93,7 +94,9 @@ def weight_bytes(job: Job) -> int:
     """Bytes of the weight file, to a few kilobytes: codes, scales in the format's type, norms, tables."""
     config, scheme = job.checkpoint.config, job.scheme
     float_bytes = 2 if job.activations == "float16" else 4
-    total = 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
+    total = 0
+    if job.format != "gguf":  # llama.cpp computes its tables when it starts
+        total += 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
     if job.int8_cache:  # a scale for each channel of keys and values
         total += kv_bytes_per_token(job) * float_bytes
     shapes = config.tensor_shapes()
@@ -104,8 +107,15 @@ def weight_bytes(job: Job) -> int:
         if precision is None:
             total += math.prod(shape) * float_bytes
             continue
-        total += precision.stored_bytes(shape[0], shape[1], scale_bytes(job, name, precision))
+        total += stored_bytes(job, name, shape, precision)
     return total
+
+
+def stored_bytes(job: Job, name: str, shape: tuple[int, ...], precision: Precision) -> int:
+    """Codes, scales and zero points of one matrix."""
+    if job.format == "gguf":
+        return math.prod(shape) // BLOCK_WEIGHTS * BLOCK_BYTES[block_type(precision)]
+    return precision.stored_bytes(shape[0], shape[1], scale_bytes(job, name, precision))
 
 
 def scale_bytes(job: Job, tensor: str, precision: Precision) -> int:

@@ -8,6 +8,7 @@ codes are found, where it is not data-free: `-weighted` or `-gptq`. Norms stay f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,6 +17,7 @@ from export.errors import OptionError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+GGML_BLOCK = 32  # weights in a block of each of llama.cpp's types that have a scheme here
 # How codes are found: from the weights alone, weighted by the inputs' mean squares, or with error feedback.
 Method = Literal["data-free", "weighted", "gptq"]
 
@@ -92,6 +94,17 @@ class Scheme:
         rows = Precision(bits=8, block_size=None)
         table, head = (rows if part and part.bits == 8 else part for part in (self.table, self.head))
         return replace(self, table=table, head=head)
+
+    def for_gguf(self) -> Scheme:
+        """The same scheme, where ggml has block types for it. Raises OptionError."""
+        sizes = {part.block_size for part in (self.linear, self.table, self.head) if part} - {GGML_BLOCK}
+        if sizes:
+            fitting = re.sub(r"-b\d+", f"-b{GGML_BLOCK}", self.name)
+            raise OptionError(
+                f"scheme {self.name} has blocks of {min(map(str, sizes))}, and those of a GGUF file have "
+                f"{GGML_BLOCK} weights; use {fitting}"
+            )
+        return self
 
     @property
     def embedding_bits(self) -> int | None:

@@ -35,7 +35,11 @@ class Target:
 
 # docs/quality.md compares these with others. ONNX scales are float32, so blocks of 64 with zero points cost 4.6 bits a
 # weight; ExecuTorch's are bf16, so that blocks of 32 cost 4.5.
-_SCHEMES: Mapping[Format, str] = {"onnx": "uint4-b64-e8-weighted", "executorch": "int4-b32-e8-weighted"}
+_SCHEMES: Mapping[Format, str] = {
+    "onnx": "uint4-b64-e8-weighted",
+    "executorch": "int4-b32-e8-weighted",
+    "gguf": "int4-b32-e8-weighted",
+}
 
 TARGETS: Mapping[str, Target] = {
     target.name: target
@@ -43,7 +47,7 @@ TARGETS: Mapping[str, Target] = {
         Target(
             name="cpu",
             format="onnx",
-            formats=("onnx", "executorch"),
+            formats=("onnx", "executorch", "gguf"),
             schemes=_SCHEMES,
             context_tokens=4096,
             accuracy_level=4,
@@ -52,7 +56,7 @@ TARGETS: Mapping[str, Target] = {
         Target(
             name="raspberry-pi",
             format="onnx",
-            formats=("onnx", "executorch"),
+            formats=("onnx", "executorch", "gguf"),
             schemes=_SCHEMES,
             context_tokens=2048,
             accuracy_level=4,
@@ -61,7 +65,7 @@ TARGETS: Mapping[str, Target] = {
         Target(
             name="android",
             format="executorch",
-            formats=("executorch", "onnx"),
+            formats=("executorch", "onnx", "gguf"),
             schemes=_SCHEMES,
             system_bytes=2_000_000_000,  # with the app in front: beyond it Android ends processes
             context_tokens=2048,

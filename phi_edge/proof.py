@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 LIMIT_S = 900.0  # an engine that hangs; a full-size artifact takes ten seconds
 PROVED_TOKENS = 256  # more than the proof generates
-LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "executorch": "executorch"}
+LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "executorch": "executorch", "gguf": "xllamacpp"}
+# Not every machine that exports has one, and a GGUF file is often for another program.
+OPTIONAL = "gguf"
 LAST_BYTES = 2000
 
 
@@ -39,7 +41,7 @@ class ChildProver:
 
     def read_texts(self, folder: Path, format: Format) -> None:
         """See Prover."""
-        if importlib.util.find_spec(LIBRARIES[format]) is None:
+        if format != OPTIONAL and importlib.util.find_spec(LIBRARIES[format]) is None:
             raise OptionError(
                 f"an export is run before it is sealed, and {LIBRARIES[format]} is not installed: pip install "
                 f"'phi-edge[{format}]'"
@@ -57,6 +59,8 @@ class ChildProver:
 
     def run(self, artifact: Artifact) -> list[str]:
         """See Prover."""
+        if importlib.util.find_spec(LIBRARIES[artifact.manifest.format]) is None:
+            return ["not run before it was sealed: there is no llama.cpp here; pip install 'phi-edge[gguf]' brings one"]
         if (reason := too_little_memory(artifact.manifest)) is not None:
             return [reason]
         command = [sys.executable, "-P", "-m", "runtimes.proof", str(artifact.folder.resolve())]

@@ -44,8 +44,14 @@ def _executorch(artifact: Artifact, threads: int | None) -> Engine:
     return open_executorch(artifact, threads)
 
 
+def _gguf(artifact: Artifact, threads: int | None) -> Engine:
+    from runtimes.engines.llama_engine import open_llama
+
+    return open_llama(artifact, threads)
+
+
 # Each opener imports its library only when it is called.
-ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch}
+ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch, "gguf": _gguf}
 
 
 def open_runtime(

@@ -232,7 +232,7 @@ def test_no_window_as_it_is_published(broken: Path, tmp_path: Path) -> None:
 OPTION_FAULTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "scheme": (["--scheme", "int3"], ("'int3'", "int4-b32", "fp32")),
     "target": (["--target", "toaster"], ("'toaster'", "raspberry-pi", "windows-directml")),
-    "format": (["--format", "tflite"], ("'tflite'", "onnx, executorch")),
+    "format": (["--format", "tflite"], ("'tflite'", "onnx, executorch, gguf")),
     "format of target": (["--target", "windows-directml", "--format", "executorch"], ("windows-directml", "onnx")),
     "context": (["--context", "99999"], ("99999", "4096")),
     "block": (["--scheme", "int4-b128"], ("int4-b128", "128", "320")),

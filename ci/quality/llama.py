@@ -1,14 +1,12 @@
 """llama.cpp: a GGUF file written by its own quantiser's rules and functions, and run by its own engine.
 
-The library is the one in PyPI's xllamacpp, whose extension module exports llama.cpp's C functions. Its own Python
-interface is a server's and gives no logits, so these few functions are called by ctypes. It was built for AVX2 alone:
-good for figures of quality, not for those of speed.
+The library is the one in PyPI's xllamacpp. It was built for AVX2 alone: good for figures of quality, not for those of
+speed.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ci.quality.engine import Logits
+from runtimes.engines.llama_library import load_llama
 
 PACKAGE = "xllamacpp==2026.10.11549"
 Kind = Literal["Q4_0", "Q4_K_M"]
@@ -26,66 +25,13 @@ SUPER_BLOCK = 256
 FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
-class _Parameters(ctypes.Structure):
-    """llama_model_params or llama_context_params with their defaults: bytes that are handed on and never looked into.
-
-    Longer than either, which C's rules for large structures allow.
-    """
-
-    _fields_ = (("content", ctypes.c_byte * 1024),)
-
-
-class _Batch(ctypes.Structure):
-    """llama_batch."""
-
-    _fields_ = (
-        ("n_tokens", ctypes.c_int32),
-        ("token", ctypes.POINTER(ctypes.c_int32)),
-        ("embd", ctypes.POINTER(ctypes.c_float)),
-        ("pos", ctypes.POINTER(ctypes.c_int32)),
-        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
-        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
-        ("logits", ctypes.POINTER(ctypes.c_int8)),
-    )
-
-
-_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "ggml_quantize_chunk": (
-        ctypes.c_size_t,
-        [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *([ctypes.c_int64] * 3), ctypes.c_void_p],
-    ),
-    "llama_batch_init": (_Batch, [ctypes.c_int32] * 3),
-    "llama_context_default_params": (_Parameters, []),
-    "llama_decode": (ctypes.c_int32, [ctypes.c_void_p, _Batch]),
-    "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [ctypes.c_void_p]),
-    "llama_get_memory": (ctypes.c_void_p, [ctypes.c_void_p]),
-    "llama_init_from_model": (ctypes.c_void_p, [ctypes.c_void_p, _Parameters]),
-    "llama_log_set": (None, [_LOG, ctypes.c_void_p]),
-    "llama_memory_clear": (None, [ctypes.c_void_p, ctypes.c_bool]),
-    "llama_model_default_params": (_Parameters, []),
-    "llama_model_load_from_file": (ctypes.c_void_p, [ctypes.c_char_p, _Parameters]),
-    "llama_set_n_threads": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]),
-}
-
-
-def _print_error(level: int, text: bytes, _: None) -> None:
-    if level == 4:
-        sys.stderr.write(text.decode(errors="replace"))
-
-
-_LOGGER = _LOG(_print_error)  # kept: the library calls it as long as it is loaded
-
-
-def load_library() -> ctypes.CDLL:
+def load_library() -> Any:
     """llama.cpp out of xllamacpp, which is on the path (ci.quality.packages)."""
-    import xllamacpp
-
-    library = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("xllamacpp.*so"))))
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    library.llama_log_set(_LOGGER, None)
+    library = load_llama()
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *([ctypes.c_int64] * 3), ctypes.c_void_p
+    ]  # fmt: skip
     return library
 
 
@@ -204,7 +150,7 @@ def tensor_type(name: str, columns: int, layers: int, kind: Kind) -> str:
     return FALLBACK.get(usual, usual) if columns % SUPER_BLOCK else usual
 
 
-def quantise_tensor(library: ctypes.CDLL, values: NDArray[np.float32], quantisation: Any) -> NDArray[np.uint8]:
+def quantise_tensor(library: Any, values: NDArray[np.float32], quantisation: Any) -> NDArray[np.uint8]:
     """llama.cpp's codes [rows, bytes of a row]."""
     import gguf
 

@@ -18,7 +18,7 @@ from export.artifact import Artifact
 from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import ArtifactError
 from export.request import AdapterChoice
-from export.verify.conformance_report import FLOAT_BOUNDS, INT8_BOUNDS, Bounds, Case, Decode, Report, Way
+from export.verify.conformance_report import Bounds, Case, Decode, Report, Way, bounds_of
 from export.verify.reference import Reference, open_reference
 from export.weights.dequantize import read_weights
 from export.weights.on_demand import WeightsOnDemand
@@ -80,7 +80,7 @@ def examine(
         + ("the artifact's own weights dequantised" if quantised else "the checkpoint's weights"),
         scheme=artifact.manifest.scheme.name,
         context_tokens=artifact.manifest.context_tokens,
-        bounds=bounds or (INT8_BOUNDS if quantised else FLOAT_BOUNDS),
+        bounds=bounds or bounds_of(artifact.manifest),
         cases=cases,
         decodes=decodes,
     )

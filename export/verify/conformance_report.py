@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from export.artifact import Manifest
+
 Way = Literal["whole", "pieces", "one by one"]
 
 
@@ -23,11 +25,21 @@ class Bounds:
 FLOAT_BOUNDS = Bounds(
     max_difference=1e-3, mean_kl=1e-6, reason="the same arithmetic in float32, in another order of summation"
 )
+HALF_CACHE_BOUNDS = Bounds(
+    max_difference=0.03, mean_kl=1e-5, reason="float32, but for keys and values, which llama.cpp keeps in float16"
+)
 INT8_BOUNDS = Bounds(
     max_difference=0.5,
     mean_kl=0.02,
     reason="activations rounded to 8 bits, by row or block: each product is off by up to 1/254 of its largest input",
 )
+
+
+def bounds_of(manifest: Manifest) -> Bounds:
+    """Those of an artifact's own arithmetic."""
+    if manifest.scheme.bits is not None:
+        return INT8_BOUNDS
+    return HALF_CACHE_BOUNDS if manifest.format == "gguf" else FLOAT_BOUNDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ def read_tensor(folder: Path, tensor: TensorLayout) -> Tensor:
 
 
 def _multiplied(folder: Path, tensor: TensorLayout) -> Tensor:
+    if (blocks := tensor.slots.get(SlotId(tensor.name, "blocks"))) is not None:
+        return read_blocks(folder, blocks).reshape(tensor.shape)
     if tensor.bits is None:
         return read_kind(folder, tensor, "weight")[0].float().reshape(tensor.shape)
     rows = tensor.shape[0]
@@ -46,6 +48,15 @@ def _multiplied(folder: Path, tensor: TensorLayout) -> Tensor:
         # Of an odd number of 4-bit zero points the last byte of a row has one.
         codes -= unpack(points, tensor.bits, slot).float().reshape(rows, -1)[:, : scales.shape[1], None]
     return (codes * scales[:, :, None]).reshape(tensor.shape)
+
+
+def read_blocks(folder: Path, slot: Slot) -> Tensor:
+    """ggml's blocks, dequantised by its own library: float32 [rows, columns]."""
+    import gguf
+    import numpy as np
+
+    data = np.frombuffer(stored(folder, slot), np.uint8).reshape(slot.shape)
+    return torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[slot.block_type or ""]))
 
 
 def read_kind(folder: Path, tensor: TensorLayout, kind: Kind) -> tuple[Tensor, Slot]:

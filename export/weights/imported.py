@@ -11,6 +11,7 @@ from export.artifact import Format
 from export.checkpoint.quantised import QuantisedTensor, refuse_scales
 from export.errors import CheckpointError
 from export.scheme import Precision, Scheme
+from export.weights.slots import BLOCK_WEIGHTS
 
 XNNPACK_GROUP = 32  # the smallest; larger ones are multiples of it
 
@@ -50,6 +51,14 @@ def refuse_inexact(name: str, tensor: QuantisedTensor, *, format: Format, provid
             reason = f"groups of {tensor.group_size}, not of {XNNPACK_GROUP} or a multiple"
         if reason:
             raise CheckpointError(f"{name}: has {reason}, so it is repacked exactly only into ONNX; use --format onnx")
+    elif format == "gguf":
+        reason = refuse_scales(tensor, torch.float16, positive=False)
+        if not tensor.symmetric:
+            reason = "zero points"
+        elif tensor.group_size % BLOCK_WEIGHTS:
+            reason = f"groups of {tensor.group_size}, not of {BLOCK_WEIGHTS} or a multiple"
+        if reason:
+            raise CheckpointError(f"{name}: has {reason}, so ggml's block types cannot store it; use --format onnx")
     else:
         reason = refuse_scales(tensor, torch.float16 if provider else torch.float32, positive=False)
         if reason:

@@ -14,7 +14,7 @@ from export.artifact import Artifact
 from export.errors import ArtifactError
 from export.models.shape import EMBEDDING
 from export.strict import build, read_json
-from export.weights.slots import DTYPES, Interleaved, Kind, Slot, SlotId, Slots
+from export.weights.slots import BLOCK_WEIGHTS, DTYPES, BlockType, Interleaved, Kind, Slot, SlotId, Slots
 
 LAYOUT = "layout.json"
 SCHEMA = 1
@@ -55,15 +55,20 @@ def _describe(name: str, shape: tuple[int, ...], slots: Slots, interleaved: Inte
     scales = [slot for id, slot in slots.items() if id.kind == "scales"]
     pieces = interleaved.get(SlotId(name, "codes" if scales else "weight"), ())
     stored = sum(slots[id].length for id in dict(pieces))
+    block_types = {slot.block_type for slot in slots.values() if slot.block_type}
     return TensorLayout(
         name=name,
         shape=shape,
         bits=next((slot.bits for slot in slots.values() if slot.bits), None),
-        block_size=count // sum(math.prod(slot.shape) for slot in scales) if scales else None,
-        zero_points=any(id.kind == "zero_points" for id in slots),
+        block_size=_block_size(count, scales) if scales else BLOCK_WEIGHTS if block_types else None,
+        zero_points=any(id.kind == "zero_points" for id in slots) or "Q4_1" in block_types,
         rows=tuple((id.part, length * shape[0] // stored) for id, length in pieces),
         slots=slots,
     )
+
+
+def _block_size(count: int, scales: Sequence[Slot]) -> int:
+    return count // sum(math.prod(slot.shape) for slot in scales)
 
 
 def write_layout(folder: Path, tensors: Sequence[TensorLayout]) -> None:
@@ -87,6 +92,7 @@ def _slot_content(slot: Slot) -> dict[str, Any]:
         "dtype": slot.dtype,
         "shape": slot.shape,
         **({"bits": slot.bits, "even_high": slot.even_high} if slot.bits else {}),
+        **({"block_type": slot.block_type} if slot.block_type else {}),
     }
 
 
@@ -117,6 +123,7 @@ class _Slot:
     shape: Sequence[int]
     bits: int | None = None
     even_high: bool = False
+    block_type: BlockType | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,4 +175,5 @@ def _read_slot(id: SlotId, entry: _Slot, path: Path) -> Slot:
         file=entry.file,
         bits=entry.bits,
         even_high=entry.even_high,
+        block_type=entry.block_type,
     )

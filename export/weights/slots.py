@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from export.errors import OptionError
+from export.scheme import Precision
 
 DTYPES = {
     "float32": torch.float32,
@@ -18,9 +19,26 @@ DTYPES = {
     "uint8": torch.uint8,
     "int8": torch.int8,
 }
-# What a slot holds of its tensor. `weight` is the tensor itself, in float.
-Kind = Literal["weight", "codes", "scales", "zero_points"]
-SUFFIXES: Mapping[Kind, str] = {"weight": "", "codes": "_q", "scales": "_scales", "zero_points": "_zero_points"}
+# What a slot holds of its tensor. `weight` is the tensor itself, in float; `blocks` are codes and scales in one.
+Kind = Literal["weight", "codes", "scales", "zero_points", "blocks"]
+SUFFIXES: Mapping[Kind, str] = {
+    "weight": "",
+    "codes": "_q",
+    "scales": "_scales",
+    "zero_points": "_zero_points",
+    "blocks": "_blocks",
+}
+# ggml's names for blocks of 32 weights: 4 bits with a scale, 4 bits with a scale and a minimum, 8 bits with a scale.
+BlockType = Literal["Q4_0", "Q4_1", "Q8_0"]
+BLOCK_WEIGHTS = 32
+BLOCK_BYTES: Mapping[BlockType, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+
+
+def block_type(precision: Precision) -> BlockType:
+    """The type that stores a precision with blocks of 32, or of a multiple whose scale is then repeated."""
+    if precision.bits == 8:
+        return "Q8_0"
+    return "Q4_0" if precision.symmetric else "Q4_1"
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Slot:
     bits: int | None = None  # of a code; two 4-bit codes lie in a byte
     even_high: bool = False  # of two 4-bit codes in a byte, the even column's is in the high half
     rounded: str | None = None  # a narrower type that the values are rounded to first
+    block_type: BlockType | None = None  # of `blocks`; `shape` is then in bytes
 
     @property
     def length(self) -> int:

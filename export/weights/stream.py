@@ -20,9 +20,10 @@ from export.checkpoint.open import Checkpoint
 from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
 from export.errors import CheckpointError
-from export.scheme import Precision, Scheme
+from export.scheme import EMBEDDING, Precision, Scheme
 from export.weights.calibration import Batch
 from export.weights.loss import ChunkLoss, LossMeter, chunk_loss
+from export.weights.methods.blocks import pack_blocks
 from export.weights.methods.method import Quantiser, imported_rows, make_quantiser
 from export.weights.scratch import Scratch
 from export.weights.slots import DTYPES, SUFFIXES, SlotId
@@ -112,11 +113,14 @@ class Stream:
         """How a matrix is quantised whose scales go to `slot`. `inputs`: what it is multiplied with, calibration alone;
         None for a table."""
         scales = self.sink.slot(SlotId(slot, "scales")) if slot else None
+        blocks = self.sink.slot(SlotId(slot or EMBEDDING, "blocks"))
+        scale_dtype = torch.float16 if blocks else torch.float32
         return make_quantiser(
             self.scheme.method,
             precision,
             inputs,
-            scale_dtype=DTYPES[scales.rounded or scales.dtype] if scales else torch.float32,
+            scale_dtype=DTYPES[scales.rounded or scales.dtype] if scales else scale_dtype,
+            block_type=blocks.block_type if blocks else None,
             scratch=self.scratch,
             pool=self.pool,
         )
@@ -129,7 +133,9 @@ class Stream:
         """
         tensor = self.checkpoint.tensors[name]
         ids = {kind: SlotId(slot or name, kind) for kind in SUFFIXES}
-        codes, points = (self.sink.slot(ids[kind]) if slot else None for kind in ("codes", "zero_points"))
+        codes, points, blocks = (
+            self.sink.slot(ids[kind]) if slot else None for kind in ("codes", "zero_points", "blocks")
+        )
 
         def quantise(start: int, stop: int) -> Chunk:
             if isinstance(tensor, QuantisedTensor):
@@ -144,6 +150,8 @@ class Stream:
                 raise CheckpointError(NOT_FINITE.format(name))
             if use:
                 use(start, weight, rows.dequantised)
+            if blocks and blocks.block_type:
+                return Chunk(len(weight), pack_blocks(rows, blocks.block_type), loss=loss)
             packed = rows.pack(codes) if codes else weight.new_empty(0)
             zeros = rows.pack_zero_points() if points else None
             scales = finite(name, rows.scales, self.dtype(ids["scales"]))
@@ -161,6 +169,9 @@ class Stream:
                 self.sink.append(ids["scales"], as_bytes(chunk.scales))
                 if chunk.zero_points is not None:
                     self.sink.append(ids["zero_points"], as_bytes(chunk.zero_points))
+                self.meter.add(name, chunk.loss)
+            elif blocks and chunk.loss:
+                self.sink.append(ids["blocks"], as_bytes(chunk.stored))
                 self.meter.add(name, chunk.loss)
             elif slot:
                 self.sink.append(SlotId(slot), as_bytes(chunk.stored))

@@ -28,7 +28,7 @@ from export.job import Job
 from export.models.attention import Cached, attend
 from export.models.layers import leaves
 from export.models.shape import EMBEDDING, Layer, Model, on_meta
-from export.plan import scale_bytes, weight_bytes
+from export.plan import stored_bytes, weight_bytes
 from export.scheme import Precision, Scheme
 from export.strict import read_json
 from export.texts import HELD_OUT
@@ -41,9 +41,11 @@ from export.weights.scratch import Scratch
 TEXT_TOKENS = 256
 ROWS_AT_ONCE = 8  # rows of the batch that go through a layer together: bounds the memory of the feed-forward
 # What a tensor's KL becomes in another precision, as a part of its KL in blocks of 64 (or the scheme's own): with half
-# the block, from the squared error of a real model's weights; with 8 bits, whose step is a sixteenth, its square.
+# the block, or with a minimum in each of ggml's blocks, from the squared error of a real model's weights; with 8 bits,
+# whose step is a sixteenth, its square.
 KL_OF_HALF_A_BLOCK = 0.72
 KL_OF_8_BITS = 1 / 250
+KL_OF_A_MINIMUM = 0.88
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,12 @@ def choices(job: Job, name: str, shape: tuple[int, ...], kl: float) -> list[Choi
     if job.format == "executorch":
         ways.append((Precision(bits=8, block_size=None), kl * KL_OF_8_BITS))
     else:
-        if plain.block_size and plain.block_size > 32:
+        if job.format == "gguf" and plain.symmetric:
+            ways.append((replace(plain, symmetric=False), kl * KL_OF_A_MINIMUM))
+        elif plain.block_size and plain.block_size > 32:
             ways.append((replace(plain, block_size=plain.block_size // 2), kl * KL_OF_HALF_A_BLOCK))
         ways.append((Precision(bits=8, block_size=plain.block_size), kl * KL_OF_8_BITS))
     return [Choice(precision, stored_bytes(job, name, shape, precision), lost) for precision, lost in ways]
-
-
-def stored_bytes(job: Job, name: str, shape: tuple[int, ...], precision: Precision) -> int:
-    """Bytes of one matrix."""
-    return precision.stored_bytes(shape[0], shape[1], scale_bytes(job, name, precision))
 
 
 def choose(tensors: Mapping[str, Sequence[Choice]], max_bytes: float) -> dict[str, Choice]:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from export.checkpoint.quantised import QuantisedTensor
 from export.scheme import Method, Precision
+from export.weights.methods.blocks import LEVELS
 from export.weights.methods.gptq import Feedback, Moments, feedback_of, quantise_rows_with_feedback
 from export.weights.methods.quantize import Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
+from export.weights.slots import BlockType
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ class Quantiser:
         )
 
 
-def levels_of(precision: Precision) -> Levels:
-    """What the kernels of a precision allow."""
+def levels_of(precision: Precision, block_type: BlockType | None = None) -> Levels:
+    """What the kernels of a precision, or of ggml's type for it, allow."""
+    if block_type is not None:
+        return LEVELS[block_type]
     return Levels.POSITIVE if precision.symmetric else Levels.ASYMMETRIC
 
 
@@ -66,6 +70,7 @@ def make_quantiser(
     inputs: Tensor | None,
     *,
     scale_dtype: torch.dtype,
+    block_type: BlockType | None = None,
     scratch: Scratch,
     pool: Executor,
 ) -> Quantiser:
@@ -73,7 +78,7 @@ def make_quantiser(
 
     8 bits lose so little that error feedback is not worth its time: `gptq` takes the weighted search for them.
     """
-    levels = levels_of(precision)
+    levels = levels_of(precision, block_type)
     plain = Quantiser(precision, levels, scale_dtype, scratch)
     if method == "data-free" or inputs is None or inputs.numel() == 0:
         return plain

@@ -33,17 +33,25 @@ FINE_SHRINKS = {4: tuple(1.0 - 0.05 * step for step in range(9)), 8: (1.0, 0.98)
 FINE_CENTRED_DIVISORS = {4: (7.0, 7.5, 8.0, 8.5, 9.0), 8: (127.0, 128.0)}
 # Importance of a column that is hardly ever used, as part of the mean: without it a block of such columns has no error.
 IMPORTANCE_FLOOR = 0.01
+# Of a scale whose products with zero points must be in float16, which has 11 significant bits: a zero point has 4.
+PRODUCT_BITS, MOST_ZERO_POINT = 7, 15
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 
 class Levels(Enum):
-    """What a kernel allows: scales above 0; of both signs, so that -8 can represent either extreme; or a zero point."""
+    """What a kernel allows: scales above 0; of both signs, so that -8 can represent either extreme; or a zero point;
+    or one that is stored as its product with the scale, in the scale's own type."""
 
     POSITIVE = "positive"
     SIGNED = "signed"
     ASYMMETRIC = "asymmetric"
+    MINIMUM = "minimum"
+
+    @property
+    def has_zero_points(self) -> bool:
+        return self in (Levels.ASYMMETRIC, Levels.MINIMUM)
 
 
 @dataclass(frozen=True)
@@ -108,14 +116,14 @@ def quantise_rows(
     # A block of zeros gets the scale 1 / divisor: engines refuse 0.
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     fine = importance is not None
-    divisors = DIVISORS if not fine else FINE_CENTRED_DIVISORS if levels is Levels.ASYMMETRIC else FINE_DIVISORS
-    scales = symmetric_candidates(largest, divisors[bits], levels is not Levels.POSITIVE, scale_dtype)
+    divisors = DIVISORS if not fine else FINE_CENTRED_DIVISORS if levels.has_zero_points else FINE_DIVISORS
+    scales = symmetric_candidates(largest, divisors[bits], levels, scale_dtype)
     zeros = torch.full((1, 1), 2.0 ** (bits - 1))
-    if levels is Levels.ASYMMETRIC:
-        scales, zeros = with_zero_points(low, high, bits, fine, scale_dtype, scales, zeros)
+    if levels.has_zero_points:
+        scales, zeros = with_zero_points(low, high, bits, fine, levels, scale_dtype, scales, zeros)
     chosen = choose(blocks, scales, zeros, bits, importance, scratch)
     if fine:
-        fitted = storable(chosen.fitted, scale_dtype).copysign(chosen.fitted)
+        fitted = storable(chosen.fitted, levels, scale_dtype).copysign(chosen.fitted)
         scales, zeros = torch.stack([chosen.scales, fitted]), chosen.zeros.expand(2, -1).contiguous()
         chosen = choose(blocks, scales, zeros, bits, importance, scratch)
     return QuantisedRows(
@@ -125,40 +133,52 @@ def quantise_rows(
         dequantised=chosen.dequantised.view(rows, columns),
         relative_error=chosen.worst / largest,
         squared_error=chosen.squared,
-        zero_points=chosen.zeros.to(torch.uint8).view(rows, -1) if levels is Levels.ASYMMETRIC else None,
+        zero_points=chosen.zeros.to(torch.uint8).view(rows, -1) if levels.has_zero_points else None,
     )
 
 
-def storable(scales: Tensor, dtype: torch.dtype) -> Tensor:
+def storable(scales: Tensor, levels: Levels, dtype: torch.dtype) -> Tensor:
     """Magnitudes of scales, rounded to the type that they are stored in; what would be 0 gets the least positive value.
 
+    Where products with a zero point are stored, too, they keep the digits for which every product is in the type.
     Raises CheckpointError where one is beyond the type's range: the weights are not usable in that type.
     """
     # Of float16 the subnormal numbers count, whose reciprocal is finite in float32.
     least = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
     rounded = scales.abs().to(dtype).float().clamp_(min=least)
-    if dtype == torch.float16 and bool(rounded.isinf().any()):
+    if levels is Levels.MINIMUM:
+        significand, exponent = torch.frexp(rounded)
+        rounded = torch.ldexp((significand * 2**PRODUCT_BITS).round_() / 2**PRODUCT_BITS, exponent)
+    largest = rounded * MOST_ZERO_POINT if levels is Levels.MINIMUM else rounded
+    if dtype == torch.float16 and bool(largest.half().isinf().any()):
         raise CheckpointError(
             f"a block's scale is {float(scales.abs().max()):.3g}, float16 ends at 65504; export to float32"
         )
     return rounded
 
 
-def symmetric_candidates(largest: Tensor, divisors: tuple[float, ...], signed: bool, dtype: torch.dtype) -> Tensor:
+def symmetric_candidates(largest: Tensor, divisors: tuple[float, ...], levels: Levels, dtype: torch.dtype) -> Tensor:
     """Largest magnitudes [n] -> candidate scales [c, n], whose code of zero is in the middle."""
-    positive = storable(torch.stack([largest / divisor for divisor in divisors]), dtype)
-    return torch.cat([positive, -positive]) if signed else positive
+    positive = storable(torch.stack([largest / divisor for divisor in divisors]), levels, dtype)
+    return positive if levels is Levels.POSITIVE else torch.cat([positive, -positive])
 
 
 def with_zero_points(
-    low: Tensor, high: Tensor, bits: int, fine: bool, dtype: torch.dtype, scales: Tensor, zeros: Tensor
+    low: Tensor,
+    high: Tensor,
+    bits: int,
+    fine: bool,
+    levels: Levels,
+    dtype: torch.dtype,
+    scales: Tensor,
+    zeros: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Blocks' least and greatest weights [n], symmetric candidates -> all candidates: scales and zeros [c, n]."""
     last = 2.0**bits - 1
     low, high = low.clamp(max=0), high.clamp(min=0)
     span = torch.where(high > low, high - low, torch.ones_like(low))
     shrinks = torch.tensor((FINE_SHRINKS if fine else SHRINKS)[bits])[:, None]
-    steps = storable(span * shrinks / last, dtype)
+    steps = storable(span * shrinks / last, levels, dtype)
     # Both ends move towards their middle by the same amount.
     points = ((-low * shrinks) / steps).round_().clamp_(0, last)
     return torch.cat([steps, scales]), torch.cat([points, zeros.expand(len(scales), len(low))])
