@@ -37,7 +37,7 @@ from export.weights.scratch import Scratch
 from export.weights.slots import BlockType
 from phi_edge.main import main
 from runtimes.api import GenerateRequest, TokenEvent
-from runtimes.engines.llama_library import load_llama
+from runtimes.engines.llama_library import last_errors, load_llama
 from runtimes.registry import ENGINES, open_runtime
 
 TINY = Path(__file__).parent.parent / "export" / "tiny"
@@ -213,9 +213,9 @@ def pieces(*, prefix: bool) -> Tokenizer:
 
 
 def trained(tokenizer: Tokenizer, alphabet: list[str], first: Sequence[str] = ()) -> None:
-    special = [*first, "<s>", "<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"]
+    special = [*first, "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=760, show_progress=False, special_tokens=special, initial_alphabet=alphabet, limit_alphabet=300
+        vocab_size=766, show_progress=False, special_tokens=special, initial_alphabet=alphabet, limit_alphabet=300
     )
     tokenizer.train_from_iterator([*TEXTS, (TINY / "held_out.txt").read_text(encoding="utf-8")] * 3, trainer)
 
@@ -239,7 +239,7 @@ def llama_ids(file: Path, texts: Sequence[str]) -> list[list[int]]:
     """llama.cpp's own tokens of each text."""
     library = load_llama()
     model = library.llama_model_load_from_file(str(file).encode(), library.llama_model_default_params())
-    assert model
+    assert model, last_errors()
     vocabulary, room, found = library.llama_model_get_vocab(model), (ctypes.c_int32 * 1000)(), []
     for text in texts:
         data = text.encode()

@@ -78,11 +78,13 @@ def notes(job: Job) -> list[str]:
     """What llama.cpp does otherwise than the model."""
     found = []
     rope, stop = job.checkpoint.config.rope, job.checkpoint.tokens.stop
-    if read_vocabulary(job.checkpoint) is None:
+    if (vocabulary := read_vocabulary(job.checkpoint)) is None:
         found.append(
             "llama.cpp has no way of splitting text like this tokenizer's, so that model.gguf has no vocabulary: it "
             "takes token ids alone, which `phi-edge run` gives it"
         )
+    elif vocabulary.drops_space and not vocabulary.can_drop_space:
+        found.append("llama.cpp keeps white space behind special tokens, and this tokenizer drops it")
     if rope.switches(job.context_tokens):
         found.append(
             f"llama.cpp rotates by the long factors in every sequence once its context is larger than "

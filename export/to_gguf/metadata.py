@@ -127,7 +127,7 @@ def model_name(source: str, vocabulary: Vocabulary | None) -> str:
     """The checkpoint's name. A file cannot say that white space behind its special tokens is dropped: llama.cpp drops
     it where the name has `phi-3` or `phi3`. So these are in the name exactly where the tokenizer does the same."""
     name = source.rpartition("/")[2] or source
-    drops = vocabulary is not None and vocabulary.drops_space
+    drops = vocabulary is not None and vocabulary.drops_space and vocabulary.can_drop_space
     if drops and not has_phi3(name):
         return f"{name} (special tokens of Phi-3)"
     if not drops and has_phi3(name):

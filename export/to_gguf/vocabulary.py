@@ -16,8 +16,10 @@ from export.checkpoint.open import Checkpoint
 # llama.cpp's kinds of tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"  # how SentencePiece spells it
-# Special tokens behind which llama.cpp keeps white space in a Phi-3, while it drops it behind all others.
+# Special tokens behind which llama.cpp keeps white space in a Phi-3, while it drops it behind all others. It does not
+# load one that lacks any of these, or `</s>`.
 KEEPS_SPACE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
+PHI3_TOKENS = KEEPS_SPACE | {"</s>"}
 
 # Patterns by which tokenizers split text, as their tokenizer.json has them.
 CL100K = (
@@ -53,6 +55,7 @@ class Vocabulary:
     begins_with_bos: bool
     unknown: int | None
     drops_space: bool  # whether white space behind a special token is dropped
+    can_drop_space: bool  # whether llama.cpp can do that with these tokens
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
@@ -83,6 +86,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
         begins_with_bos=bool(ids) and ids[0] == checkpoint.tokens.bos,
         unknown=model["vocab"].get(unknown) if unknown else None,
         drops_space=drops_space(added),
+        can_drop_space=PHI3_TOKENS.issubset(tokens),
     )
 
 
