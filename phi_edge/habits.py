@@ -115,8 +115,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--resume": "leave it out: the same command goes on where it was",
     },
     "history": {
-        **dict.fromkeys(("-o", "--out", "--output", "--json"), "use --csv FILE, or --parquet FILE"),
-        "--html": "use --csv FILE, or `phi-edge report FILES --html FILE`",
+        **dict.fromkeys(("-o", "--out", "--output", "--json"), "use --html FILE, --csv FILE, or --parquet FILE"),
+        "--dashboard": "use --html FILE",
         **dict.fromkeys(("-q", "--query", "-m", "--metric", "--filter", "--where"), "use --sql QUERY"),
     },
     "bundle": {

@@ -140,7 +140,17 @@ def test_its_figures_by_sql_and_as_csv_and_parquet(store: Path, tmp_path: Path) 
     with duckdb.connect() as there:
         assert there.execute("SELECT count(*) FROM read_parquet(?)", [str(columns)]).fetchall() == [(len(rows),)]
     overview = run("history", store).stdout.splitlines()
-    assert overview[0].split() == ["artifact", "device", "prompt", "metric", "nights", "first", "last", "value"]
+    assert overview[0].split() == [
+        "artifact",
+        "device",
+        "prompt",
+        "metric",
+        "nights",
+        "first",
+        "last",
+        "value",
+        "change",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,4 +195,4 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     monkeypatch.setattr("phi_edge.files.os.fsync", full)
     result = run("history", store, night(tmp_path / "more", on("phone")))
     assert result.exit_code == 2 and "cannot be written (No space left on device)" in result.stderr
-    assert len([path for path in store.rglob("*") if path.is_file()]) == 4
+    assert len([path for path in (store / "files").rglob("*") if path.is_file()]) == 3

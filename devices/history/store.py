@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -63,7 +64,12 @@ class HistoryStore:
         return added
 
     def files(self) -> list[Path]:
-        """Everything in it, the oldest month first."""
+        """Everything in it, the oldest month first. Raises StoreError where nothing was ever added."""
+        if not (self._folder / HEAD).is_file():
+            raise StoreError(
+                f"{self._folder}: is no history yet; add measurements: phi-edge history "
+                f"{shlex.quote(str(self._folder))} FILES"
+            )
         return sorted((self._folder / "files").glob("*/*.json"))
 
     def _checked(self, path: Path) -> tuple[str, bytes]:

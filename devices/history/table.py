@@ -1,19 +1,20 @@
-"""The figures of a store as a table `metrics` in DuckDB: one row for each metric of each measurement and score."""
+"""The figures of a store as tables in DuckDB.
+
+`metrics` has a row for each metric of each measurement and score, `changes` one for each change point.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devices.errors import MeasurementError, StoreError
-from devices.measure.measurement import load_measurement
+from devices.errors import StoreError
+from devices.history.figures import FileFigures
+from devices.history.series import Changed, all_changes
 from devices.measure.metrics import METRICS
-from devices.measure.result import Result
-from devices.measure.score import is_score, load_score
-from export.strict import read_json
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -42,25 +43,44 @@ COLUMNS = {
 }
 
 
+CHANGES = {
+    "created_at": "VARCHAR",
+    "artifact": "VARCHAR",
+    "digest": "VARCHAR",
+    "device": "VARCHAR",
+    "prompt_tokens": "BIGINT",
+    "generate_tokens": "BIGINT",
+    "threads": "BIGINT",
+    "metric": "VARCHAR",
+    "before": "DOUBLE",
+    "after": "DOUBLE",
+    "ratio": "DOUBLE",
+    "p": "DOUBLE",
+    "file": "VARCHAR",
+}
+
+
 class History:
     """A store's figures, to ask by SQL."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Read them. Raises MeasurementError."""
+    def __init__(self, files: Sequence[FileFigures]) -> None:
         import duckdb
 
         self._errors = duckdb.Error
         self._tables: DuckDBPyConnection = duckdb.connect()
+        self._make("metrics", COLUMNS, (row for file in files for row in _rows(file)))
+        self._make("changes", CHANGES, map(_change, all_changes(files)))
+
+    def _make(self, name: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, object]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            rows = Path(folder) / "rows.ndjson"  # a row at a time through the API takes a millisecond each
-            with rows.open("w", encoding="utf-8") as out:
-                for file in files:
-                    out.writelines(json.dumps(row) + "\n" for row in _rows(file))
-            columns = ", ".join(f"{name}: '{kind}'" for name, kind in COLUMNS.items())
+            file = Path(folder) / "rows.ndjson"  # a row at a time through the API takes a millisecond each
+            with file.open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(row) + "\n" for row in rows)
+            kinds = ", ".join(f"{column}: '{kind}'" for column, kind in columns.items())
             self._tables.execute(
-                "CREATE TABLE metrics AS SELECT * FROM read_json("
-                f"$rows, format = 'newline_delimited', columns = {{{columns}}}) ORDER BY created_at, file",
-                {"rows": str(rows)},
+                f"CREATE TABLE {name} AS SELECT * FROM read_json("
+                f"$file, format = 'newline_delimited', columns = {{{kinds}}}) ORDER BY created_at, file",
+                {"file": str(file)},
             )
 
     def ask(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -87,37 +107,45 @@ class History:
         self._tables.close()
 
 
-def _rows(path: Path) -> Iterator[dict[str, object]]:
-    content = read_json(path, MeasurementError, "it was damaged after it was added; move it away")
-    if is_score(content):
-        result = Result(None, load_score(content, path))
-        workload = threads = None
-    else:
-        result = Result(measurement := load_measurement(content, path), None)
-        workload, threads = measurement.workload, measurement.workload.threads
-    made = result.measurement or result.score
-    assert made is not None
-    facts, valid = result.artifact, not result.problems
-    for name, summary in result.summaries().items():
-        if summary is not None:
-            yield {
-                "created_at": made.created_at,
-                "artifact": facts.name,
-                "digest": facts.digest,
-                "format": facts.format,
-                "target": facts.target,
-                "scheme": facts.scheme,
-                "source": facts.source,
-                "device": result.device.name,
-                "prompt_tokens": workload.prompt_tokens if workload else None,
-                "generate_tokens": workload.generate_tokens if workload else None,
-                "threads": threads,
-                "metric": name,
-                "unit": METRICS[name].unit,
-                "value": summary.value,
-                "low": summary.low,
-                "high": summary.high,
-                "samples": len(summary.samples),
-                "valid": valid,
-                "file": f"{path.parent.name}/{path.name}",
-            }
+def _rows(file: FileFigures) -> Iterator[dict[str, object]]:
+    for name, (value, low, high, samples) in file.metrics.items():
+        yield {
+            "created_at": file.created_at,
+            "artifact": file.artifact,
+            "digest": file.digest,
+            "format": file.format,
+            "target": file.target,
+            "scheme": file.scheme,
+            "source": file.source,
+            "device": file.device,
+            "prompt_tokens": file.prompt_tokens,
+            "generate_tokens": file.generate_tokens,
+            "threads": file.threads,
+            "metric": name,
+            "unit": METRICS[name].unit,
+            "value": value,
+            "low": low,
+            "high": high,
+            "samples": samples,
+            "valid": not file.problems,
+            "file": file.file,
+        }
+
+
+def _change(changed: Changed) -> dict[str, object]:
+    file, change = changed.file, changed.change
+    return {
+        "created_at": file.created_at,
+        "artifact": file.artifact,
+        "digest": file.digest,
+        "device": file.device,
+        "prompt_tokens": file.prompt_tokens,
+        "generate_tokens": file.generate_tokens,
+        "threads": file.threads,
+        "metric": changed.metric,
+        "before": change.before,
+        "after": change.after,
+        "ratio": change.ratio,
+        "p": change.p,
+        "file": file.file,
+    }

@@ -69,10 +69,17 @@ def bootstrap(groups: Sequence[NDArray[np.float64]], quantile: float, seed: int 
     most = max(1, MOST_DRAWN // (RESAMPLES * len(groups)))
     groups = [group[:: -(-group.size // most)] for group in groups]
     picks = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
-    if len({group.size for group in groups}) == 1:
-        pooled = np.stack(groups)[picks].reshape(RESAMPLES, -1)
-        return np.asarray(np.quantile(pooled, quantile, axis=1))
-    return np.array([np.quantile(np.concatenate([groups[i] for i in pick]), quantile) for pick in picks])
+    places = picks + len(groups) * np.arange(RESAMPLES)[:, None]
+    times = np.bincount(places.ravel(), minlength=picks.size).reshape(picks.shape)  # that each group was drawn
+    # All samples are sorted once. How many of a resampling are at most as long as each follows from their groups.
+    pooled, owner = np.concatenate(groups), np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    order = np.argsort(pooled, kind="stable")
+    ranked, below = pooled[order], np.cumsum(times[:, owner[order]], axis=1, dtype=np.int32)
+    place = quantile * (below[:, -1] - 1)
+    first = np.floor(place).astype(np.int32)
+    low = ranked[(below <= first[:, None]).sum(axis=1)]
+    high = ranked[(below <= np.ceil(place).astype(np.int32)[:, None]).sum(axis=1)]
+    return np.asarray(low + (high - low) * (place - first))
 
 
 def interval(estimates: NDArray[np.float64]) -> tuple[float, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,8 +15,14 @@ from phi_edge.terminal import echo
 from phi_edge.verb import Verb
 from runtimes.terminal import one_line
 
+if TYPE_CHECKING:
+    from devices.history.figures import FileFigures
+
 _OVERVIEW = """SELECT artifact, device, prompt_tokens AS prompt, metric, count(*) AS nights, min(created_at) AS "first",
-max(created_at) AS "last", arg_max(value, created_at) AS value FROM metrics WHERE valid GROUP BY ALL ORDER BY ALL"""
+max(created_at) AS "last", arg_max(value, created_at) AS value, (SELECT printf('%+.1f%% since %s',
+arg_max(100 * ratio - 100, c.created_at), max(c.created_at)[:10]) FROM changes c WHERE c.artifact = m.artifact
+AND c.device = m.device AND c.metric = m.metric AND c.prompt_tokens IS NOT DISTINCT FROM m.prompt_tokens
+HAVING count(*) > 0) AS change FROM metrics m WHERE valid GROUP BY ALL ORDER BY ALL"""
 
 
 @click.command(
@@ -22,6 +30,7 @@ max(created_at) AS "last", arg_max(value, created_at) AS value FROM metrics WHER
     cls=Verb,
     examples=[
         "phi-edge history all-nights night",
+        "phi-edge history all-nights --html lab.html",
         "phi-edge history all-nights --parquet all.parquet",
         "phi-edge history all-nights --sql \"SELECT created_at, value FROM metrics WHERE metric = 'ttft_s'\"",
     ],
@@ -29,6 +38,9 @@ max(created_at) AS "last", arg_max(value, created_at) AS value FROM metrics WHER
 )
 @click.argument("store", type=FILE)
 @click.argument("files", nargs=-1, type=FILE)
+@click.option("--html", "html_out", type=FILE, metavar="FILE", show_default="no page",
+              help="Write the dashboard: one self-contained page.")  # fmt: skip
+@click.option("--title", metavar="TEXT", default="Phi Edge lab", help="The dashboard's title.")
 @click.option("--csv", "csv_out", type=FILE, metavar="FILE", show_default="no file",
               help="Write all figures as CSV.")  # fmt: skip
 @click.option("--parquet", "parquet_out", type=FILE, metavar="FILE", show_default="no file",
@@ -36,18 +48,25 @@ max(created_at) AS "last", arg_max(value, created_at) AS value FROM metrics WHER
 @click.option("--sql", metavar="QUERY", show_default="an overview, if nothing else is asked for",
               help="Print the answer to a query of DuckDB; its table is `metrics`.")  # fmt: skip
 def history_command(
-    store: Path, files: tuple[Path, ...], csv_out: Path | None, parquet_out: Path | None, sql: str | None
+    store: Path,
+    files: tuple[Path, ...],
+    html_out: Path | None,
+    title: str,
+    csv_out: Path | None,
+    parquet_out: Path | None,
+    sql: str | None,
 ) -> None:
     """Add FILES to STORE, a folder that only grows, and show the figures of everything in it.
 
     FILES are what `phi-edge bench`, `lab run` and `score` wrote, or folders of them; STORE keeps a copy of each. What
     is there already is not added again.
     """
+    from devices.history.figures import read_figures
     from devices.history.store import HistoryStore
-    from devices.history.table import History
     from devices.judge.matched import files_of
 
-    for out in (csv_out, parquet_out):
+    tables = {"csv": csv_out, "parquet": parquet_out}
+    for out in (html_out, *tables.values()):
         if out is not None:
             check_writable(out)
     history = HistoryStore(store, write_text)
@@ -55,12 +74,26 @@ def history_command(
     if paths:
         added = history.add(paths)
         echo(f"{added} of {len(paths)} files are new in {store}", err=True)
-    with contextlib.closing(History(history.files())) as table:
-        for out, form in ((csv_out, "csv"), (parquet_out, "parquet")):
+    figures = read_figures(store, history.files(), say=functools.partial(echo, err=True))
+    if html_out is not None:
+        from devices.dashboard.page import to_page
+
+        write_text(html_out, to_page(figures, title))
+    asked = sql is not None or not (paths or html_out is not None or any(tables.values()))
+    if asked or any(tables.values()):
+        _ask(figures, tables, (sql or _OVERVIEW) if asked else None)
+
+
+def _ask(figures: Sequence[FileFigures], tables: Mapping[str, Path | None], sql: str | None) -> None:
+    """What DuckDB does: files of all figures, and the answer to a query."""
+    from devices.history.table import History
+
+    with contextlib.closing(History(figures)) as table:
+        for form, out in tables.items():
             if out is not None:
                 table.write(out, form)
-        if sql is not None or (csv_out is None and parquet_out is None and not paths):
-            echo(_shown(*table.ask(sql or _OVERVIEW)))
+        if sql is not None:
+            echo(_shown(*table.ask(sql)))
 
 
 def _shown(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
