@@ -134,7 +134,7 @@ def build(kind: type[T], content: object, where: str, error: type[Exception]) ->
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in content and not has_default:
             raise error(f"{where}: lacks {name!r}; known: {', '.join(fields)}")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values = {name: _value(hints[name], value, f"{where}: {name}", error) for name, value in content.items()}
     for name, value in values.items():
         low, high = fields[name].metadata.get(_WITHIN, (None, None))
