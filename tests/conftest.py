@@ -100,77 +100,61 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx(made_once: Callable[..., Path]) -> Path:
+def tiny_export(made_once: Callable[..., Path]) -> Callable[..., Path]:
+    """tiny_export(name, **options): the trained tiny model exported with these options of ExportRequest, once."""
+
+    def export(name: str, *, checkpoint: str | Path = "tiny", **options: Any) -> Path:
+        request = {"checkpoint": str(checkpoint), **options}
+        return made_once(f"tiny-{name}", lambda out: export_model(ExportRequest(out=out, **request)))
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_export: Callable[..., Path]) -> Path:
     """The trained tiny model as an int4 ONNX artifact."""
-    return made_once("tiny-onnx", lambda out: export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu")))
+    return tiny_export("onnx", target="cpu")
 
 
 @pytest.fixture(scope="session")
-def tiny_executorch(made_once: Callable[..., Path]) -> Path:
+def tiny_executorch(tiny_export: Callable[..., Path]) -> Path:
     """The trained tiny model as an int4 ExecuTorch artifact."""
-    return made_once(
-        "tiny-executorch", lambda out: export_model(ExportRequest(checkpoint="tiny", out=out, target="android"))
-    )
+    return tiny_export("executorch", target="android")
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx_short(made_once: Callable[..., Path]) -> Path:
+def tiny_onnx_short(tiny_export: Callable[..., Path]) -> Path:
     """With a context that an emulated processor fills in a second."""
-
-    def make(out: Path) -> None:
-        export_model(ExportRequest(checkpoint="tiny", out=out, target="cpu", context_tokens=256))
-
-    return made_once("tiny-onnx-short", make)
+    return tiny_export("onnx-short", target="cpu", context_tokens=256)
 
 
 @pytest.fixture(scope="session")
-def tiny_web(made_once: Callable[..., Path]) -> Path:
+def tiny_web(tiny_export: Callable[..., Path]) -> Path:
     """For a browser, in the float that its software adapter has."""
-
-    def make(out: Path) -> None:
-        request = ExportRequest(checkpoint="tiny", out=out, target="web", activations="float32", context_tokens=256)
-        export_model(request)
-
-    return made_once("tiny-web", make)
+    return tiny_export("web", target="web", activations="float32", context_tokens=256)
 
 
 @pytest.fixture(scope="session")
-def tiny_web_float(made_once: Callable[..., Path]) -> Path:
+def tiny_web_float(tiny_export: Callable[..., Path]) -> Path:
     """The same without quantisation: in software ten times as fast."""
-
-    def make(out: Path) -> None:
-        request = ExportRequest(
-            checkpoint="tiny", out=out, target="web", activations="float32", scheme="fp32", context_tokens=256
-        )
-        export_model(request)
-
-    return made_once("tiny-web-float", make)
+    return tiny_export("web-float", target="web", activations="float32", scheme="fp32", context_tokens=256)
 
 
 @pytest.fixture(scope="session")
-def tiny_webgpu_float(made_once: Callable[..., Path]) -> Path:
+def tiny_webgpu_float(tiny_export: Callable[..., Path]) -> Path:
     """For WebGPU outside a browser, without quantisation."""
-
-    def make(out: Path) -> None:
-        request = ExportRequest(
-            checkpoint="tiny", out=out, target="webgpu", activations="float32", scheme="fp32", context_tokens=256
-        )
-        export_model(request)
-
-    return made_once("tiny-webgpu-float", make)
+    return tiny_export("webgpu-float", target="webgpu", activations="float32", scheme="fp32", context_tokens=256)
 
 
 @pytest.fixture(scope="session")
-def tiny_tools(made_once: Callable[..., Path]) -> Path:
+def tiny_tools(made_once: Callable[..., Path], tiny_export: Callable[..., Path]) -> Path:
     """The tiny model with a chat template that has a place for tools."""
 
-    def make(out: Path) -> None:
-        checkpoint = out.with_name("tiny-tools-checkpoint")
+    def make(checkpoint: Path) -> None:
         shutil.copytree(TINY, checkpoint)
         (checkpoint / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
-        export_model(ExportRequest(checkpoint=str(checkpoint), out=out, target="cpu"))
 
-    return made_once("tiny-tools", make)
+    return tiny_export("tools", checkpoint=made_once("tiny-tools-checkpoint", make), target="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -36,11 +36,9 @@ SHORT = ExportRequest(checkpoint="tiny", out=Path("unset"), scheme="int4-b32", c
 
 
 @pytest.fixture(scope="module")
-def int8(made_once: Callable[..., Path]) -> Artifact:
+def int8(tiny_export: Callable[..., Path]) -> Artifact:
     """As tiny_onnx, with an int8 cache: the same weights."""
-    return open_artifact(
-        made_once("tiny-int8", lambda out: export_model(ExportRequest(checkpoint="tiny", out=out, kv_cache="int8")))
-    )
+    return open_artifact(tiny_export("int8", kv_cache="int8"))
 
 
 def answer(artifact: Path, ids: Sequence[int]) -> list[int]:
