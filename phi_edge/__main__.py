@@ -1,8 +1,21 @@
-"""`python -P -m phi_edge` is the command `phi-edge`."""
+"""The command `phi-edge`, which is `python -P -m phi_edge` too."""
 
 from __future__ import annotations
 
-from phi_edge.main import main
+import signal
+
+
+def run() -> None:
+    """Do what the command line says. A Ctrl-C while our modules are imported, which nothing could catch, ends the
+    process without a traceback."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # not so in a job that a shell runs in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from phi_edge.main import main
+
+    signal.signal(signal.SIGINT, handler)
+    main(prog_name="phi-edge")
+
 
 if __name__ == "__main__":
-    main(prog_name="phi-edge")
+    run()

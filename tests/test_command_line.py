@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,30 @@ def test_how_a_command_ends(
     monkeypatch.setattr("phi_edge.errors.silence_stdout", lambda: None)
     result = run("demo", "--out", str(tmp_path / "demo"))
     assert result.exit_code == exit_code and said in result.stderr
+
+
+# An interpreter in which Ctrl-C comes when a module is imported.
+PRESSED = """
+import os, signal, sys
+module = sys.argv.pop(1)
+class Pressing:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Pressing())
+from phi_edge.__main__ import run
+run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "ended"), [("phi_edge.errors", (-signal.SIGINT, "")), ("numpy._core.multiarray", (130, "Interrupted\n"))]
+)
+def test_ctrl_c_in_the_middle_of_an_import(tiny_onnx: Path, module: str, ended: tuple[int, str]) -> None:
+    command = [sys.executable, "-P", "-c", PRESSED, module, "run", str(tiny_onnx), "Hi", "--max-new-tokens", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (*ended, "")
 
 
 @pytest.mark.parametrize(

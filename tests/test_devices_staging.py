@@ -183,7 +183,7 @@ def test_our_code_is_brought_once_and_runs(tmp_path: Path) -> None:
     assert bring_code(LocalHost(), str(tmp_path), sys.executable, said.append) == code and len(said) == 1
     assert not (Path(code) / "devices").exists() and not (Path(code) / "runtimes" / "bundle").exists()
     assert {path.name for path in (Path(code) / "export").iterdir()} == {
-        "__init__.py", "artifact.py", "errors.py", "stranger.py", "strict.py", "template",
+        "__init__.py", "artifact.py", "errors.py", "stranger.py", "strict.py", "template", "tokenizer",
     }  # fmt: skip
     home = tmp_path / "home"  # with the user's own files of our packages' names, as the current folder
     (home / "runtimes").mkdir(parents=True)

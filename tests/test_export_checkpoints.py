@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -665,6 +667,13 @@ def test_a_template_that_cannot_be_used(copied: Path, template: Any, part: str |
         assert open_checkpoint(str(copied)).chat.source is None
     else:
         refused(copied, "tokenizer_config.json", part)
+
+
+def test_a_system_without_locks_exports(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and macOS."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert export(plain, tmp_path / "out", scheme="fp32").format == "onnx"
 
 
 @pytest.mark.parametrize(

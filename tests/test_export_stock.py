@@ -34,6 +34,22 @@ def test_genai_gives_our_64_tokens(tiny_onnx: Path, answers: list[GenaiAnswer]) 
     runtime.close()
 
 
+def test_genai_s_temperature_changes_answers(tiny_onnx: Path) -> None:
+    """The config of the folder must not pin the most likely token."""
+    import onnxruntime_genai as genai
+
+    model, seen = genai.Model(str(tiny_onnx)), set()
+    for seed in range(8):
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=16, do_sample=True, temperature=2.0, random_seed=seed)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(Tokenizer(tiny_onnx).encode_prompt("Tell me about the lamp."))
+        while not generator.is_done():
+            generator.generate_next_token()
+        seen.add(tuple(generator.get_sequence(0)))
+    assert len(seen) > 1
+
+
 def test_genai_tokenises_as_we_do(tiny_onnx: Path, answers: list[GenaiAnswer]) -> None:
     tokenizer = Tokenizer(tiny_onnx)
     for prompt, answer in zip(PROMPTS, answers, strict=True):

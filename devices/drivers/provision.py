@@ -26,7 +26,7 @@ from runtimes.errors import TransportError
 
 SOURCE = Path(__file__).parents[2]
 # What an agent imports: of the exporter what an artifact is, and of the runtimes all but the app bundles.
-_ARTIFACT = ("__init__.py", "artifact.py", "errors.py", "stranger.py", "strict.py", "template")
+_ARTIFACT = ("__init__.py", "artifact.py", "errors.py", "stranger.py", "strict.py", "template", "tokenizer")
 CODE = (*(f"export/{name}" for name in _ARTIFACT), "runtimes")
 NOT_CODE = "runtimes/bundle"
 AGENT_NEEDS = ("numpy", "psutil")  # of our own requirements; the others are the command line's

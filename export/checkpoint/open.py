@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export.adapters.config import CONFIG as ADAPTER_CONFIG
 from export.adapters.folder import AdapterFolder, refuse_adapter
@@ -29,9 +29,7 @@ from export.errors import CheckpointError
 from export.models import llama, phi3, phi3small
 from export.models.config import unused_keys
 from export.models.shape import Config
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from export.tokenizer.limited import LimitedTokenizer, TokenizerError
 
 # Files that travel with the artifact, in the order of the manifest; the first three are what every runtime needs.
 TOKENIZER_FILES = (
@@ -85,13 +83,11 @@ class Checkpoint:
         """The content of tokenizer.json."""
         return self.made_files.get("tokenizer.json") or read_text(self.folder / "tokenizer.json")
 
-    def load_tokenizer(self) -> Tokenizer:
+    def load_tokenizer(self) -> LimitedTokenizer:
         """The tokenizer as the tokenizers library has it: 0.2 s, and 30 MB. Raises CheckpointError."""
-        from tokenizers import Tokenizer
-
         try:
-            return Tokenizer.from_str(self.tokenizer)
-        except Exception as error:  # the library raises nothing narrower
+            return LimitedTokenizer(self.tokenizer)
+        except TokenizerError as error:
             raise CheckpointError(
                 f"{self.folder / 'tokenizer.json'}: cannot be loaded ({error}); save the tokenizer again in "
                 "its fast form"

@@ -69,7 +69,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     splitting = "default" if pieces else splitting_of(content)
     if prefix is None or splitting is None:
         return None
-    ids = checkpoint.load_tokenizer().encode("a").ids
+    ids = checkpoint.load_tokenizer().encode("a", add_special_tokens=True)
     added = [token for token in content.get("added_tokens") or () if isinstance(token, dict)]
     size = checkpoint.config.vocab_size
     unknown = model.get("unk_token")

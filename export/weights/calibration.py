@@ -16,11 +16,12 @@ from torch import Tensor
 
 from export.checkpoint.chat import TemplateRefusal
 from export.checkpoint.open import Checkpoint
-from export.errors import OptionError
+from export.errors import CheckpointError, OptionError
 from export.models.shape import Config
 from export.scheme import Method
 from export.texts import CALIBRATION, HELD_OUT
 from export.texts.documents import Document, Turn, read_documents
+from export.tokenizer.limited import TokenizerError
 
 BLOCK_TOKENS = 512
 # Documents are shuffled, so that a few blocks are of many kinds; in the same way each time, so that exports are
@@ -129,12 +130,22 @@ class Encoder:
         self.tokenizer, self.chat = checkpoint.load_tokenizer(), checkpoint.chat
 
     def encode(self, documents: Iterable[Document]) -> Iterator[list[int]]:
-        """Each document's ids. A dialogue is left out where the checkpoint has no chat template, or it refuses it."""
+        """Each document's ids. A dialogue is left out where the checkpoint has no chat template, or it refuses it.
+        Raises CheckpointError."""
         for document in documents:
             if document.text is not None:
-                yield self.tokenizer.encode(document.text).ids
+                yield self.ids(document.text, special=True)
             elif document.turns and (text := self.rendered(document.turns)) is not None:
-                yield self.tokenizer.encode(text, add_special_tokens=False).ids
+                yield self.ids(text, special=False)
+
+    def ids(self, text: str, *, special: bool) -> list[int]:
+        """A text's, with `special` as the tokenizer frames a whole text. Raises CheckpointError."""
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=special)
+        except TokenizerError as error:
+            raise CheckpointError(
+                f"the checkpoint's tokenizer cannot split {text[:40]!r} ({error}); save it again in its fast form"
+            ) from error
 
     def rendered(self, turns: Sequence[Turn]) -> str | None:
         """A dialogue as the chat template writes it."""

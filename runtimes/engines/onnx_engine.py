@@ -239,8 +239,12 @@ def load_session(path: Path, threads: int | None, *, device: Any = None) -> Any:
         options.add_provider_for_devices([device], {})
     providers = None if device is not None else ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # the library's errors have no common class, and its text may not even be UTF-8
+        # Its fallback prints to stdout, and only tries the same once more.
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
+    except UnicodeDecodeError as error:
+        said = error.object.decode("utf-8", "backslashreplace")
+        raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {said}") from error
+    except Exception as error:  # the library's errors have no common class
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
 
 

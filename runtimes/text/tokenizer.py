@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.strict import read_json
+from export.tokenizer.limited import LimitedTokenizer, TokenizerError
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError
 from runtimes.text.marks import Piece
@@ -35,8 +36,6 @@ class Tokenizer:
     def __init__(self, folder: Path, listed: Container[str] | None = None) -> None:
         """Read tokenizer.json, tokenizer_config.json and the chat template. `listed` are the names that may be read: an
         artifact's files. None, for a checkpoint: whatever is there. Raises EngineError."""
-        import tokenizers
-
         if listed is not None and "tokenizer.json" not in listed:
             raise EngineError(f"{folder}: its manifest lists no tokenizer.json; export the artifact again")
         content = _read(folder / "tokenizer.json")
@@ -54,11 +53,9 @@ class Tokenizer:
         self._control = re.compile(control) if control else None
         _rename(content, self._private)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # the library raises nothing narrower
+            self._tokenizer = LimitedTokenizer(json.dumps(content))
+        except TokenizerError as error:
             raise EngineError(f"{folder / 'tokenizer.json'}: cannot be loaded ({error}); export it again") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         # As in transformers, the config's setting takes precedence over the tokenizer's own post-processor.
         self._explicit = "add_bos_token" in config or "add_eos_token" in config
         bos = self._id(names.get("bos_token")) if config.get("add_bos_token") else None
@@ -67,8 +64,7 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a plain text, with the begin token where the artifact's config asks for one."""
         _check_text("prompt", text)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not self._explicit).ids
-        return self._bos + ids
+        return self._bos + self._encode(text, special=not self._explicit)
 
     @property
     def has_template(self) -> bool:
@@ -97,8 +93,15 @@ class Tokenizer:
             _check_text("a message", message.content)
         pieces = self._template.render(messages, tools=tools, ready=ready, continue_last=continue_last)
         text = "".join(self._open(piece) for piece in pieces)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._encode(text, special=False)
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special)
+        except TokenizerError as error:
+            raise RequestError(
+                f"the artifact's tokenizer cannot split this text ({error}); give another one, or `token_ids`"
+            ) from error
 
     def _open(self, piece: Piece) -> str:
         """The piece's text, with the control tokens in it spelt by their private names if the template wrote it."""
@@ -109,8 +112,7 @@ class Tokenizer:
     def _id(self, name: str | None) -> int | None:
         if name is None:
             return None
-        id: int | None = self._tokenizer.token_to_id(self._private.get(name, name))
-        return id
+        return self._tokenizer.token_to_id(self._private.get(name, name))
 
 
 def _private_names(content: Mapping[str, Any]) -> dict[str, str]:

@@ -153,7 +153,7 @@ def test_sizes_other_than_the_graphs_are_refused(onnx: Path, edit: Callable[[dic
     refused(call("run", str(onnx), *ASK), "the graph's")
 
 
-@pytest.mark.parametrize("how", ["empty", "half", "zeros", "flipped", "input"])
+@pytest.mark.parametrize("how", ["empty", "half", "zeros", "flipped", "name", "input"])
 def test_a_graph_that_is_none(onnx: Path, how: str) -> None:
     import onnx as onnx_library
 
@@ -163,6 +163,7 @@ def test_a_graph_that_is_none(onnx: Path, how: str) -> None:
     for place in random.Random(3).sample(range(len(data)), 40):
         flipped[place] ^= 0xA5
     made = {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data)), "flipped": bytes(flipped)}
+    made["name"] = data.replace(b"\x22\x0bMatMulNBits", b"\x22\x0bMatMulNBit\xff")  # quoted by the engine, in its bytes
     if how in made:
         path.write_bytes(made[how])
     else:
@@ -170,7 +171,9 @@ def test_a_graph_that_is_none(onnx: Path, how: str) -> None:
         model.graph.input.pop(0)
         path.write_bytes(model.SerializeToString())
     reseal(onnx)
-    refused(call("run", str(onnx), *ASK), "model.onnx" if how in made else "")
+    result = call("run", str(onnx), *ASK)
+    refused(result, "model.onnx" if how in made else "", "MatMulNBit\\xff" if how == "name" else "")
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize("how", ["empty", "noise", "half", "zeros", "long", "flipped"])

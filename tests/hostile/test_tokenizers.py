@@ -1,14 +1,21 @@
-"""A tokenizer.json whose parts are of other types than we read: one line that says which part."""
+"""A tokenizer.json whose parts are of other types than we read, or that does too much: one line that says what."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtimes.errors import EngineError
+from export.checkpoint.open import open_checkpoint
+from export.errors import CheckpointError
+from export.weights.calibration import Encoder
+from runtimes.errors import EngineError, RequestError
 from runtimes.text.token_bytes import MOST_IDS, TokenBytes, check_content
+from runtimes.text.tokenizer import Tokenizer
 
 TOKEN = {"id": 1, "content": "<s>", "special": True}
 VOCABS: tuple[Any, ...] = (
@@ -55,3 +62,55 @@ def test_broken_added_tokens_are_refused(added: Any) -> None:
 def test_a_broken_decoder_is_refused(decoder: Any) -> None:
     with pytest.raises(EngineError, match="decoder"):
         TokenBytes(content(decoder=decoder), set(), set())
+
+
+def tiny_with(folder: Path, **parts: Any) -> Path:
+    """The tiny checkpoint, with other parts of its tokenizer.json."""
+    shutil.copytree(Path(__file__).parents[2] / "export" / "tiny", folder)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | parts))
+    return folder
+
+
+def replace(pattern: str, content: str) -> Mapping[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": replace("a", "b" * 410_000)},
+        {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "aa")] * 30}},
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 1000}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": False,
+                                                                 "trim_offsets": True, "use_regex": False}] * 9}},
+    ],
+    ids=["long", "doubled", "prepended", "bytes of bytes"],
+)  # fmt: skip
+def test_one_that_makes_far_more_text_than_it_gets_is_refused(tmp_path: Path, parts: Mapping[str, Any]) -> None:
+    folder = tiny_with(tmp_path / "checkpoint", **parts)
+    with pytest.raises(CheckpointError, match="characters of one, and at most 64 are taken"):
+        open_checkpoint(str(folder))
+    with pytest.raises(EngineError, match="characters of one, and at most 64 are taken"):
+        Tokenizer(folder)
+
+
+def test_a_pattern_that_takes_too_many_tries_is_an_error_of_ours(tmp_path: Path) -> None:
+    """The library's Rust gives up with an exception that is no Exception."""
+    pattern = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    folder = tiny_with(tmp_path / "checkpoint", pre_tokenizer=pattern)
+    with pytest.raises(RequestError, match=r"cannot split this text .*retry-limit"):
+        Tokenizer(folder).encode_prompt("x" * 60)
+    with pytest.raises(CheckpointError, match=r"cannot split 'xxx.*retry-limit"):
+        Encoder(open_checkpoint(str(folder))).ids("x" * 60, special=True)
+
+
+def test_a_text_is_neither_cut_nor_padded(tmp_path: Path) -> None:
+    """Of whatever length the tokenizer was saved for."""
+    padding = {"strategy": {"Fixed": 10**11}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "<s>"}  # fmt: skip
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    folder = tiny_with(tmp_path / "checkpoint", padding=padding, truncation=truncation)
+    expected = Tokenizer(Path(__file__).parents[2] / "export" / "tiny").encode_prompt("The lamp is on.")
+    assert len(expected) > 1 and Tokenizer(folder).encode_prompt("The lamp is on.") == expected
+    assert Encoder(open_checkpoint(str(folder))).ids("The lamp is on.", special=True) == expected

@@ -1,0 +1,1 @@
+"""A model's tokenizer as the tokenizers library has it, with limits."""
