@@ -28,6 +28,9 @@ from export.scheme import EMBEDDING
 from export.weights.slots import SlotId
 
 VERIFIED = "1.4.1"  # the version whose inside this module knows
+# Of XNNPACK's 17 passes over a piece, the pieces need the one that makes linear layers. Each runs the graph again:
+# together they took a third of an export of a small model. XNNPACK has this name from a partitioner of linear layers.
+ONLY_LINEAR_LAYERS = "dqlinear_partitioner"
 LAST_LINES = 20  # of what ExecuTorch printed, shown when lowering fails
 
 Shapes = Callable[..., list[Tensor]]  # a piece's inputs -> its outputs, as shapes only
@@ -121,6 +124,7 @@ def lower(piece: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
     from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
     from executorch.exir import EdgeCompileConfig, to_edge
     from executorch.exir.backend.backend_api import to_backend
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
 
     program = torch.export.export(piece.eval(), example, dynamic_shapes=shapes, strict=False)
     # Linear layers are kept whole: decomposed, they become reshapes that XNNPACK does not take.
@@ -134,7 +138,7 @@ def lower(piece: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
     for node in lowered.graph.nodes:
         if is_dequant(node) and is_dynamic_qdq(node):
             tag_as_implicit_q_dq(node)  # as XNNPACK's partitioner does: without it a linear layer may have no bias
-    return to_backend(XnnpackBackend.__name__, lowered, [])
+    return to_backend(XnnpackBackend.__name__, lowered, [CompileSpec(ONLY_LINEAR_LAYERS, b"")])
 
 
 def copy_lowered(lowered: Any, tags: PlaceholderTags, rename: Mapping[str, str], shapes: Shapes) -> nn.Module:
@@ -171,9 +175,7 @@ def copy_lowered(lowered: Any, tags: PlaceholderTags, rename: Mapping[str, str],
             return Description(shapes, original.graph)
 
     Described.__name__ = LoweredBackendModule.__name__  # ExecuTorch knows its lowered modules by this name
-    copy = Described(
-        original, lowered.backend_id, processed, lowered.compile_specs, store.get_named_data_store_output()
-    )
+    copy = Described(original, lowered.backend_id, processed, [], store.get_named_data_store_output())
     copy.meta = {}
     assert isinstance(copy, nn.Module)
     return copy
