@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verify
+from runtimes.bundle.foundry import foundry_values
 from runtimes.bundle.libraries import WEB_LIBRARIES, Library, library_files
+from runtimes.bundle.ollama import ollama_values
 from runtimes.bundle.values import control_tokens, csharp_text, hidden_tokens, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
 from runtimes.system.size import PHONE_SYSTEM_BYTES, size_text
@@ -37,6 +39,7 @@ class Kind:
     provider: str | None = None  # of the artifact; None: any
     plain: Sequence[str] = ()  # folders of `runtimes` whose files are copied as they are
     libraries: Sequence[Library] = ()  # what its folder lib gets
+    values: Callable[[Artifact], Mapping[str, Any]] | None = None  # of its sources, beside those of every kind
 
 
 _PI = {f"{unit}.j2": unit for unit in ("phi-edge.socket", "phi-edge@.service", "phi-edge-http.service")}
@@ -89,12 +92,37 @@ KINDS: dict[str, Kind] = {
         plain=("page", "bundle/web"),
         libraries=WEB_LIBRARIES,
     ),
+    "ollama": Kind(
+        str,
+        "model",
+        {"gguf": {"ollama/Modelfile.j2": "Modelfile", "ollama/README.md.j2": "README.md"}},
+        values=ollama_values,
+    ),
+    "foundry": Kind(
+        str,
+        ".",
+        {
+            "onnx": {
+                "foundry/inference_model.json.j2": "inference_model.json",
+                "foundry/README.md.j2": "README.md",
+            }
+        },
+        values=foundry_values,
+    ),
+    # Its two files are made by `phi-edge bundle`, of the checkpoint too: see card.py.
+    "hub": Kind(str, ".", {form: {} for form in get_args(Format)}),
 }
 
 
-def write_bundle(artifact: Artifact, out: Path, name: str, libraries: Path | None = None) -> None:
+def write_bundle(
+    artifact: Artifact,
+    out: Path,
+    name: str,
+    libraries: Path | None = None,
+    more: Mapping[str, bytes] | None = None,
+) -> None:
     """Write the bundle aside, then rename it to `out`, which must not exist. `libraries` is a folder with the packages
-    that it ships; None: they are downloaded.
+    that it ships; None: they are downloaded. `more`: path in the bundle -> content of further files.
 
     Raises RequestError, UnsupportedError and ArtifactError.
     """
@@ -106,7 +134,7 @@ def write_bundle(artifact: Artifact, out: Path, name: str, libraries: Path | Non
     sources = render_sources(artifact, name)
     refuse_incomplete(artifact)
     verify(artifact)
-    shipped = {path: text.encode() for path, text in sources.items()} | fixed_files(kind, libraries)
+    shipped = {path: text.encode() for path, text in sources.items()} | fixed_files(kind, libraries) | dict(more or {})
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         write_files(part, shipped)
@@ -168,6 +196,8 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
     environment.filters["size"] = size_text
     values = _values(artifact)
     values["libraries"] = kind.libraries
+    if kind.values is not None:
+        values |= kind.values(artifact)
     return {path: environment.get_template(template).render(values) for template, path in kind.sources[form].items()}
 
 
