@@ -29,7 +29,8 @@ def model_card(artifact: Artifact, licence: Mapping[str, str]) -> str:
         from huggingface_hub import ModelCardData
     except ModuleNotFoundError as error:
         raise RequestError("a folder for the hub needs huggingface_hub: pip install 'phi-edge[export]'") from error
-    data = ModelCardData(**front_matter(artifact.manifest), **licence)
+    values: dict[str, Any] = {**front_matter(artifact.manifest), **licence}
+    data = ModelCardData(**values)
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(body(artifact)) + "\n"
 
 

@@ -1,14 +1,16 @@
-"""A model hub on 127.0.0.1: the three requests that huggingface_hub makes for a download, and a count of what was sent.
+"""A model hub on 127.0.0.1: the three requests that huggingface_hub makes for a download, and a count of what was sent;
+and those for an upload, all in one commit.
 
 with FakeHub({"microsoft/Phi-3-mini-4k-instruct": folder}) as hub:  HF_ENDPOINT=hub.endpoint ...
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,11 +21,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """`repositories`: owner/name -> folder. `sent` is file name -> bytes sent of it."""
+    """`repositories`: owner/name -> folder. `sent` is file name -> bytes sent of it; `uploaded` is owner/name -> path
+    -> content."""
 
     def __init__(self, repositories: Mapping[str, Path], *, gated: bool = False) -> None:
         self.repositories, self.gated = dict(repositories), gated
         self.sent: dict[str, int] = {}
+        self.uploaded: dict[str, dict[str, bytes]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -58,6 +62,37 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path.strip("/").split("/")  # api/models/owner/name/what/revision, or api/what
+        name, what = "/".join(parts[2:4]), parts[4] if len(parts) > 4 else "/".join(parts[1:])
+        if self.hub.gated:
+            self._refuse(HTTPStatus.FORBIDDEN, "GatedRepo")
+            return
+        answers: Mapping[str, Callable[[bytes], dict[str, object]]] = {
+            "repos/create": self._create,
+            "preupload": _all_regular,
+            "commit": partial(self._commit, name),
+        }
+        content: dict[str, object] = {"errors": [], "warnings": []}
+        content = answers[what](data) if what in answers else content
+        self._send(HTTPStatus.OK, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _create(self, data: bytes) -> dict[str, object]:
+        asked = json.loads(data)
+        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        self.hub.uploaded[name] = {}
+        return {"name": name, "id": name, "url": f"{self.hub.endpoint}/{name}"}
+
+    def _commit(self, name: str, data: bytes) -> dict[str, object]:
+        for line in data.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                value = entry["value"]
+                self.hub.uploaded[name][value["path"]] = base64.b64decode(value["content"])
+        address = f"{self.hub.endpoint}/{name}/commit/{COMMIT}"
+        return {"success": True, "commitOid": COMMIT, "commitUrl": address, "hookOutput": ""}
 
     def _answer(self, body: bool) -> None:
         parts = self.path.partition("?")[0].strip("/").split("/")
@@ -113,3 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing."""
+
+
+def _all_regular(data: bytes) -> dict[str, object]:
+    """No file is so large that it is sent on its own."""
+    files = json.loads(data)["files"]
+    return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
