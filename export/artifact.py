@@ -90,8 +90,7 @@ class AppliedScheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """The rotary policy. With `switch_tokens`, a sequence longer than it is computed with the long factors from
-    its first token on, so a generation that crosses it prefills again."""
+    """The rotary policy. A sequence longer than `switch_tokens` takes the long factors from its first token on."""
 
     type: Literal["default", "longrope"]
     theta: float
@@ -117,11 +116,13 @@ class Memory:
     resident_weights_bytes: int  # as the engine keeps them: packed again, partly beside the mapped file
     engine_bytes: int  # the engine's process without a model: interpreter, libraries, scratch
     kv_bytes_per_token: int = within(0, 1 << 40)
+    kept_tokens: int | None = within(1, 1 << 31, default=None)  # the most in the KV cache; None: the whole context
     total_bytes_per_context: Mapping[str, int]  # usual context lengths in tokens -> needed_bytes
 
     def needed_bytes(self, context_tokens: int) -> int:
         """All of it, with the KV cache of a full context. The system's own share is not in it."""
-        return self.resident_weights_bytes + self.engine_bytes + context_tokens * self.kv_bytes_per_token
+        kept = min(context_tokens, self.kept_tokens or context_tokens)
+        return self.resident_weights_bytes + self.engine_bytes + kept * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +211,7 @@ class Artifact:
 
 
 def open_artifact(folder: Path) -> Artifact:
-    """Read and check the manifest; the files' sizes are checked, their bytes are not (see `verify`).
-
-    Raises ArtifactError.
-    """
+    """Read and check the manifest and the files' sizes, not their bytes (see `verify`). Raises ArtifactError."""
     path = folder / MANIFEST
     if not _is_file(path):
         raise ArtifactError(not_an_artifact(folder))

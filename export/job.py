@@ -16,6 +16,7 @@ from export.errors import AdapterError, CheckpointError, OptionError
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
+from export.to_executorch.sizes import ring_tokens
 from export.weights.imported import imported_scheme
 
 
@@ -43,6 +44,12 @@ class Job:
     def int8_cache(self) -> bool:
         """Whether the KV cache is int8, with scales from the export's pass."""
         return self.request.kv_cache == "int8"
+
+    @property
+    def ring_tokens(self) -> int | None:
+        """How many tokens the KV cache keeps, where it is a ring; None where it keeps the whole context."""
+        window = self.checkpoint.config.sliding_window
+        return ring_tokens(window, self.context_tokens) if self.format == "executorch" else None
 
 
 def resolve(request: ExportRequest) -> Job:
@@ -83,10 +90,8 @@ def resolve(request: ExportRequest) -> Job:
     longest = config.max_position_embeddings
     slides = target.windows and format != "gguf"  # llama.cpp reads a Phi-3's window and does not use it
     window = longest if slides else config.sliding_window or longest
-    # ExecuTorch's attention takes a window as a mask over the whole cache, which halves its speed: by default, none.
-    unmasked = config.sliding_window or longest if format == "executorch" else window
     asked = request.context_tokens
-    context = min(target.context_tokens, longest, unmasked) if asked is None else asked
+    context = min(target.context_tokens, longest, window) if asked is None else asked
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     if context > window:

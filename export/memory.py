@@ -6,6 +6,7 @@ import dataclasses
 
 from export.artifact import Format, Memory
 from export.job import Job
+from export.to_executorch.sizes import PREFILL_TOKENS
 
 # Phi-3-mini, 2.15 GB of weights, 161 tokens of a float32 cache: 2.83 GB at the peak with ONNX Runtime, 4.17 GB with
 # ExecuTorch (docs/benchmarks.md). Both pack the weights again; XNNPACK's source also stays mapped. llama.cpp packs Q4_0
@@ -24,8 +25,9 @@ def plan_memory(job: Job, weights_bytes: int) -> Memory:
     memory = Memory(
         weights_bytes=weights_bytes,
         resident_weights_bytes=int(weights_bytes * RESIDENT[job.format]),
-        engine_bytes=ENGINE_BYTES[job.format] + (float_rows_bytes(job) if job.int8_cache else 0),
+        engine_bytes=ENGINE_BYTES[job.format] + float_rows_bytes(job) + ring_copy_bytes(job),
         kv_bytes_per_token=per_token,
+        kept_tokens=job.ring_tokens,
         total_bytes_per_context={},
     )
     return dataclasses.replace(
@@ -38,7 +40,16 @@ def float_rows_bytes(job: Job) -> int:
     own (export/to_onnx/int8_cache.py). Onnxruntime's arena grows by doubling: four layers of Phi-3-mini took 0.34 GB at
     3584 tokens, which is twice these."""
     model = job.model
+    if not job.int8_cache:
+        return 0
     return 2 * 2 * (2 * job.context_tokens * model.kv_heads * model.head_dim * 4)
+
+
+def ring_copy_bytes(job: Job) -> int:
+    """One layer's ring with the call's own keys and values behind it (export/to_executorch/ring.py)."""
+    if job.ring_tokens is None:
+        return 0
+    return 2 * (job.ring_tokens + PREFILL_TOKENS) * job.model.kv_heads * job.model.head_dim * 4
 
 
 def kv_bytes_per_token(job: Job) -> int:

@@ -74,7 +74,7 @@ def peak_bytes(job: Job, kv_bytes_per_token: int) -> int:
     if job.format == "executorch":
         shapes = job.checkpoint.config.tensor_shapes()
         layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
-        peak += STAND_IN_BYTES_PER_WEIGHT * layer + job.context_tokens * kv_bytes_per_token
+        peak += STAND_IN_BYTES_PER_WEIGHT * layer + (job.ring_tokens or job.context_tokens) * kv_bytes_per_token
     return int(max(peak, BASE_BYTES["onnx"] + calibration_bytes(job)))
 
 

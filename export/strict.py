@@ -149,12 +149,12 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def within(low: float, high: float) -> Any:
+def within(low: float, high: float, *, default: Any = dataclasses.MISSING) -> Any:
     """A dataclass field whose number `build` refuses outside of low to high.
 
     layers: int = within(1, 4096)
     """
-    return dataclasses.field(metadata={_WITHIN: (low, high)})
+    return dataclasses.field(default=default, metadata={_WITHIN: (low, high)})
 
 
 def refuse_unknown(seen: Iterable[str], known: Iterable[str], where: str, error: type[Exception]) -> None:

@@ -83,6 +83,20 @@ def test_a_session_knows_on_which_side_of_the_switch_it_was() -> None:
         assert done.usage.reused == reused
 
 
+def test_what_a_ring_has_forgotten_is_prefilled_again() -> None:
+    engine = FakeEngine(resumes=4)
+    loop = TokenLoop(engine, prefill_chunk_tokens=4)
+    for ids, reused in (
+        (PROMPT, 0),
+        ([*PROMPT[:-1], 1], 0),  # the answer went further than the ring goes back
+        ([*PROMPT[:-1], 1], 0),
+        (PROMPT[:-2], 0),
+        ([*PROMPT[:-2], *by_hand(FakeEngine(), PROMPT[:-2], 8)[:5], 2], len(PROMPT) + 3),
+    ):
+        tokens, done = run(loop, request(ids, session="s"))
+        assert (tokens, done.usage.reused) == (by_hand(FakeEngine(), ids, 8), reused)
+
+
 def test_a_deadline_in_the_middle() -> None:
     loop = TokenLoop(FakeEngine(forward_s=0.01))
     ids, done = run(loop, request(max_new_tokens=400, deadline_s=0.1))

@@ -21,11 +21,12 @@ def refusal(manifest: Manifest, conditions: Conditions, system_bytes: int = SYST
         return None
     memory, tokens = manifest.memory, manifest.context_tokens
     without_cache = memory.needed_bytes(0)
+    cache = needed_bytes(manifest) - without_cache
     fitting = (total - system_bytes - without_cache) // memory.kv_bytes_per_token if memory.kv_bytes_per_token else 0
     advice = f"export it with --context {fitting // 256 * 256} or less" if fitting >= 256 else "take a smaller model"
     return (
         f"the artifact needs {_gb(needed_bytes(manifest))} (weights and engine {_gb(without_cache)}, a context of "
-        f"{tokens} tokens {_gb(tokens * memory.kv_bytes_per_token)}), and the device has {_gb(total)}, of which the "
+        f"{tokens} tokens {_gb(cache)}), and the device has {_gb(total)}, of which the "
         f"system takes {_gb(system_bytes)}; {advice}"
     )
 

@@ -1,4 +1,4 @@
-"""Attention around the delegates: a layer's cache, and the masks that a call's attentions share.
+"""Attention around the delegates: a layer's cache, and what a call's attentions share. With a window: ring.py.
 
 custom_sdpa takes one mask for all heads. So a block-sparse layer's heads are split: key-value heads whose queries have
 the same patterns in the same order are one class with a cache of its own, and each pattern within a class is one call.
@@ -8,6 +8,7 @@ With Phi-3-small's 32 heads and stride 8 these are two classes of four calls.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,29 +17,41 @@ from torch import Tensor, nn
 from export.models.attention import AttentionKind
 from export.models.masks import BlockPattern
 from export.models.shape import Config
-
-# By number: 0 where a key is seen, -inf elsewhere, [tokens, context]. Number 0 is for all heads alike.
-Masks = Mapping[int, Tensor]
+from export.to_executorch.ring import RingAttention, RingCalls
 
 
-def make_attention(kind: AttentionKind, head_dim: int, context_tokens: int) -> nn.Module:
-    """(query, key, value, start, masks) -> [1, tokens, heads, head_dim], with the layer's cache as its state."""
+@dataclass(frozen=True)
+class Call:
+    """What the layers of one call share. Masks, by number: 0 where a key is seen, -inf elsewhere, [tokens, context]."""
+
+    start: Any  # the first token's position
+    masks: Mapping[int, Tensor]
+
+
+def make_attention(kind: AttentionKind, head_dim: int, context_tokens: int, ring_tokens: int | None) -> nn.Module:
+    """(query, key, value, call) -> [1, tokens, heads, head_dim], with the layer's cache as its state. `call` is of the
+    type that `make_calls` gives for the same model."""
+    if ring_tokens:
+        return RingAttention(kind, head_dim, ring_tokens)
     if kind.blocks and kind.blocks.stride > 1 and context_tokens > kind.blocks.dense_tokens:
         return BlockSparseAttention(kind, kind.blocks, head_dim, context_tokens)
     return CachedAttention(kind, head_dim, context_tokens)
 
 
-def make_masks(config: Config, context_tokens: int) -> nn.Module:
-    """(start, count) -> Masks, for all layers."""
+def make_calls(config: Config, context_tokens: int, ring_tokens: int | None) -> nn.Module:
+    """(start as int64 [1], start as a number, count) -> what the layers of one call share."""
+    if ring_tokens:
+        assert config.sliding_window
+        return RingCalls(config.sliding_window, ring_tokens)
     kinds = [config.attention(layer) for layer in range(config.num_hidden_layers)]
     sparse = next((kind for kind in kinds if kind.blocks and kind.blocks.stride > 1), None)
     if sparse and sparse.blocks:
-        return BlockMasks(sparse.blocks, sparse.heads, context_tokens)
-    return WindowMask(config.sliding_window, context_tokens)
+        return BlockCalls(sparse.blocks, sparse.heads, context_tokens)
+    return PlainCalls()
 
 
 class CachedAttention(nn.Module):
-    """Attention whose heads all see the same keys: mask 0, or every key so far."""
+    """Attention whose heads all see every key so far."""
 
     def __init__(self, kind: AttentionKind, head_dim: int, context_tokens: int) -> None:
         super().__init__()
@@ -47,11 +60,11 @@ class CachedAttention(nn.Module):
             cache = torch.zeros(1, context_tokens, kind.kv_heads, head_dim)
             self.register_buffer(part, cache, persistent=False)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, start: Any, masks: Masks) -> Tensor:
-        keys, values, mask = self.get_buffer("key"), self.get_buffer("value"), masks.get(0)
-        torch.ops.llama.update_cache(key, keys, start)
-        torch.ops.llama.update_cache(value, values, start)
-        attended: Tensor = torch.ops.llama.custom_sdpa(query, keys, values, start, mask, 0.0, mask is None, self.scale)
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        keys, values = self.get_buffer("key"), self.get_buffer("value")
+        torch.ops.llama.update_cache(key, keys, call.start)
+        torch.ops.llama.update_cache(value, values, call.start)
+        attended: Tensor = torch.ops.llama.custom_sdpa(query, keys, values, call.start, None, 0.0, True, self.scale)
         return attended
 
 
@@ -82,7 +95,8 @@ class BlockSparseAttention(nn.Module):
                 cache = torch.zeros(1, context_tokens, len(groups), head_dim)
                 self.register_buffer(f"{part}_{number}", cache, persistent=False)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, start: Any, masks: Masks) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        start, masks = call.start, call.masks
         for number in range(len(self.groups)):
             groups = self.get_buffer(f"groups_{number}")
             for part, new in (("key", key), ("value", value)):
@@ -96,22 +110,14 @@ class BlockSparseAttention(nn.Module):
         return torch.cat(attended, dim=2).index_select(2, self.get_buffer("back"))
 
 
-class WindowMask(nn.Module):
-    """The window's mask as mask 0, where the context outgrows it."""
+class PlainCalls(nn.Module):
+    """Without a mask."""
 
-    def __init__(self, window: int | None, context_tokens: int) -> None:
-        super().__init__()
-        self.window, self.context_tokens = window, context_tokens
-
-    def forward(self, start: Any, count: Any) -> dict[int, Tensor]:
-        if not self.window or self.window >= self.context_tokens:
-            return {}
-        query = torch.arange(count)[:, None] + start
-        key = torch.arange(self.context_tokens)[None, :]
-        return {0: torch.where((key <= query) & (key > query - self.window), 0.0, float("-inf"))}
+    def forward(self, position: Tensor, start: Any, count: Any) -> Call:
+        return Call(start, {})
 
 
-class BlockMasks(nn.Module):
+class BlockCalls(nn.Module):
     """A mask for each pattern of heads, numbered from 1 (dense layers have none); none at all where
     nothing is left out within the context."""
 
@@ -124,12 +130,13 @@ class BlockMasks(nn.Module):
             kept = torch.where(blocks.keeps(shift, block), 0.0, float("-inf"))
             self.register_buffer(f"kept_{shift}", kept[None], persistent=False)
 
-    def forward(self, start: Any, count: Any) -> dict[int, Tensor]:
+    def forward(self, position: Tensor, start: Any, count: Any) -> Call:
         blocks = self.blocks
         if self.context_tokens <= blocks.dense_tokens:
-            return {}
+            return Call(start, {})
         query, key = torch.arange(count)[:, None] + start, torch.arange(self.context_tokens)[None, :]
         past = torch.where(key <= query, 0.0, float("-inf"))
         first = (torch.div(query, blocks.size, rounding_mode="floor") - (blocks.local - 1)) * blocks.size
         near = torch.where(key >= first, past, float("-inf"))
-        return {shift + 1: torch.maximum(near, past + self.get_buffer(f"kept_{shift}")) for shift in self.shifts}
+        kept = {shift: self.get_buffer(f"kept_{shift}") for shift in self.shifts}
+        return Call(start, {shift + 1: torch.maximum(near, past + mask) for shift, mask in kept.items()})

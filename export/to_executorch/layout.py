@@ -8,7 +8,7 @@ from typing import Any
 
 from export.job import Job
 from export.to_executorch import program
-from export.to_executorch.pieces import LOGITS_ROWS, PREFILL_TOKENS
+from export.to_executorch.sizes import LOGITS_ROWS, PREFILL_TOKENS
 from export.weights.slots import Interleaved, SlotId, Slots
 from export.weights.weight_file import WeightFile
 
@@ -24,6 +24,7 @@ class ExecuTorchLayout:
             job.checkpoint.config,
             job.scheme,
             context_tokens=job.context_tokens,
+            ring_tokens=job.ring_tokens,
             bos=tokens.bos,
             stop=list(tokens.stop),
         )
@@ -31,10 +32,11 @@ class ExecuTorchLayout:
         self.coverage = self.program.coverage
         self.interleaved: Interleaved = self.program.interleaved
         self.activations = "int8 by row, dynamic, in every linear layer" if job.scheme.bits else "float32"
+        ring = f", a ring of {job.ring_tokens} tokens" if job.ring_tokens else ""
         self.options: Mapping[str, Any] = {
             "backend": "xnnpack",
             "delegates": job.model.layers + 1,
-            "kv_cache": "float32, state of the program",
+            "kv_cache": f"float32, state of the program{ring}",
             "logits": "last token; several, if asked for",
             "logits_rows": LOGITS_ROWS,
             "prefill_tokens": min(PREFILL_TOKENS, job.context_tokens),

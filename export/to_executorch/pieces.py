@@ -19,11 +19,8 @@ from export.models.shape import Config, Layer, Model, on_meta
 from export.scheme import Precision, Scheme
 from export.to_executorch.internals import PlaceholderTags, copy_lowered, lower
 from export.to_executorch.layers import export_layers
+from export.to_executorch.sizes import LOGITS_ROWS, PREFILL_TOKENS
 
-# Tokens of one forward call. The runner cuts a longer prompt into pieces of this size.
-PREFILL_TOKENS = 512
-# The most tokens of one forward call that get logits.
-LOGITS_ROWS = 16
 M = TypeVar("M", bound=nn.Module)
 
 

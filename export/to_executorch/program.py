@@ -26,8 +26,9 @@ from export.to_executorch.internals import (
     serialised,
 )
 from export.to_executorch.layers import part_rows, part_sizes
-from export.to_executorch.pieces import PREFILL_TOKENS, Pieces
+from export.to_executorch.pieces import Pieces
 from export.to_executorch.runner import Runner
+from export.to_executorch.sizes import PREFILL_TOKENS
 from export.weights.slots import DTYPES, SUFFIXES, Interleaved, Slot, SlotId, Slots
 
 PROGRAM_FILE = "model.pte"
@@ -53,7 +54,9 @@ class Program:
             file.truncate(self.size)
 
 
-def build(config: Config, scheme: Scheme, *, context_tokens: int, bos: int | None, stop: list[int]) -> Program:
+def build(
+    config: Config, scheme: Scheme, *, context_tokens: int, ring_tokens: int | None, bos: int | None, stop: list[int]
+) -> Program:
     """Lower one piece of each kind, compose the program from copies, and lay it out."""
     with quiet(), torch.no_grad():
         import executorch.exir.passes._quant_patterns_and_replacements
@@ -61,7 +64,7 @@ def build(config: Config, scheme: Scheme, *, context_tokens: int, bos: int | Non
 
         pieces, tags = Pieces(config, scheme), PlaceholderTags()
         lowered = pieces.lowered()
-        runner = Runner(config, pieces.embedding(tags), lowered, context_tokens)
+        runner = Runner(config, pieces.embedding(tags), lowered, context_tokens, ring_tokens)
         manager = compose(runner, context_tokens, bos, stop)
     hide_constants(manager.executorch_program, tags)
     return lay_out_program(manager, config, scheme)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from export.models.shape import Config, Model
-from export.to_executorch.attention import make_attention, make_masks
-from export.to_executorch.pieces import LOGITS_ROWS
+from export.to_executorch.attention import make_attention, make_calls
+from export.to_executorch.sizes import LOGITS_ROWS
 
 
 class Runner(nn.Module):
@@ -24,14 +24,18 @@ class Runner(nn.Module):
     say that they are long. The stock runner never does, and gets the original length as the context.
     """
 
-    def __init__(self, config: Config, model: Model, pieces: list[nn.Module], context_tokens: int) -> None:
+    def __init__(
+        self, config: Config, model: Model, pieces: list[nn.Module], context_tokens: int, ring_tokens: int | None
+    ) -> None:
         """`model` embeds and finishes logits; `pieces` are what lies between attentions."""
         super().__init__()
         self.config, self.context_tokens = config, context_tokens
-        self.masks = make_masks(config, context_tokens)
+        self.calls = make_calls(config, context_tokens, ring_tokens)
         self.model, self.pieces = model, nn.ModuleList(pieces)
         kinds = [config.attention(layer) for layer in range(config.num_hidden_layers)]
-        self.attentions = nn.ModuleList(make_attention(kind, config.head_dim, context_tokens) for kind in kinds)
+        self.attentions = nn.ModuleList(
+            make_attention(kind, config.head_dim, context_tokens, ring_tokens) for kind in kinds
+        )
         for name, table in zip(("cos", "sin"), config.rope.stacked_tables(context_tokens), strict=True):
             self.register_buffer(name, torch.from_numpy(table)[None, :, None], persistent=False)
 
@@ -50,11 +54,11 @@ class Runner(nn.Module):
         else:
             start = row = self.number(start_pos, count, self.context_tokens)
         cos, sin = (torch.narrow(self.get_buffer(name), 1, row, count) for name in ("cos", "sin"))
-        masks = self.masks(start, count)
+        call = self.calls(start_pos, start, count)
         hidden = self.model.embed(tokens)
         query, key, value = self.pieces[0](hidden, cos, sin)
         for layer, attention in enumerate(self.attentions):
-            attended = attention(query, key, value, start, masks).flatten(2)
+            attended = attention(query, key, value, call).flatten(2)
             if layer + 1 < config.num_hidden_layers:
                 hidden, query, key, value = self.pieces[layer + 1](hidden, attended, cos, sin)
         last = (torch.narrow(part, 1, count - rows, rows) for part in (hidden, attended))

@@ -87,6 +87,15 @@ class CheckingEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class RingEngine(Engine, Protocol):
+    """An engine that may keep the last tokens only, in a ring, and so cannot go back to every position."""
+
+    def can_resume(self, start: int, end: int) -> bool:
+        """Whether a forward may begin at `start`, where the furthest that others wrote is `end`."""
+        ...
+
+
 def adapter_names(artifact: Artifact) -> tuple[str, ...]:
     """The LoRA adapters that an artifact has beside its weights."""
     return tuple(adapter.name for adapter in artifact.manifest.source.side_adapters)

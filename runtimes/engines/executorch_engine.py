@@ -1,7 +1,8 @@
 """ExecuTorch through its C++ bindings: forward(tokens int64 [1, S], start_pos int64 [1]) -> logits [rows, vocab].
 
-The KV cache lives inside the program; it is overwritten from start_pos on. What start_pos says besides is in
-export/to_executorch/runner.py. The program file is mapped, not read.
+The KV cache lives inside the program; it is overwritten from start_pos on. With a sliding window it is a ring
+(export/to_executorch/ring.py). What start_pos says besides is in export/to_executorch/runner.py. The program file is
+mapped, not read.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class ExecutorchEngine:
         self.max_forward_tokens = max_forward_tokens
         self.most_rows = int(artifact.manifest.engine.get("logits_rows", 1))
         self.continues = True
+        self._kept_tokens = artifact.manifest.memory.kept_tokens
+        self._window_tokens = artifact.manifest.window_tokens or 0
         self.accelerator = None
         self._program, self._method = program, method
         self._start = torch.zeros(1, dtype=torch.int64)
@@ -102,6 +105,12 @@ class ExecutorchEngine:
             raise EngineError(f"ExecuTorch failed at position {start}: {error}") from error
         logits: Logits = outputs[0].numpy().reshape(rows, -1)
         return logits
+
+    def can_resume(self, start: int, end: int) -> bool:
+        """See RingEngine."""
+        if self._kept_tokens is None or start == 0 or end <= self._kept_tokens:
+            return True
+        return end - start <= self._kept_tokens - self._window_tokens + 1
 
     def close(self) -> None:
         """Free the program and its KV cache."""

@@ -50,13 +50,16 @@ class FakeEngine:
         forward_s: float = 0.0,
         fail_at: int | None = None,
         continues: bool = True,
+        resumes: int | None = None,
     ) -> None:
-        """`forward_s` is how long each forward takes; `fail_at` the position at which one raises EngineError."""
+        """`forward_s` is how long each forward takes; `fail_at` the position at which one raises EngineError;
+        `resumes` by how many tokens it can go back, other than to the beginning."""
         self.context_tokens = context_tokens
         self.vocab_size = vocab_size
         self.switch_tokens = switch_tokens
         self.max_forward_tokens = max_forward_tokens or context_tokens
         self.continues = continues
+        self._resumes, self._end = resumes, 0
         self.most_rows = FAKE_ROWS
         self.accelerator = None
         self.calls: list[tuple[int, int]] = []  # (start, how many ids) of every forward
@@ -79,6 +82,8 @@ class FakeEngine:
         assert (
             0 < rows <= len(ids) <= self.max_forward_tokens and start <= len(self._cache) and end <= self.context_tokens
         )
+        assert self.can_resume(start, self._end)
+        self._end = max(self._end if start else 0, end)
         assert self.continues or start == 0 or (len(ids) == 1 and start == len(self._cache))
         if self._fail_at is not None and start <= self._fail_at < end:
             raise EngineError(f"the fake engine fails at position {self._fail_at}, as it was asked to")
@@ -87,6 +92,10 @@ class FakeEngine:
         long = self.switch_tokens is not None and (long or end > self.switch_tokens)
         self._cache[start:] = [(id, long) for id in ids]
         return np.stack([self._logits(self._cache[: place + 1]) for place in range(end - rows, end)])
+
+    def can_resume(self, start: int, end: int) -> bool:
+        """See RingEngine."""
+        return self._resumes is None or start == 0 or end - start <= self._resumes
 
     def close(self) -> None:
         """Empty the cache."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtimes.engines.engine import AdaptableEngine, CheckingEngine, Engine, OpenCache
+from runtimes.engines.engine import AdaptableEngine, CheckingEngine, Engine, OpenCache, RingEngine
 from runtimes.errors import RequestError, UnsupportedError
 from runtimes.loop.session_file import SessionFile, read_session, write_session
 from runtimes.loop.tokens import TokenRequest, check_ids
@@ -21,6 +21,7 @@ class Cache:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.ids: list[int] = []  # those whose keys and values are in the engine, by position
+        self._end = 0  # the furthest position that was written since position 0 was
         self._long = False  # they were computed with the long rope factors
         self._session: str | None = None
         self._adapter: str | None = None
@@ -48,6 +49,8 @@ class Cache:
             if cached != wanted:
                 break
             keep += 1
+        if isinstance(self.engine, RingEngine) and not self.engine.can_resume(keep, self._end):
+            keep = 0
         self.keep(keep)
         return keep
 
@@ -66,7 +69,7 @@ class Cache:
 
     def forward(self, ids: Sequence[int], start: int) -> Logits:
         """See Engine.forward."""
-        self._before(start)
+        self._before(start, len(ids))
         logits = self.engine.forward(ids, start, long=self._long)
         self.ids.extend(ids)
         return logits
@@ -74,7 +77,7 @@ class Cache:
     def forward_rows(self, ids: Sequence[int], start: int, rows: int) -> Logits:
         """See CheckingEngine.forward_rows."""
         assert isinstance(self.engine, CheckingEngine)
-        self._before(start)
+        self._before(start, len(ids))
         logits = self.engine.forward_rows(ids, start, rows, long=self._long)
         self.ids.extend(ids)
         return logits
@@ -137,9 +140,10 @@ class Cache:
             raise UnsupportedError("this engine keeps its KV cache to itself, so a session cannot be saved or loaded")
         return self.engine
 
-    def _before(self, start: int) -> None:
+    def _before(self, start: int, count: int) -> None:
         if self._closed:
             raise RequestError("the runtime is closed; open it again")
+        self._end = max(self._end if start else 0, start + count)
         self.keep(start)  # until the engine is back, the cache beyond is in an unknown state
 
     def _is_long(self, length: int) -> bool:

@@ -28,6 +28,7 @@ OPTIONAL = {
     "bos",
     "pad",
     "window_tokens",
+    "kept_tokens",
     "switch_tokens",
     "revision",
     "kv_cache_kl",

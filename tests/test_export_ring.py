@@ -1,0 +1,151 @@
+"""An ExecuTorch program with a sliding window: its ring of keys gives transformers' logits at every length, in any
+pieces, after going back, under the loop and in the stock runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from devices.transports.llama_main import open_llama_main
+from devices.transports.local import LocalHost
+from export.artifact import Artifact
+from export.pipeline import export_model
+from export.request import ExportRequest
+from export.to_executorch.sizes import LOGITS_ROWS, RING_SPARE_TOKENS
+from runtimes.engines.engine import CheckingEngine
+from runtimes.engines.executorch_engine import open_executorch
+from runtimes.loop.loop import TokenLoop
+from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone, TokenSource
+from runtimes.registry import open_tokens
+from runtimes.text.tokenizer import Tokenizer
+
+WINDOW, CONTEXT = 16, 700
+RING = WINDOW + RING_SPARE_TOKENS
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
+    return random_checkpoint(sliding_window=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("ring") / "out"
+    request = ExportRequest(
+        checkpoint=str(checkpoint), out=out, format="executorch", scheme="fp32", context_tokens=CONTEXT
+    )
+    return export_model(request)
+
+
+@pytest.fixture(scope="module")
+def engine(artifact: Artifact) -> Iterator[CheckingEngine]:
+    engine = open_executorch(artifact, None)
+    assert isinstance(engine, CheckingEngine)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Token ids, and transformers' logits after each of them."""
+    import torch
+    from transformers import Phi3ForCausalLM
+
+    model = Phi3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = np.random.default_rng(0).integers(3, 500, CONTEXT).tolist()
+    with torch.no_grad():
+        return ids, model(torch.tensor([ids])).logits[0].numpy()
+
+
+# Within the window; few tokens, the most that are few, and more; the ring and a prompt's usual piece.
+@pytest.mark.parametrize("size", [1, 7, WINDOW, RING_SPARE_TOKENS + 1, RING_SPARE_TOKENS + 2, RING, 300, 512])
+def test_every_piece_has_transformers_logits(
+    engine: CheckingEngine, reference: tuple[list[int], npt.NDArray[np.float32]], size: int
+) -> None:
+    ids, logits = reference
+    for start in range(0, min(CONTEXT, 200 * size), size):
+        piece = ids[start : start + size]
+        rows = min(LOGITS_ROWS, len(piece))
+        end = start + len(piece)
+        assert np.abs(engine.forward_rows(piece, start, rows) - logits[end - rows : end]).max() < 1e-4
+
+
+def test_going_back_as_far_as_it_allows(
+    engine: CheckingEngine, reference: tuple[list[int], npt.NDArray[np.float32]]
+) -> None:
+    ids, logits = reference
+    generator = np.random.default_rng(1)
+    start = end = 0
+    for _ in range(80):
+        if start == CONTEXT:
+            start = end = 0
+        count = min(int(generator.integers(1, generator.choice([4, 20, 120, 400]))), CONTEXT - start)
+        got = engine.forward(ids[start : start + count], start)
+        start += count
+        assert np.abs(got - logits[start - 1]).max() < 1e-4
+        end = max(end, start)
+        back = max(0, start - int(generator.integers(0, RING_SPARE_TOKENS + 2)))
+        if engine.can_resume(back, end):  # type: ignore[attr-defined]
+            start, end = back, end if back else 0
+
+
+def greedy(source: TokenSource, ids: list[int], count: int, **fields: object) -> tuple[list[int], TokensDone]:
+    *tokens, done = source.stream(TokenRequest(ids=ids, max_new_tokens=count, **fields))  # type: ignore[arg-type]
+    assert isinstance(done, TokensDone) and done.error is None
+    return [token.id for token in tokens if isinstance(token, NewToken)], done
+
+
+def test_a_session_is_resumed_where_the_ring_still_has_it(engine: CheckingEngine) -> None:
+    loop, prompt = TokenLoop(engine), list(range(5, 305))
+    answer, _ = greedy(loop, prompt, 20, session="s")
+    cases = (
+        ([*prompt, *answer, 7], 319),  # the last token was never computed
+        ([*prompt, *answer[:5], 8], 305),
+        (prompt[:200], 0),  # the ring has forgotten what came before
+        ([*prompt[:150], 9], 150),
+        ([*prompt[:10], 9], 0),
+        ([*prompt[:5], 9], 5),  # it had not gone round
+    )
+    given = [greedy(loop, ids, 4, session="s") for ids, _ in cases]
+    assert [done.usage.reused for _, done in given] == [reused for _, reused in cases]
+    assert [tokens for tokens, _ in given] == [greedy(TokenLoop(engine), ids, 4)[0] for ids, _ in cases]
+
+
+def test_wrong_guesses_are_taken_back(engine: CheckingEngine) -> None:
+    """Two layers see no further back than two windows, so what follows the same 40 tokens is the same."""
+    before = list(range(5, 45))
+    after, _ = greedy(TokenLoop(engine), before, 60)
+    misleading = [id if number % 12 else id + 1 for number, id in enumerate(after, start=1)]
+    prompt = [*before, *misleading, *before]
+    guessed, done = greedy(TokenLoop(engine), prompt, 60, speculate=True)
+    assert guessed == greedy(TokenLoop(engine), prompt, 60)[0] == after
+    assert (done.usage.proposed or 0) > (done.usage.accepted or 0) > 0
+
+
+def test_the_stock_runner_goes_beyond_the_window(artifact: Artifact, llama_main: Path) -> None:
+    import tokenizers
+
+    decode = tokenizers.Tokenizer.from_file(str(artifact.folder / "tokenizer.json")).decode
+    source = open_llama_main(LocalHost(), [str(llama_main)], artifact, str(artifact.folder), 1, 60.0)
+    here, compared = open_tokens(artifact, threads=1), 0
+    for number in range(40):
+        ids = Tokenizer(artifact.folder).encode_prompt(f"{'the lamp is on ' * 30}{number}")
+        ours, _ = greedy(here, ids, 6)
+        if any("\ufffd" in decode([id]) for id in ours):  # the runner's Python door takes whole characters only
+            continue
+        assert greedy(source, ids, 6, stop_ids=artifact.manifest.tokens.stop)[0] == ours
+        compared += 1
+        if compared == 2:
+            break
+    here.close()
+    assert compared == 2
+
+
+def test_the_plan_counts_the_ring(artifact: Artifact) -> None:
+    memory = artifact.manifest.memory
+    assert memory.kept_tokens == RING
+    assert memory.needed_bytes(CONTEXT) == memory.needed_bytes(RING) > memory.needed_bytes(WINDOW)
