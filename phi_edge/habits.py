@@ -117,6 +117,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "history": {
         **dict.fromkeys(("-o", "--out", "--output", "--json"), "use --html FILE, --csv FILE, or --parquet FILE"),
         "--dashboard": "use --html FILE",
+        "--prom": "use --prometheus FILE",
         **dict.fromkeys(("-q", "--query", "-m", "--metric", "--filter", "--where"), "use --sql QUERY"),
     },
     "bundle": {

@@ -1,4 +1,4 @@
-"""`phi-edge history --html`: change points, the kept figures, and the page, which is used in a real browser."""
+"""What is made of a history: change points, the kept figures, Prometheus' text, and the page, in a real browser."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from prometheus_client.parser import text_string_to_metric_families
 
 from devices.history.changes import change_points
 from devices.measure.measurement import DeviceFacts, Measurement
@@ -104,6 +105,22 @@ def test_nothing_was_added_yet_is_one_line_and_makes_nothing(tmp_path: Path) -> 
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
         assert f"{folder}: is no history yet; add measurements: phi-edge history {folder} FILES" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_figures_for_prometheus(store: Path, tmp_path: Path) -> None:
+    assert run("history", store, "--prometheus", tmp_path / "lab.prom").stdout == ""
+    families = text_string_to_metric_families((tmp_path / "lab.prom").read_text())
+    seen = {
+        (sample.name, sample.labels["artifact"], sample.labels["device"], sample.labels["prompt_tokens"]): sample
+        for family in families
+        for sample in family.samples
+    }
+    assert seen["phi_edge_itl_p50_seconds", "phi3", "pi5", "32"].value == pytest.approx(0.0132, rel=0.05)
+    assert seen["phi_edge_kl", "phi3", "pi5", ""].value > 0
+    newest = {key[1:3]: sample.value for key, sample in seen.items() if key[0] == "phi_edge_newest_valid" and key[3]}
+    assert newest == {("phi3", "pi5"): 1, ("phi3", "phone"): 1, (EVIL, "pi5"): 0}
+    measured = seen["phi_edge_measured_timestamp_seconds", EVIL, "pi5", "32"]
+    assert measured.value == (FIRST + timedelta(days=NIGHTS - 2)).timestamp() and measured.timestamp is None
 
 
 def page(store: Path, out: Path) -> str:

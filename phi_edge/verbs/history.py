@@ -41,6 +41,8 @@ HAVING count(*) > 0) AS change FROM metrics m WHERE valid GROUP BY ALL ORDER BY 
 @click.option("--html", "html_out", type=FILE, metavar="FILE", show_default="no page",
               help="Write the dashboard: one self-contained page.")  # fmt: skip
 @click.option("--title", metavar="TEXT", default="Phi Edge lab", help="The dashboard's title.")
+@click.option("--prometheus", "prometheus_out", type=FILE, metavar="FILE", show_default="no file",
+              help="Write the newest figures for node_exporter's textfile collector.")  # fmt: skip
 @click.option("--csv", "csv_out", type=FILE, metavar="FILE", show_default="no file",
               help="Write all figures as CSV.")  # fmt: skip
 @click.option("--parquet", "parquet_out", type=FILE, metavar="FILE", show_default="no file",
@@ -52,6 +54,7 @@ def history_command(
     files: tuple[Path, ...],
     html_out: Path | None,
     title: str,
+    prometheus_out: Path | None,
     csv_out: Path | None,
     parquet_out: Path | None,
     sql: str | None,
@@ -66,7 +69,7 @@ def history_command(
     from devices.judge.matched import files_of
 
     tables = {"csv": csv_out, "parquet": parquet_out}
-    for out in (html_out, *tables.values()):
+    for out in (html_out, prometheus_out, *tables.values()):
         if out is not None:
             check_writable(out)
     history = HistoryStore(store, write_text)
@@ -79,7 +82,11 @@ def history_command(
         from devices.dashboard.page import to_page
 
         write_text(html_out, to_page(figures, title))
-    asked = sql is not None or not (paths or html_out is not None or any(tables.values()))
+    if prometheus_out is not None:
+        from devices.history.prometheus import to_prometheus
+
+        write_text(prometheus_out, to_prometheus(figures))
+    asked = sql is not None or not (paths or html_out or prometheus_out or any(tables.values()))
     if asked or any(tables.values()):
         _ask(figures, tables, (sql or _OVERVIEW) if asked else None)
 
