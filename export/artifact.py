@@ -176,14 +176,16 @@ class Manifest:
     tools: Mapping[str, str]
     files: Mapping[str, File]
     notes: Sequence[str] = ()  # what whoever uses it should know: where the checkpoint was not taken as it says
+    reference: Mapping[str, Sequence[int]] | None = None  # ids of a "prompt" and its greedy "answer", as it was proved
 
     def to_json(self) -> str:
         """The manifest as the text of manifest.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False, allow_nan=False) + "\n"
 
     def digest(self) -> str:
-        """SHA-256 over everything but the time stamp: equal for two exports of the same thing."""
+        """SHA-256 over what is exported, not over when and where: equal for two exports of the same thing."""
         content = dataclasses.asdict(self) | {"created_at": None}
+        del content["reference"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -280,7 +282,7 @@ def sha256_file(path: Path) -> str:
 def _check_ids(path: Path, manifest: Manifest) -> None:
     """Every id that the manifest names must be in its vocabulary."""
     tokens, size = manifest.tokens, manifest.model.vocab_size
-    for id in (tokens.bos, tokens.pad, *tokens.stop):
+    for id in (tokens.bos, tokens.pad, *tokens.stop, *(manifest.reference or {}).get("prompt", ())):
         if id is not None and not 0 <= id < size:
             raise ArtifactError(f"{path}: tokens: {id} is not in the vocabulary of {size}; export it again")
 

@@ -139,7 +139,9 @@ def export_beside(
     manifest = describe(job, layout, folder, source, loss)
     if prover:
         progress.step("running it")
-        for remark in prover.run(Artifact(folder, manifest)):
+        proof = prover.run(Artifact(folder, manifest))
+        manifest = replace(manifest, reference=proof.reference)
+        for remark in proof.remarks:
             progress.step(remark)
     publish(folder, out)
     seal(out, manifest)

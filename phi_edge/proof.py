@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import Artifact, Format, Manifest
 from export.errors import CheckpointError, OptionError, ProofError, SpaceError
 from export.strict import parse_json
+from export.verify.proof import Proof
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError, ended
 
@@ -57,12 +58,13 @@ class ChildProver:
         except (EngineError, RequestError) as error:
             raise CheckpointError(f"the checkpoint's tokenizer or chat template cannot be used: {error}") from error
 
-    def run(self, artifact: Artifact) -> list[str]:
+    def run(self, artifact: Artifact) -> Proof:
         """See Prover."""
         if importlib.util.find_spec(LIBRARIES[artifact.manifest.format]) is None:
-            return ["not run before it was sealed: there is no llama.cpp here; pip install 'phi-edge[gguf]' brings one"]
+            there_is = "there is no llama.cpp here; pip install 'phi-edge[gguf]' brings one"
+            return Proof([f"not run before it was sealed: {there_is}"])
         if (reason := too_little_memory(artifact.manifest)) is not None:
-            return [reason]
+            return Proof([reason])
         command = [sys.executable, "-P", "-m", "runtimes.proof", str(artifact.folder.resolve())]
         try:
             done = subprocess.run(
@@ -72,7 +74,7 @@ class ChildProver:
             raise SpaceError(f"the engine was still busy with the first tokens after {LIMIT_S:.0f} s") from None
         answer = read_answer(done.stdout)
         if "remarks" in answer:
-            return [str(remark) for remark in answer["remarks"]]
+            return Proof([str(remark) for remark in answer["remarks"]], answer.get("reference"))
         reason = str(answer.get("error", f"it ended{ended(done.returncode)}{last_line(done.stderr)}"))
         message = f"the engine does not run this export, so that it was not sealed: {reason}"
         raise SpaceError(message) if done.returncode == -9 else ProofError(message)

@@ -16,7 +16,7 @@ from pathlib import Path
 from export.artifact import Artifact, Manifest
 from export.errors import ArtifactError
 from export.strict import build, parse_json
-from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
+from runtimes.api import GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError, RuntimesError
 from runtimes.registry import open_tokens, text_runtime
@@ -25,10 +25,13 @@ from runtimes.text.tokenizer import Tokenizer
 QUESTION = "Is the lamp on?"
 ACCELERATED = {"dml": "DirectML", "webgpu": "WebGPU"}
 TOKENS = 4  # the first is a prefill's, the others come one by one
+REFERENCE_TOKENS = 16  # of the answer that the artifact keeps, and that `phi-edge bench` asks for again
+Reference = Mapping[str, Sequence[int]]
 
 
-def prove(artifact: Artifact) -> list[str]:
-    """Generate some tokens from a plain text, and from a question in the chat template. -> remarks.
+def prove(artifact: Artifact) -> tuple[list[str], Reference | None]:
+    """Generate some tokens from a plain text, and from a question in the chat template. -> remarks, and the first
+    answer; None where the context is too short for one, or another processor ran it than the one it is for.
 
     Raises RuntimesError.
     """
@@ -41,7 +44,9 @@ def prove(artifact: Artifact) -> list[str]:
     remarks: list[str] = []
     with contextlib.closing(runtime):
         most = artifact.manifest.context_tokens - TOKENS
-        _generate(runtime, (tokenizer.encode_prompt(QUESTION) or [0])[: max(1, most)])
+        prompt = (tokenizer.encode_prompt(QUESTION) or [0])[: max(1, most)]
+        whole = len(prompt) + REFERENCE_TOKENS <= artifact.manifest.context_tokens
+        answer = _generate(runtime, prompt, REFERENCE_TOKENS if whole else TOKENS)
         if tokenizer.has_template:
             try:
                 ids = tokenizer.encode_chat([Message("user", QUESTION)])
@@ -49,17 +54,23 @@ def prove(artifact: Artifact) -> list[str]:
                 remarks.append(f"chat is not possible: {error}")
             else:
                 if len(ids) <= most:
-                    _generate(runtime, ids)
-    if source.accelerator is None and provider in ACCELERATED:
-        remarks.append(f"run here on ONNX Runtime's CPU, not on {ACCELERATED[provider]}")
-    return remarks
+                    _generate(runtime, ids, TOKENS)
+    elsewhere = source.accelerator is None and provider in ACCELERATED
+    if elsewhere:
+        remarks.append(f"run here on ONNX Runtime's CPU, not on {ACCELERATED[str(provider)]}")
+    return remarks, {"prompt": prompt, "answer": answer} if whole and not elsewhere else None
 
 
-def _generate(runtime: Runtime, ids: Sequence[int]) -> None:
-    request = GenerateRequest(token_ids=ids, max_new_tokens=TOKENS, ignore_stop_ids=True)
+def _generate(runtime: Runtime, ids: Sequence[int], count: int) -> list[int]:
+    """The answer's ids."""
+    answer = []
+    request = GenerateRequest(token_ids=ids, max_new_tokens=count, ignore_stop_ids=True)
     for event in runtime.generate(request):
-        if isinstance(event, DoneEvent) and event.finish == "error":
+        if isinstance(event, TokenEvent):
+            answer.append(event.id)
+        elif event.finish == "error":
             raise EngineError(event.error or "the engine failed without a reason")
+    return answer
 
 
 def main() -> int:
@@ -69,7 +80,8 @@ def main() -> int:
     try:
         # What an engine's library prints is no answer.
         with contextlib.redirect_stdout(sys.stderr):
-            answer = {"remarks": prove(Artifact(Path(sys.argv[1]), manifest))}
+            remarks, reference = prove(Artifact(Path(sys.argv[1]), manifest))
+            answer = {"remarks": remarks, "reference": reference}
     except RuntimesError as error:
         answer = {"error": " ".join(str(error).split())}
     print(json.dumps(answer), flush=True)

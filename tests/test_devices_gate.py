@@ -15,7 +15,7 @@ from devices.errors import BudgetError
 from devices.judge.budgets import limits, read_budgets
 from devices.judge.compare import decide
 from devices.measure.measurement import Measurement, sha256_ids
-from devices.measure.metrics import bootstrap, interval
+from devices.measure.intervals import bootstrap, interval
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from devices.measure.measurement import Measurement, Run
-from devices.measure.metrics import METRICS, bootstrap, interval, summarize
+from devices.measure.intervals import bootstrap, interval
+from devices.measure.metrics import METRICS, summarize
 from fakes.measurement import fake_measurement
 
 
@@ -114,4 +115,4 @@ def test_series_are_resampled_whole() -> None:
 def test_every_metric_has_a_definition_and_a_unit_in_its_name() -> None:
     for name, metric in METRICS.items():
         assert metric.definition.endswith(".")
-        assert name.endswith(("_s", "_per_s", "_bytes", "_usd")) or metric.figure is not None
+        assert name.endswith(("_s", "_per_s", "_bytes", "_usd", "_share")) or metric.figure is not None

@@ -16,6 +16,7 @@ from export.artifact import MANIFEST, Artifact, open_artifact
 from export.errors import ProofError, SpaceError
 from export.request import ExportRequest
 from export.system import Room
+from export.verify.proof import Proof
 from phi_edge.main import main
 from phi_edge.proof import ChildProver
 
@@ -72,9 +73,9 @@ def test_a_configuration_that_fails_at_its_first_token(random_checkpoint: Callab
 def test_the_manifest_is_written_after_the_proof(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def run(self: ChildProver, artifact: Artifact) -> list[str]:
+    def run(self: ChildProver, artifact: Artifact) -> Proof:
         seen.append(any(tmp_path.rglob(MANIFEST)))
-        return ["a remark"]
+        return Proof(["a remark"])
 
     monkeypatch.setattr(ChildProver, "run", run)
     result = export(small, tmp_path / "out")
@@ -84,7 +85,7 @@ def test_the_manifest_is_written_after_the_proof(small: Path, tmp_path: Path, mo
 
 
 def test_the_public_function_proves_too(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ChildProver, artifact: Artifact) -> list[str]:
+    def run(self: ChildProver, artifact: Artifact) -> Proof:
         raise ProofError("no")
 
     monkeypatch.setattr(ChildProver, "run", run)
@@ -93,7 +94,7 @@ def test_the_public_function_proves_too(small: Path, tmp_path: Path, monkeypatch
 
 
 def test_an_engine_that_was_killed_keeps_the_work(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ChildProver, artifact: Artifact) -> list[str]:
+    def run(self: ChildProver, artifact: Artifact) -> Proof:
         raise SpaceError("killed")
 
     monkeypatch.setattr(ChildProver, "run", run)
@@ -111,7 +112,7 @@ def test_another_accelerator_is_named(small: Path, tmp_path: Path) -> None:
 
 def test_a_machine_that_is_too_small_is_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.system.memory_room", lambda: Room(1_000_000, "left by ulimit -v"))
-    (remark,) = ChildProver().run(open_artifact(tiny_onnx))
+    (remark,) = ChildProver().run(open_artifact(tiny_onnx)).remarks
     assert remark.startswith("not run before it was sealed: that needs") and "left by ulimit -v" in remark
 
 
@@ -143,7 +144,7 @@ def test_a_decoder_that_the_runtimes_do_not_know(small: Path, tmp_path: Path) ->
 def test_optimums_command_line_proves_too(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from optimum.commands.optimum_cli import main as optimum
 
-    def run(self: ChildProver, artifact: Artifact) -> list[str]:
+    def run(self: ChildProver, artifact: Artifact) -> Proof:
         raise ProofError("the proof's reason")
 
     monkeypatch.setattr(ChildProver, "run", run)
@@ -156,3 +157,30 @@ def test_optimums_command_line_proves_too(small: Path, tmp_path: Path, monkeypat
 def test_the_smallest_context_that_is_allowed(small: Path, tmp_path: Path) -> None:
     manifest = open_artifact(tmp_path / "out").manifest if export(small, tmp_path / "out", "--context", "2") else None
     assert manifest is not None and replace(manifest).context_tokens == 2
+
+
+def test_bench_asks_again_what_the_proof_answered(small: Path, tmp_path: Path) -> None:
+    out, measured, budgets = tmp_path / "out", tmp_path / "m.json", tmp_path / "budgets.toml"
+    assert export(small, out, "--quiet").exit_code == 0
+    budgets.write_text("[[budget]]\nmin_reference_share = 1\n")
+
+    def bench_and_gate() -> tuple[Result, Result]:
+        words = ["bench", str(out), "--reps", "2", "--prompt-tokens", "8", "--generate-tokens", "4", "--out"]
+        return (
+            CliRunner().invoke(main, [*words, str(measured)]),
+            CliRunner().invoke(main, ["gate", str(measured), "--budgets", str(budgets)]),
+        )
+
+    bench, gate = bench_and_gate()
+    assert (bench.exit_code, gate.exit_code) == (0, 0), bench.output + gate.output
+    # The same export on a machine that computes otherwise from the fifth token on.
+    manifest = json.loads((out / MANIFEST).read_text())
+    digest = open_artifact(out).manifest.digest()
+    answer = manifest["reference"]["answer"]
+    assert len(answer) == 16
+    answer[4] = (answer[4] + 1) % 100
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    assert open_artifact(out).manifest.digest() == digest
+    bench, gate = bench_and_gate()
+    assert bench.exit_code == 0 and "2 of 2 repetitions answer the artifact's reference otherwise" in bench.stderr
+    assert gate.exit_code == 1 and "reference_share" in gate.stdout and "from token 5 of 16 on" in gate.stdout

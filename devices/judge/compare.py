@@ -16,8 +16,9 @@ import numpy as np
 
 from devices.errors import MeasurementError
 from devices.judge.sessions import Ratio, are_paired, ratio_of, sessions_of
+from devices.measure.intervals import SEED, bootstrap, interval
 from devices.measure.measurement import Measurement
-from devices.measure.metrics import LEAST_REPETITIONS, METRICS, SEED, Metric, bootstrap, interval, summarize
+from devices.measure.metrics import LEAST_REPETITIONS, METRICS, Metric, summarize
 from devices.measure.validity import problems
 
 NO_FLOORS: Mapping[str, float] = {}

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from devices.measure.intervals import RESAMPLES, SEED
 from devices.measure.measurement import Measurement
-from devices.measure.metrics import RESAMPLES, SEED, Metric
+from devices.measure.metrics import Metric
 
 Group = NDArray[np.float64]  # the samples of one repetition
 Session = Sequence[Group]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from devices.measure.measurement import (
     SCHEMA,
     DeviceFacts,
     Dropped,
+    Followed,
     Measurement,
     PageCache,
     Repetition,
@@ -162,6 +164,7 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
     loading = Loading(threads=plan.threads, hold=True, cold=cold, wait_s=limit_s, total_s=limit_s)
     opened = driver.open(artifact, loading)
     warmups: list[Run] = []
+    followed = None
     open_s = opened.open_s
     try:
         if opened.timed is not None:
@@ -174,6 +177,7 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
                 warmups.append(_run(list(opened.source.stream(request))))
             step(plan.warmups, "measuring")
             run = _run(list(opened.source.stream(request)))
+            followed = _follow(opened, artifact.manifest)
         opened.finish()
     finally:
         opened.source.close()
@@ -188,7 +192,20 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
         run=run,
         versions=dict(opened.versions),
         accelerator=opened.accelerator,
+        reference=followed,
     )
+
+
+def _follow(opened: Opened, manifest: Manifest) -> Followed | None:
+    """Does this fast run compute what the export's engine did? Asked behind the measured request, which it leaves as it
+    was."""
+    reference = manifest.reference or {}
+    prompt, kept = reference.get("prompt", ()), reference.get("answer", ())
+    if not prompt or not kept or len(prompt) + len(kept) > manifest.context_tokens:
+        return None
+    answer = _run(list(opened.source.stream(TokenRequest(ids=prompt, max_new_tokens=len(kept))))).token_ids
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(answer, kept, strict=False))
+    return Followed(tokens=len(kept), agreed=sum(1 for _ in same))
 
 
 def _count_from(step: Step, first: int, done: int, doing: str) -> None:

@@ -96,6 +96,14 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What the same process then made of the prompt whose answer the artifact keeps from its export."""
+
+    tokens: int  # of the kept answer
+    agreed: int  # before the first that differs
+
+
+@dataclass(frozen=True, kw_only=True)
 class Repetition:
     """One fresh process: load, warm-up requests, and the measured request."""
 
@@ -110,6 +118,7 @@ class Repetition:
     entered: Conditions | None = None  # just before the process was started, where the device had to be ready
     left: Conditions | None = None  # just after it had ended
     waited_s: float | None = None  # until the device was ready
+    reference: Followed | None = None  # None: the artifact keeps no answer, or the device's runner takes no ids
     versions: Mapping[str, str] | None = None
     accelerator: str | None = None
 

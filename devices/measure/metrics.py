@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from devices.measure.measurement import Measurement, Repetition
+from devices.measure.intervals import bootstrap, interval
+from devices.measure.measurement import Followed, Measurement, Repetition
 from devices.measure.score import Figure, Score
 
 Samples = Sequence[float]  # of one repetition
-RESAMPLES = 2000
-MOST_DRAWN = 40_000_000  # samples in all resamplings: 320 MB, half a second
 LEAST_REPETITIONS = 5  # with fewer, a bootstrap interval would be too narrow
-SEED = 20261122
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Metric:
     definition: str
     quantile: float = 0.5
     exact: bool = False  # counted, not sampled: one measurement is enough
-    by_chance: bool = False  # whether it can be measured depends on the page cache
+    by_chance: bool = False  # not every measurement of the same artifact has it
     figure: Callable[[Score], Figure | None] | None = None  # of a score; then a measurement has no samples
 
 
@@ -62,30 +59,6 @@ def summarize(metric: Metric, measurement: Measurement) -> Summary | None:
         low, high = interval(bootstrap(groups, metric.quantile))
     value = float(np.quantile(pooled, metric.quantile))
     return Summary(value=value, low=low, high=high, samples=pooled.tolist())
-
-
-def bootstrap(groups: Sequence[NDArray[np.float64]], quantile: float, seed: int = SEED) -> NDArray[np.float64]:
-    """The quantile of RESAMPLES resamplings of the groups. Of very long groups evenly spaced samples are enough."""
-    most = max(1, MOST_DRAWN // (RESAMPLES * len(groups)))
-    groups = [group[:: -(-group.size // most)] for group in groups]
-    picks = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
-    places = picks + len(groups) * np.arange(RESAMPLES)[:, None]
-    times = np.bincount(places.ravel(), minlength=picks.size).reshape(picks.shape)  # that each group was drawn
-    # All samples are sorted once. How many of a resampling are at most as long as each follows from their groups.
-    pooled, owner = np.concatenate(groups), np.repeat(np.arange(len(groups)), [group.size for group in groups])
-    order = np.argsort(pooled, kind="stable")
-    ranked, below = pooled[order], np.cumsum(times[:, owner[order]], axis=1, dtype=np.int32)
-    place = quantile * (below[:, -1] - 1)
-    first = np.floor(place).astype(np.int32)
-    low = ranked[(below <= first[:, None]).sum(axis=1)]
-    high = ranked[(below <= np.ceil(place).astype(np.int32)[:, None]).sum(axis=1)]
-    return np.asarray(low + (high - low) * (place - first))
-
-
-def interval(estimates: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of bootstrap estimates."""
-    low, high = np.quantile(estimates, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def ttft_s(repetition: Repetition) -> float | None:
@@ -135,6 +108,10 @@ def _warm_load(measurement: Measurement) -> list[Samples]:
 
 def _itl(measurement: Measurement) -> list[Samples]:
     return [itl_s(repetition) for repetition in measurement.repetitions]
+
+
+def _agreed(reference: Followed | None) -> float | None:
+    return reference.agreed / reference.tokens if reference is not None and reference.tokens else None
 
 
 def _unmeasured(measurement: Measurement) -> list[Samples]:
@@ -246,6 +223,18 @@ METRICS: Mapping[str, Metric] = {
             _artifact,
             "All files of the artifact together: what is pushed to a device.",
             exact=True,
+        ),
+        Metric(
+            "reference_share",
+            "Reference answer",
+            "share",
+            "higher",
+            _each(lambda repetition: _agreed(repetition.reference)),
+            "Of the answer that the export's engine gave to a fixed prompt: the tokens before the first that differs "
+            "here, in the worst repetition. Another processor may round a near tie otherwise.",
+            quantile=0.0,
+            exact=True,
+            by_chance=True,
         ),
         Metric(
             "cost_per_1000_answers_usd",

@@ -49,6 +49,13 @@ def doubts(measurement: Measurement) -> list[str]:
     if any(run.piece_at_s and len(run.piece_at_s) < run.completion_tokens for run in runs):
         share = sum(run.completion_tokens for run in runs) / max(1, sum(len(run.piece_at_s) for run in runs))
         found.append(f"its stream brings {share:.1f} tokens a piece; inter-token times are those between pieces")
+    asked = [each.reference for each in measurement.repetitions if each.reference is not None]
+    if other := [each for each in asked if each.agreed < each.tokens]:
+        found.append(
+            f"{len(other)} of {len(asked)} repetitions answer the artifact's reference otherwise than its export did, "
+            f"from token {min(each.agreed for each in other) + 1} of {other[0].tokens} on: a near tie that this "
+            "processor rounds otherwise, or a wrong computation; `phi-edge check --against` tells"
+        )
     if measurement.artifact.provider in ("dml", "webgpu") and measurement.accelerator is None:
         found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not its times")
     watched = all(repetition.entered is not None for repetition in measurement.repetitions)  # then it is invalid

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from export.artifact import Artifact, Format
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A folder that runs."""
+
+    remarks: Sequence[str]  # what whoever exports should know
+    reference: Mapping[str, Sequence[int]] | None = None  # for the manifest
 
 
 class Prover(Protocol):
@@ -16,8 +26,8 @@ class Prover(Protocol):
         format's engine is installed. Raises ExportError."""
         ...
 
-    def run(self, artifact: Artifact) -> list[str]:
-        """Open the artifact, whose manifest is not written yet, and generate. -> what whoever exports should know.
+    def run(self, artifact: Artifact) -> Proof:
+        """Open the artifact, whose manifest is not written yet, and generate.
 
         Raises ProofError for what the engine does not run, SpaceError where it was killed."""
         ...
