@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from devices.errors import BudgetError
 from devices.judge.budgets import limits, read_budgets
 from devices.judge.compare import decide
-from devices.measure.measurement import Measurement, sha256_ids
 from devices.measure.intervals import bootstrap, interval
+from devices.measure.measurement import Measurement, sha256_ids
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from devices.measure.measurement import Measurement, Run
 from devices.measure.intervals import bootstrap, interval
+from devices.measure.measurement import Measurement, Run
 from devices.measure.metrics import METRICS, summarize
 from fakes.measurement import fake_measurement
 
