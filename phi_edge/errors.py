@@ -40,6 +40,10 @@ class UserError(click.ClickException):
         first, *quoted = self.message.split("\n  ")
         return "\n  ".join([terminal.one_line(first), *(terminal.one_line(line) for line in quoted)])
 
+    def show(self, file: IO[Any] | None = None) -> None:
+        with contextlib.suppress(OSError):  # nobody reads stderr any more; the exit code is as it was
+            super().show(file)
+
 
 class Failed(UserError):
     """The command did its work and the outcome is bad. The message is empty if the output has the reason already."""
@@ -60,7 +64,8 @@ class Interrupted(click.ClickException):
         super().__init__("interrupted")
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo("Interrupted", err=True)
+        with contextlib.suppress(OSError):
+            click.echo("Interrupted", err=True)
 
 
 @contextmanager
@@ -77,13 +82,22 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def allowed_by_system() -> Iterator[None]:
+    """What the system refuses becomes a UserError: click ends a closed pipe with 1, which is a missed limit here."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(system_error(error)) from error
+
+
+@contextmanager
 def one_line(verb: str, extra: str) -> Iterator[None]:
     """The one place where the errors of the rooms become one line for the user of `verb`.
 
     `extra` is what `pip install phi-edge[...]` brings for this verb.
     """
     try:
-        with interruptible():
+        with interruptible(), allowed_by_system():
             yield
     except DelegationError as error:
         raise Failed(_flat(error)) from error
@@ -96,8 +110,6 @@ def one_line(verb: str, extra: str) -> Iterator[None]:
         if name in ROOMS:
             raise  # a module of ours is our fault
         raise UserError(missing_module(verb, extra, name)) from missing
-    except OSError as error:
-        raise UserError(system_error(error)) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
@@ -122,7 +134,9 @@ def system_error(error: OSError) -> str:
     if error.errno == errno.ENOMEM:
         return "the system refused more memory (ulimit -v?); raise the limit, or free some"
     if error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {reason}"
+        # Of a copy, the file that it is written to is the second one.
+        full = error.filename2 is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"{os.fsdecode(error.filename2 if full else error.filename)}: {reason}"
     if error.errno == errno.EPIPE:
         silence_stdout()
         return "whoever read the output has gone"

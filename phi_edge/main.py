@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from phi_edge.errors import UserError, did_you_mean, interruptible, system_error, usage_error
+from phi_edge.errors import UserError, allowed_by_system, did_you_mean, interruptible, usage_error
 from phi_edge.habits import verb_habit
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -51,17 +51,14 @@ class LazyGroup(click.Group):
         """Run the command line. A bug of ours ends it with its traceback and exit code 70."""
         try:
             return super().main(*args, **settings)
-        except OSError as error:  # the help into a full disk, say
-            UserError(system_error(error)).show()
-            sys.exit(UserError.exit_code)
         except Exception:
             traceback.print_exc()
             click.echo("This is a bug of phi-edge: please report it with the lines above.", err=True)
             sys.exit(BUG)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Find the verb and do its work; see Verb.invoke. Raises Interrupted."""
-        with interruptible():
+        """Find the verb and do its work; see Verb.invoke. Raises Interrupted, and UserError."""
+        with interruptible(), allowed_by_system():
             return super().invoke(ctx)
 
     def make_context(
@@ -69,7 +66,8 @@ class LazyGroup(click.Group):
     ) -> click.Context:
         """Parse the words before the verb. Raises UserError."""
         try:
-            return super().make_context(info_name, args, parent, **extra)
+            with allowed_by_system():  # the help into a full disk, say
+                return super().make_context(info_name, args, parent, **extra)
         except click.exceptions.NoArgsIsHelpError:
             raise  # `phi-edge` alone shows the help
         except click.UsageError as error:
@@ -82,9 +80,12 @@ class LazyGroup(click.Group):
         """Find the verb, of one word or two. Raises UserError, which names the one that was probably meant."""
         if (two := " ".join(args[:2])) in VERBS and len(args) > 1:
             return two, self.get_command(ctx, two), args[2:]
+        longer = [name for name in VERBS if name.startswith(f"{args[0]} ")]
+        if longer and all(word.startswith("-") for word in args[1:2]):
+            raise UserError(f"{args[0]!r} needs a second word: {' or '.join(longer)}")
         if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             habit = verb_habit(args[0], VERBS)
-            word = two if any(name.startswith(f"{args[0]} ") for name in VERBS) else args[0]
+            word = two if longer else args[0]
             hint = f"; {habit}" if habit is not None else did_you_mean(word, VERBS)
             raise UserError(f"unknown verb {word!r}; known: {', '.join(VERBS)}{hint}")
         return super().resolve_command(ctx, args)

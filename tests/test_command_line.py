@@ -132,7 +132,8 @@ def test_every_option_has_a_help_and_says_its_default(name: str) -> None:
     [
         (["exprot"], "unknown verb 'exprot'; known: export, check, "),
         (["exprot"], "did you mean export?"),
-        (["lab"], "unknown verb 'lab'; known: "),
+        (["lab"], "'lab' needs a second word: lab list or lab run"),
+        (["lab", "--help"], "'lab' needs a second word: lab list or lab run"),
         (["lab", "lits"], "unknown verb 'lab lits'; known: "),
         (["lab", "lits"], "did you mean lab list?"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
@@ -195,6 +196,7 @@ def test_a_step_that_could_not_do_its_work_ends_the_demo(tmp_path: Path, monkeyp
         (ImportError("numpy is broken"), 130, "Interrupted\n"),
         (OSError(12, "Cannot allocate memory"), 2, "Error: the system refused more memory (ulimit -v?)"),
         (OSError(28, "No space left on device"), 2, "Error: the output cannot be written (No space left on device)"),
+        (OSError(28, "No space left on device", "from", None, "to"), 2, "Error: to: No space left on device\n"),
         (PermissionError(13, "Permission denied", "/x\x1b[2J"), 2, "Error: /x\ufffd[2J: Permission denied\n"),
         (DeviceError("a\nError: b\x1b[0m"), 2, "Error: a Error: b\ufffd[0m\n"),
         (ZeroDivisionError("a bug"), 70, "This is a bug of phi-edge: please report it with the lines above.\n"),

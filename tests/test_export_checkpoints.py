@@ -669,6 +669,21 @@ def test_a_template_that_cannot_be_used(copied: Path, template: Any, part: str |
         refused(copied, "tokenizer_config.json", part)
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("manifest.json", "is an artifact, which is an export already; give the checkpoint that it was made from"),
+        ("phi/config.json", "has no config.json, but phi has: give "),
+        ("phi.Q4_K_M.gguf", "has no config.json, but phi.Q4_K_M.gguf, llama.cpp's weights (GGUF); give a checkpoint"),
+        ("notes.txt", "has no config.json; give a checkpoint folder as the hub has it"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    refused(tmp_path, said)
+
+
 def test_a_system_without_locks_exports(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and macOS."""
     monkeypatch.setitem(sys.modules, "fcntl", None)

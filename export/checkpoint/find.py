@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.artifact import MANIFEST
 from export.errors import CheckpointError
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -50,6 +51,19 @@ def find_checkpoint(where: str, patterns: Sequence[str]) -> Place:
     if match := HUB_ID.fullmatch(where):
         return _download(where, match["name"], match["revision"], patterns)
     raise CheckpointError(f"{where!r:.80}: no such folder, and not a hub id like microsoft/Phi-3-mini-4k-instruct")
+
+
+def folder_reason(folder: Path) -> str:
+    """Why a folder without config.json is no checkpoint, and what to give instead."""
+    if (folder / MANIFEST).is_file():
+        return f"{folder}: is an artifact, which is an export already; give the checkpoint that it was made from"
+    entries = sorted(folder.iterdir())
+    inside = next((entry for entry in entries if (entry / "config.json").is_file()), None)
+    if inside is not None:
+        return f"{folder}: has no config.json, but {inside.name} has: give {inside}"
+    foreign = next((entry for entry in entries if entry.suffix.lower() in FOREIGN), None)
+    what = f", but {foreign.name}, {FOREIGN[foreign.suffix.lower()]}" if foreign is not None else ""
+    return f"{folder}: has no config.json{what}; give a checkpoint folder as the hub has it"
 
 
 def file_reason(path: Path) -> str:

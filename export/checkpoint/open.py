@@ -18,7 +18,7 @@ from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.checkpoint.chat import TEMPLATE, Chat, read_chat
 from export.checkpoint.contradictions import refuse_contradictions
 from export.checkpoint.files import INDEX, as_object, read_object, read_text, refuse_outside
-from export.checkpoint.find import find_checkpoint
+from export.checkpoint.find import find_checkpoint, folder_reason
 from export.checkpoint.quantisation import Quantisation, packed_reason, read_quantisation, without_quantisation
 from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
@@ -125,6 +125,8 @@ def open_checkpoint(where: str) -> Checkpoint:
     place = find_checkpoint(where, CHECKPOINT_FILES)
     folder = place.folder
     refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(folder_reason(folder))
     content = read_object(folder / "config.json")
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_READERS:

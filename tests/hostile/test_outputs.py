@@ -175,10 +175,11 @@ def test_a_full_stdout_is_one_line(measured: Path, words: list[str]) -> None:
     assert done.stderr.decode().splitlines() == ["Error: the output cannot be written (No space left on device)"]
 
 
-def test_a_reader_that_leaves_early_is_no_missed_limit(measured: Path) -> None:
-    command = f"{sys.executable} -P -m phi_edge report m.json --json - | true; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("words", ["report m.json --json -", "--help", "report no.json 2>&1", "--help 2>&1"])
+def test_a_reader_that_leaves_early_is_no_missed_limit(measured: Path, words: str) -> None:
+    command = f"( sleep 0.2; {sys.executable} -P -m phi_edge {words} ) | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=measured, timeout=60)
-    assert done.stdout.decode().strip() != "1" and b"Traceback" not in done.stderr
+    assert done.stdout == b"2\n" and b"Traceback" not in done.stderr
 
 
 def export(out: Path | str, folder: Path | None = None) -> Result:
