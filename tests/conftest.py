@@ -123,6 +123,12 @@ def tiny_executorch(tiny_export: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gguf(made_once: Callable[..., Path]) -> Path:
+    """The trained tiny model as a GGUF artifact."""
+    return made_once("tiny-gguf", lambda out: export_model(ExportRequest(checkpoint="tiny", out=out, format="gguf")))
+
+
+@pytest.fixture(scope="session")
 def tiny_onnx_short(tiny_export: Callable[..., Path]) -> Path:
     """With a context that an emulated processor fills in a second."""
     return tiny_export("onnx-short", target="cpu", context_tokens=256)

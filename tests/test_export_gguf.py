@@ -82,8 +82,8 @@ def test_a_block_holds_what_was_calibrated(kind: BlockType, method: str) -> None
 
 
 @pytest.fixture(scope="session")
-def tiny_gguf(made_once: Callable[..., Path]) -> Callable[[str], Path]:
-    """tiny_gguf(scheme): the tiny model as a GGUF artifact."""
+def tiny_as(made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """tiny_as(scheme): the tiny model as a GGUF artifact."""
 
     def make(scheme: str) -> Path:
         request = ExportRequest(checkpoint="tiny", out=Path(), format="gguf", scheme=scheme, context_tokens=256)
@@ -110,9 +110,9 @@ def greedy(folder: Path, ids: Sequence[int], count: int) -> list[int]:
     return found
 
 
-def test_in_float_llama_cpp_gives_transformers_tokens(tiny_gguf: Callable[[str], Path]) -> None:
+def test_in_float_llama_cpp_gives_transformers_tokens(tiny_as: Callable[[str], Path]) -> None:
     """20 prompts: each is followed by the tokens that transformers would choose after what was chosen before."""
-    folder, tokenizer = tiny_gguf("fp32"), Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    folder, tokenizer = tiny_as("fp32"), Tokenizer.from_file(str(TINY / "tokenizer.json"))
     held_out = (TINY / "held_out.txt").read_text(encoding="utf-8").split("\n\n")
     for text in [*HOME, *(part[:60] for part in held_out[:16])]:
         ids = tokenizer.encode(text).ids
@@ -122,14 +122,14 @@ def test_in_float_llama_cpp_gives_transformers_tokens(tiny_gguf: Callable[[str],
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int4-b32", "uint4-b32-e8-gptq"])
-def test_check_against_the_checkpoint(tiny_gguf: Callable[[str], Path], scheme: str) -> None:
-    done = CliRunner().invoke(main, ["check", str(tiny_gguf(scheme)), "--against", "tiny"])
+def test_check_against_the_checkpoint(tiny_as: Callable[[str], Path], scheme: str) -> None:
+    done = CliRunner().invoke(main, ["check", str(tiny_as(scheme)), "--against", "tiny"])
     assert done.exit_code == 0, done.output
 
 
-def test_four_bits_lose_what_the_manifest_says(tiny_gguf: Callable[[str], Path]) -> None:
+def test_four_bits_lose_what_the_manifest_says(tiny_as: Callable[[str], Path]) -> None:
     """The KL through llama.cpp on other text of the same kind; the engine's 8-bit activations come on top."""
-    artifact = open_artifact(tiny_gguf("uint4-b32-e8-gptq"))
+    artifact = open_artifact(tiny_as("uint4-b32-e8-gptq"))
     text = (TINY / "held_out.txt").read_text(encoding="utf-8")
     ids = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(text).ids[:240]
     engine = ENGINES["gguf"](artifact, None)
@@ -141,10 +141,17 @@ def test_four_bits_lose_what_the_manifest_says(tiny_gguf: Callable[[str], Path])
     assert kl < 2 * artifact.manifest.loss.mean_kl
 
 
-def test_the_plan_knows_the_size(tiny_gguf: Callable[[str], Path]) -> None:
-    artifact = open_artifact(tiny_gguf("int4-b32"))
+def test_the_plan_knows_the_size(tiny_as: Callable[[str], Path]) -> None:
+    artifact = open_artifact(tiny_as("int4-b32"))
     job = resolve(ExportRequest(checkpoint="tiny", out=Path(), format="gguf", scheme="int4-b32"))
     assert 0 <= artifact.manifest.files["model.gguf"].bytes - weight_bytes(job) < 10_000
+
+
+def test_two_of_them_side_by_side(tiny_as: Callable[[str], Path]) -> None:
+    done = CliRunner().invoke(main, ["diff", str(tiny_as("int4-b32")), str(tiny_as("fp32"))])
+    assert done.exit_code == 0, done.output
+    assert "general.file_type: 2 -> 0" in done.output
+    assert "lm_head.weight: 4 bits, blocks of 32 -> float32" in done.output
 
 
 def test_a_budget_stores_some_matrices_in_more_bits(tmp_path: Path) -> None:
@@ -309,11 +316,11 @@ def test_what_a_gguf_file_cannot_be(what: str, tmp_path: Path) -> None:
 
 
 def test_without_a_llama_cpp_it_says_what_runs_the_file(
-    tiny_gguf: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny_as: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_llama.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    done = CliRunner().invoke(main, ["run", str(tiny_gguf("fp32")), "Hello"])
+    done = CliRunner().invoke(main, ["run", str(tiny_as("fp32")), "Hello"])
     load_llama.cache_clear()
     assert done.exit_code == 2
     assert "phi-edge[gguf]" in done.output and "llama-server" in done.output

@@ -105,6 +105,7 @@ EMULATED = {"pi5": "onnx_short", "laptop": "onnx_short", "android": "onnx_short"
         "fake",
         "onnx",
         "executorch",
+        "gguf",
         "genai",
         "local",
         pytest.param("browser", marks=pytest.mark.browser),

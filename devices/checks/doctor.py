@@ -22,6 +22,7 @@ from runtimes.system.conditions import read_conditions
 LIBRARIES = {
     "onnxruntime": ("running ONNX artifacts here", "onnx"),
     "executorch": ("running ExecuTorch artifacts here", "executorch"),
+    "xllamacpp": ("running GGUF artifacts here", "gguf"),
     "transformers": ("exporting", "export"),
 }
 

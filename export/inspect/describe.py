@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from export.artifact import MANIFEST, Artifact, describe_files, open_artifact
+from export.artifact import MANIFEST, MODEL_SUFFIX, Artifact, describe_files, open_artifact
 from export.errors import ArtifactError
 from export.inspect.foreign import model_file
 from export.inspect.graph import Graph, Node, read_graph
@@ -45,16 +46,18 @@ def describe(folder: Path) -> Mapping[str, Table | None]:
         "manifest": _manifest(folder) if artifact is not None else None,
         "settings": _settings(home, files),
         "precision": precision(artifact, graph),
-        "graph": graph_table(graph) if graph is not None else program_table(model),
+        "graph": graph_table(graph) if graph is not None else _other_table(model),
         "files": {name: f"{file.bytes} bytes, sha256 {file.sha256[:12]}" for name, file in files.items()},
     }
 
 
 def _model_of(artifact: Artifact) -> Path:
     for name in artifact.manifest.files:
-        if name.endswith((".onnx", ".pte")):
+        if name.endswith(tuple(MODEL_SUFFIX.values())):
             return artifact.path(name)
-    raise ArtifactError(f"{artifact.folder / MANIFEST}: lists neither a .onnx nor a .pte; export it again")
+    raise ArtifactError(
+        f"{artifact.folder / MANIFEST}: lists no {MODEL_SUFFIX[artifact.manifest.format]}; export it again"
+    )
 
 
 def _manifest(folder: Path) -> Table:
@@ -134,6 +137,27 @@ def _attributes(nodes: tuple[Node, ...]) -> Iterator[tuple[str, str]]:
             values.setdefault(f"{node.operator}.{name}", Counter())[json.dumps(value)] += 1
     for name, seen in sorted(values.items()):
         yield name, ", ".join(f"{value} in {number}" for value, number in sorted(seen.items()))
+
+
+def _other_table(model: Path) -> Table:
+    return file_table(model) if model.suffix == ".gguf" else program_table(model)
+
+
+def file_table(model: Path) -> Table:
+    """What a GGUF file says before its tensors; of lists with an entry for each token, their hash."""
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(model).fields
+    except (OSError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{model}: cannot be read as a GGUF file ({error}); export it again") from error
+    values = {name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")}
+    return {name: _short(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _short(values: list[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return f"{len(values)} values, sha256 {digest[:12]}"
 
 
 def program_table(model: Path) -> Table:
