@@ -115,4 +115,13 @@ def test_series_are_resampled_whole() -> None:
 def test_every_metric_has_a_definition_and_a_unit_in_its_name() -> None:
     for name, metric in METRICS.items():
         assert metric.definition.endswith(".")
-        assert name.endswith(("_s", "_per_s", "_bytes", "_usd", "_share")) or metric.figure is not None
+        assert name.endswith(("_s", "_per_s", "_bytes", "_usd", "_share", "_j")) or metric.figure is not None
+
+
+def test_energy_is_that_of_the_whole_request_by_the_tokens_of_its_answer() -> None:
+    measured = fake_measurement(generate_tokens=16)
+    metric = METRICS["energy_per_token_j"]
+    assert summarize(metric, measured) is None
+    told = [dataclasses.replace(each, energy_j=1.6, energy_source="RAPL, packages") for each in measured.repetitions]
+    summary = summarize(metric, dataclasses.replace(measured, repetitions=told))
+    assert summary is not None and summary.value == pytest.approx(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact
 from runtimes.engines.engine import Graphics
 from runtimes.system.conditions import Conditions, read_conditions
+from runtimes.system.energy import EnergyMeter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class LocalDriver:
 
     def open(self, artifact: Artifact, loading: Loading) -> Opened:
         """See Driver.open."""
-        return open_agent(
+        opened = open_agent(
             self._host,
             [*self._agent, str(artifact.folder)],
             artifact,
@@ -63,6 +65,7 @@ class LocalDriver:
             here=True,
             graphics=self._graphics,
         )
+        return dataclasses.replace(opened, energy=EnergyMeter)
 
     def examine(self) -> Iterator[Finding]:
         """Nothing beyond what doctor finds on this machine anyway (devices.checks.doctor)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -164,7 +165,7 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
     loading = Loading(threads=plan.threads, hold=True, cold=cold, wait_s=limit_s, total_s=limit_s)
     opened = driver.open(artifact, loading)
     warmups: list[Run] = []
-    followed = None
+    followed = meter = None
     open_s = opened.open_s
     try:
         if opened.timed is not None:
@@ -176,7 +177,9 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
                 step(number, "warming up")
                 warmups.append(_run(list(opened.source.stream(request))))
             step(plan.warmups, "measuring")
-            run = _run(list(opened.source.stream(request)))
+            with contextlib.nullcontext() if opened.energy is None else opened.energy() as meter:
+                records = list(opened.source.stream(request))
+            run = _run(records)
             followed = _follow(opened, artifact.manifest)
         opened.finish()
     finally:
@@ -192,6 +195,8 @@ def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step:
         run=run,
         versions=dict(opened.versions),
         accelerator=opened.accelerator,
+        energy_j=None if meter is None else meter.joules,
+        energy_source=None if meter is None else meter.source,
         reference=followed,
     )
 

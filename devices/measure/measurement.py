@@ -118,6 +118,8 @@ class Repetition:
     entered: Conditions | None = None  # just before the process was started, where the device had to be ready
     left: Conditions | None = None  # just after it had ended
     waited_s: float | None = None  # until the device was ready
+    energy_j: float | None = None  # of the whole machine during the measured request; None where it cannot tell
+    energy_source: str | None = None  # what told it, and of what
     reference: Followed | None = None  # None: the artifact keeps no answer, or the device's runner takes no ids
     versions: Mapping[str, str] | None = None
     accelerator: str | None = None

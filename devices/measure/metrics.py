@@ -28,7 +28,7 @@ class Metric:
 
     name: str  # with its unit
     label: str
-    unit: Literal["s", "tokens/s", "bytes", "nats", "share", "USD", ""]
+    unit: Literal["s", "tokens/s", "bytes", "nats", "share", "USD", "J", ""]
     better: Literal["lower", "higher"]
     samples: Callable[[Measurement], Sequence[Samples]]  # one entry per repetition that has any
     definition: str
@@ -108,6 +108,11 @@ def _warm_load(measurement: Measurement) -> list[Samples]:
 
 def _itl(measurement: Measurement) -> list[Samples]:
     return [itl_s(repetition) for repetition in measurement.repetitions]
+
+
+def _energy_per_token_j(repetition: Repetition) -> float | None:
+    tokens = repetition.run.completion_tokens
+    return repetition.energy_j / tokens if repetition.energy_j is not None and tokens else None
 
 
 def _agreed(reference: Followed | None) -> float | None:
@@ -223,6 +228,16 @@ METRICS: Mapping[str, Metric] = {
             _artifact,
             "All files of the artifact together: what is pushed to a device.",
             exact=True,
+        ),
+        Metric(
+            "energy_per_token_j",
+            "Energy per token",
+            "J",
+            "lower",
+            _each(_energy_per_token_j),
+            "What the machine used during the request, prefill included, by the tokens of the answer. What is counted "
+            "depends on the machine: compare it with itself.",
+            by_chance=True,
         ),
         Metric(
             "reference_share",

@@ -79,6 +79,8 @@ def _repetition(repetition: Repetition, workload: Workload, *, counts: bool) -> 
         if run.token_ids_sha256 != sha256_ids(run.token_ids):
             found.append(f"{what}: its token ids do not match their hash")
         found += [f"{what}: {problem}" for problem in _impossible(run)]
+    if repetition.energy_j is not None and repetition.energy_j <= 0:
+        found.append(f"it used {repetition.energy_j:g} J")
     if repetition.load_s is not None and repetition.load_s <= 0:
         found.append(f"it was loaded in {repetition.load_s:g} s")
     found += _conditions(repetition)

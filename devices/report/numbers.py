@@ -6,6 +6,7 @@ NOT_MEASURED = "not measured"
 SCALES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
     "share": ((0.01, "%"),),
+    "J": ((1.0, "J"), (1e-3, "mJ")),
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
 }
 
