@@ -127,7 +127,7 @@ def test_run_and_bench_take_its_name(emulated_pi: EmulatedPi, tiny_onnx: Path, t
 def test_throttling_in_between_makes_a_measurement_doubtful(
     emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path
 ) -> None:
-    firmware, out = emulated_pi.board / "throttled", tmp_path / "m.json"
+    firmware, out = emulated_pi.firmware, tmp_path / "m.json"
     firmware.write_text("0x50005\n")
     try:
         words = ["bench", str(tiny_onnx), "--device", NAME, "--lab", str(emulated_pi.lab), "--reps", "1"]
@@ -189,7 +189,7 @@ def odd_board(emulated_pi: EmulatedPi, tmp_path: Path) -> Callable[[str], Path]:
 
     def make(script: str) -> Path:
         python, lab = tmp_path / "python3", tmp_path / "lab.toml"
-        python.write_text("#!/bin/sh\n" + script.format(python=emulated_pi.board / "bin/python3-onnx"))
+        python.write_text("#!/bin/sh\n" + script.format(python=emulated_pi.pi / "bin/python3-onnx"))
         python.chmod(0o755)
         lab.write_text(emulated_pi.row(python=str(python)))
         return lab
@@ -374,19 +374,22 @@ def test_a_killed_agent_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[
         list(events)
 
 
-def test_a_restarted_device_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
-    boot_id = emulated_pi.board / "root/proc/sys/kernel/random/boot_id"
-    kept = boot_id.read_text()
-    events = open_pi().generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
-    next(events)
-    try:
-        emulated_pi.stop()
-        boot_id.write_text("00000000-0000-4000-8000-000000000002\n")
-        emulated_pi.start()
-        with pytest.raises(TransportError, match="the device was restarted in between"):
-            list(events)
-    finally:
-        boot_id.write_text(kept)
+def test_a_restarted_device_is_reported(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
+    lab = tmp_path / "lab.toml"
+    lab.write_text(emulated_pi.row(python=str(emulated_pi.own_python(tmp_path / "board"))))
+    artifact = open_artifact(tiny_onnx)
+    with contextlib.closing(open_driver(NAME, find_device(NAME, lab))) as driver:
+        driver.stage(artifact, print)
+        with text_runtime(artifact, driver.open(artifact, Loading(wait_s=120)).source) as runtime:
+            request = GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True)
+            events = runtime.generate(request)
+            next(events)
+            emulated_pi.stop()
+            boot_id = tmp_path / "board/root/proc/sys/kernel/random/boot_id"
+            boot_id.write_text("00000000-0000-4000-8000-000000000002\n")
+            emulated_pi.start()
+            with pytest.raises(TransportError, match="the device was restarted in between"):
+                list(events)
 
 
 def test_a_dead_sshd_in_a_generation_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:

@@ -70,11 +70,12 @@ def playwright() -> Iterator[Playwright]:
 
 @pytest.fixture(scope="module")
 def page(playwright: Playwright, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A page of the bundle's site with nothing in it yet."""
+    """A page of the bundle's site, with its runtime open."""
     profile = tmp_path_factory.mktemp("profile")
     with served_folder(tiny_bundle) as address, browser_context(playwright, profile) as context:
         page = context.new_page()
         page.goto(f"{address}/README.md")
+        generate(page)
         yield page
 
 

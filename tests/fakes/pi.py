@@ -28,6 +28,14 @@ echo "dd: error writing: No space left on device" >&2
 exit 1
 """
 
+# The board's own, but for what a test changes.
+VCGENCMD = """#!/bin/sh
+case $1 in
+get_throttled) echo "throttled=$(cat "{firmware}")" ;;
+*) exec "{pi}/bin/vcgencmd" "$@" ;;
+esac
+"""
+
 
 def missing() -> str | None:
     """What this machine lacks to emulate a Pi; None if nothing."""
@@ -64,17 +72,20 @@ class EmulatedPi(LocalSshd):
     def __init__(self, folder: Path, pi: Path) -> None:
         # A home of its own: the shell would run this machine's start-up files for every command.
         self._programs = folder / "programs"  # before the machine's own
-        self.board = folder / "board"
-        path = f"{self._programs}:{self.board}/bin:/usr/local/bin:/usr/bin:/bin"
+        path = f"{self._programs}:{pi}/bin:/usr/local/bin:/usr/bin:/bin"
         super().__init__(folder, NAME, {"SetEnv": f"PATH={path} HOME={folder}"})
         self.pi = pi
         self.lab = folder / "lab.toml"
         self.cache = folder / "cache on the board"
+        self.firmware = folder / "throttled"  # what `vcgencmd get_throttled` says
 
     def __enter__(self) -> EmulatedPi:
         self.prepare()
         self._programs.mkdir()
-        self._make_board()
+        self.firmware.write_text("0x0\n")
+        vcgencmd = self._programs / "vcgencmd"
+        vcgencmd.write_text(VCGENCMD.format(firmware=self.firmware, pi=self.pi))
+        vcgencmd.chmod(0o755)
         self.lab.write_text(self.row())
         self.start()
         return self
@@ -84,16 +95,16 @@ class EmulatedPi(LocalSshd):
     ) -> None:
         self.stop()
 
-    def _make_board(self) -> None:
-        """What a test changes (`root/proc`, what the firmware says in `throttled`) is this run's own: another run on
-        this machine has the same Pi at the same time. The rest is links to it."""
-        shutil.copytree(self.pi / "bin", self.board / "bin", symlinks=True)
-        shutil.copytree(self.pi / "root" / "proc", self.board / "root" / "proc")
+    def own_python(self, folder: Path) -> Path:
+        """A Python of this board whose /proc is `folder`/root/proc: another run of the tests has the same Pi at the
+        same time, and must not see what a test changes there."""
+        shutil.copytree(self.pi / "bin", folder / "bin", symlinks=True)
+        shutil.copytree(self.pi / "root" / "proc", folder / "root" / "proc")
         for shared in (self.pi / "root").iterdir():
             if shared.name != "proc":
-                (self.board / "root" / shared.name).symlink_to(shared)
-        (self.board / "lib").symlink_to("root/usr/lib")
-        (self.board / "throttled").write_text("0x0\n")
+                (folder / "root" / shared.name).symlink_to(shared)
+        (folder / "lib").symlink_to("root/usr/lib")
+        return folder / "bin/python3-onnx"
 
     @contextlib.contextmanager
     def full_disk(self) -> Iterator[None]:
@@ -119,7 +130,7 @@ class EmulatedPi(LocalSshd):
             "host": NAME,
             "config": str(self.config),
             "cache": str(self.cache),
-            "python": str(self.board / "bin/python3-onnx"),
+            "python": str(self.pi / "bin/python3-onnx"),
         } | changes
         return lab_file(NAME, keys)
 
