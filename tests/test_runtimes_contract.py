@@ -269,7 +269,8 @@ def test_log_probabilities_come_with_the_tokens(subject: Subject) -> None:
 def test_speculation_changes_no_token(subject: Subject, fields: dict[str, Any]) -> None:
     if any(refused(subject, name, **{name: value}) for name, value in ({"speculate": True} | fields).items()):
         return
-    fields = {"prompt": PROMPT, "max_new_tokens": 40, "ignore_stop_ids": True} | fields
+    question = [Message("user", "Turn on the lamp in the kitchen.")]  # the answer repeats its words
+    fields = {"messages": question, "max_new_tokens": 40, "ignore_stop_ids": True} | fields
     plain, plainly = subject.run(**fields)
     tokens, done = subject.run(**fields, speculate=True)
     assert [event.id for event in tokens] == [event.id for event in plain]
