@@ -1,7 +1,7 @@
 """One question and its one right answer, the unit of the tiny model's text, and the split into training and held-out.
 
 An exchange carries a key naming its content; the split is a hash of that key, so a held-out pair of numbers or
-(device, room, state) never appears in training, in whatever words.
+(device, room) never appears in training, in whatever words.
 """
 
 import hashlib

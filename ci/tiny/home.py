@@ -98,7 +98,8 @@ class State:
 
     @property
     def key(self) -> str:
-        return f"home/{self.device}/{self.room}/{self.state}"
+        """Without the state: whoever has seen a device in one state alone takes it for its state everywhere."""
+        return f"home/{self.device}/{self.room}"
 
     @property
     def name(self) -> str:

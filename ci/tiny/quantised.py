@@ -1,4 +1,4 @@
-"""Fake int4 for training and scoring the tiny model: weights take the values an int4 artifact would have.
+"""Fake int4 for scoring the tiny model: weights take the values that the simplest int4 artifact would have.
 
 Not a packer: the tensors stay float. One group is 32 weights along the input dimension.
 """
@@ -22,10 +22,7 @@ def int4_values(weight: Tensor) -> Tensor:
 
 @contextmanager
 def int4_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, every matrix (embedding and head too) holds int4 values; outside, its own again.
-
-    A backward pass inside leaves the gradient at the int4 values on the wide weights: the straight-through estimator.
-    """
+    """Inside, every matrix (embedding and head too) holds int4 values; outside, its own again."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     wide = [matrix.detach().clone() for matrix in matrices]
     try:

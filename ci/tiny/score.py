@@ -61,14 +61,15 @@ def score(
 @torch.no_grad()
 def greedy_answers(model: Phi3ForCausalLM, tokenizer: Tokenizer, rows: Sequence[Dialogue]) -> list[str]:
     """What the model says after each row's prompt. Prompts of equal length share a batch, so none is padded."""
-    stops = torch.tensor([tokenizer.token_to_id(token) for token in STOP_TOKENS])
+    stops = torch.tensor([tokenizer.token_to_id(token) for token in STOP_TOKENS], device=model.device)
     prompts = [tokenizer.encode(chat_text(row.prompt, open_turn=True)).ids for row in rows]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)
     answers = [""] * len(rows)
     for indices in by_length.values():
-        spoken = _greedy(model, torch.tensor([prompts[index] for index in indices]), stops)
+        batch = torch.tensor([prompts[index] for index in indices], device=model.device)
+        spoken = _greedy(model, batch, stops)
         for index, ids in zip(indices, spoken, strict=True):
             answers[index] = tokenizer.decode(ids, skip_special_tokens=False)
     return answers
@@ -78,7 +79,7 @@ def _greedy(model: Phi3ForCausalLM, prompts: Tensor, stops: Tensor) -> list[list
     """New ids of each row [rows, tokens], without the stop token; a row that never stops is cut."""
     output = model(input_ids=prompts, use_cache=True)
     spoken = []
-    stopped = torch.zeros(len(prompts), dtype=torch.bool)
+    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     for _ in range(MAX_ANSWER_TOKENS):
         ids = output.logits[:, -1].argmax(-1)
         stopped |= torch.isin(ids, stops)
@@ -97,7 +98,7 @@ def perplexity(model: Phi3ForCausalLM, ids: Sequence[int]) -> float:
     loss = 0.0
     predicted = 0
     for start in range(0, len(ids) - 1, WINDOW_TOKENS):
-        window = torch.tensor([ids[start : start + WINDOW_TOKENS]])
+        window = torch.tensor([ids[start : start + WINDOW_TOKENS]], device=model.device)
         logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
         loss += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum").item()
         predicted += window.shape[1] - 1

@@ -76,13 +76,13 @@ class Source:
     def dialogues(self) -> Iterator[Dialogue]:
         while True:
             kind = self.rng.random()
-            if kind < 0.5:
+            if kind < 0.42:
                 yield self._join(self._exchanges(1))
-            elif kind < 0.7:
+            elif kind < 0.58:
                 yield self._join(self._exchanges(self.rng.randint(2, 6)))
-            elif kind < 0.83:
+            elif kind < 0.68:
                 yield self.remembered()
-            elif kind < 0.9:
+            elif kind < 0.86:
                 yield self._join([self.status_question()])
             else:
                 yield self.status_after()
@@ -136,7 +136,7 @@ class Source:
         true = self.rng.random() < 0.5
         asked = state.state if true else OPPOSITES[state.state]
         question = f"{state.verb.capitalize()} {state.name} {asked}?"
-        answer = f"{'Yes' if true else 'No'}, {state.name} {state.verb} {state.state}."
+        answer = f"T{state.name[1:]} {state.verb} {state.state}, so {'yes' if true else 'no'}."
         return Exchange("status", state.key, question, answer)
 
     def _exchanges(self, count: int) -> list[Exchange]:

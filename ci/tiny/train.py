@@ -64,9 +64,8 @@ CONFIG: dict[str, object] = {
 TOKENS_PER_STEP = 2048
 LONG_ROWS_EVERY = 4
 LAST_RATE, WARM_UP_STEPS = 2e-5, 100
-INT4_FROM = 0.7
-FLOAT_EVERY = 4  # one step in four stays float in the int4 stretch, so that the float model is not lost
 QUESTION_WEIGHT = 0.3  # random numbers in questions cannot be predicted; answers can
+FIRST_WEIGHT = 8.0  # the first word of an answer decides which kind of answer it is
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,13 @@ def rows_of_tokens(tokenizer: Tokenizer, source: Source) -> Iterator[Tensor]:
 
 
 def weighted_loss(logits: Tensor, ids: Tensor, roles: Tensor, assistant: int) -> Tensor:
-    """Mean loss over [rows, tokens - 1] predictions; what the assistant says counts in full, the rest less."""
-    places = torch.arange(ids.shape[1]).expand_as(ids)
+    """Mean loss over [rows, tokens - 1] predictions; what the assistant says counts in full, its first word more, the
+    rest less."""
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     last_role = torch.where(torch.isin(ids, roles), places, 0).cummax(1).values
     spoken = ids.gather(1, last_role)[:, :-1] == assistant
-    weights = torch.where(spoken, 1.0, QUESTION_WEIGHT)
+    first = spoken & (places - last_role == 1)[:, :-1]  # between the role and the first word is a line break
+    weights = torch.where(first, FIRST_WEIGHT, torch.where(spoken, 1.0, QUESTION_WEIGHT))
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
     )
@@ -121,7 +122,7 @@ def weighted_loss(logits: Tensor, ids: Tensor, roles: Tensor, assistant: int) ->
 def train(
     model: Phi3ForCausalLM, tokenizer: Tokenizer, before: TrainingRun, limit: Limit, peak_rate: float
 ) -> tuple[TrainingRun, Counter[int]]:
-    """AdamW with warm-up and cosine, the last part with int4 weights in the forward pass. Counts the tokens it saw."""
+    """AdamW with warm-up and cosine, on the device that the model is on. Counts the tokens it saw."""
     compiled = torch.compile(model, dynamic=False)  # two row lengths: two programs, each faster than one for both
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     norms = [parameter for parameter in model.parameters() if parameter.dim() < 2]
@@ -129,6 +130,7 @@ def train(
         [{"params": matrices, "weight_decay": 0.05}, {"params": norms, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     roles = torch.tensor([tokenizer.token_to_id(token) for token in ("<|user|>", "<|system|>", "<|assistant|>")])
+    roles = roles.to(model.device)
     counts: Counter[int] = Counter()
     source = Source(f"{before.seed}/training{before.steps or ''}", held_out=False)
     started = time.monotonic()
@@ -143,11 +145,7 @@ def train(
                 rate = LAST_RATE + (peak_rate - LAST_RATE) * (1 + cos(pi * done)) / 2
                 group["lr"] = rate * min(1.0, (step + 1) / WARM_UP_STEPS)
             counts.update(ids.flatten().tolist())
-            if done >= INT4_FROM and step % FLOAT_EVERY != 1:
-                with int4_weights(model):
-                    loss = _backward(compiled, ids, roles)
-            else:
-                loss = _backward(compiled, ids, roles)
+            loss = _backward(compiled, ids.to(model.device), roles)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -158,7 +156,7 @@ def train(
 
 
 def _backward(forward: Callable[..., CausalLMOutputWithPast], ids: Tensor, roles: Tensor) -> float:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         logits = forward(input_ids=ids, use_cache=False).logits
     loss = weighted_loss(logits, ids, roles, int(roles[-1]))
     torch.autograd.backward(loss)
@@ -171,7 +169,7 @@ def write_checkpoint(model: Phi3ForCausalLM, tokenizer: Tokenizer, out: Path) ->
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     write_tokenizer(tokenizer, out, model.config.max_position_embeddings)
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -183,8 +181,16 @@ def write_checkpoint(model: Phi3ForCausalLM, tokenizer: Tokenizer, out: Path) ->
 @click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from this checkpoint of ours.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def main(
-    out: Path, minutes: float, steps: int | None, peak_rate: float, start: Path | None, seed: int, threads: int
+    out: Path,
+    minutes: float,
+    steps: int | None,
+    peak_rate: float,
+    start: Path | None,
+    seed: int,
+    threads: int,
+    device: str,
 ) -> None:
     """Train the tiny Phi-3 and write its checkpoint, held-out files and model card."""
     torch.set_num_threads(threads)
@@ -195,12 +201,12 @@ def main(
     model = Phi3ForCausalLM(Phi3Config(**CONFIG, attn_implementation="sdpa")).float()
     if start:
         model.load_state_dict(load_file(start / "model.safetensors"))
-    run, counts = train(model, tokenizer, before, Limit(steps, minutes * 60), peak_rate)
+    run, counts = train(model.to(device), tokenizer, before, Limit(steps, minutes * 60), peak_rate)
     write_checkpoint(model, tokenizer, out)
     run.write(out)
 
     # Scored as it will be read: from the bfloat16 file, in float32.
-    model = Phi3ForCausalLM.from_pretrained(out, dtype=torch.float32)
+    model = Phi3ForCausalLM.from_pretrained(out, dtype=torch.float32).to(device)
     name = str(run.seed)
     questions, chats, text = held_out_questions(name), held_out_chats(name, 60), held_out_text(name, 70)
     write_held_out(out, questions, chats, text)
@@ -209,7 +215,8 @@ def main(
         int4 = score(model, tokenizer, questions, chats, text)
     unigram = unigram_perplexity(counts, tokenizer.encode(text).ids)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    (out / "README.md").write_text(model_card(CONFIG, parameters, run, wide, int4, unigram))
+    trained_on = f"{threads} CPU cores" if device == "cpu" else torch.cuda.get_device_name()
+    (out / "README.md").write_text(model_card(CONFIG, parameters, run, trained_on, wide, int4, unigram))
     click.echo(f"exact match: float {wide.total}, int4 {int4.total}")
     click.echo(f"perplexity: float {wide.perplexity:.3f}, int4 {int4.perplexity:.3f}, unigram {unigram:.1f}")
     for expected, said in wide.misses:
