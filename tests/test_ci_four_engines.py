@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_a_parting_is_explained_under_both_artifacts_weights(tiny_executorch: Pa
     spelling = Spelling(open_artifact(tiny_executorch))
     parting = explain(1, 1, [[7], [8, 9]], answers, references, spelling)
     assert parting.gaps == {"onnx": 2.5, "executorch": -0.5}
-    assert parting.gap == 2.5
+    assert parting.shortfall == 0.5
     assert parting.chosen == {"onnx": "</s>", "executorch": "<s>"}
 
 
@@ -80,9 +81,10 @@ SAME: dict[str, list[list[int]]] = {engine: [[5, 6]] for engine in ("onnx", "exe
         ({}, None, []),
         ({"genai": [[5, 7]]}, None, ["onnx and genai give the same tokens for 0 of 1 prompts"]),
         ({"runner": [[5]]}, None, ["executorch and runner give the same tokens for 0 of 1 prompts"]),
-        ({"executorch": [[4]], "runner": [[4]]}, 0.9, []),
-        ({"executorch": [[4]], "runner": [[4]]}, 1.1, ["prompt 0: the formats part with a gap of 1.100"]),
-        ({"executorch": [[4]], "runner": [[4]]}, float("nan"), ["prompt 0: the formats part with a gap of nan"]),
+        ({"executorch": [[4]], "runner": [[4]]}, 1.1, []),
+        ({"executorch": [[4]], "runner": [[4]]}, -0.9, []),
+        ({"executorch": [[4]], "runner": [[4]]}, -1.1, ["prompt 0: an engine chose 1.100 below its own weights' best"]),
+        ({"executorch": [[4]], "runner": [[4]]}, nan, ["prompt 0: an engine chose nan below its own weights' best"]),
     ],
 )
 def test_what_is_missed_is_reported(answers: Mapping[str, list[list[int]]], gap: float | None, said: list[str]) -> None:
