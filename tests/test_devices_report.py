@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from devices.measure.measurement import Measurement
 from devices.report.numbers import digits, show
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
+from runtimes.system.conditions import Conditions
 
 Golden = Callable[[str, str], None]
 PLOTS = {"plot-bars", "plot-latency", "plot-ecdf", "plot-memory"}
@@ -106,6 +108,22 @@ def test_the_page_has_every_plot_and_explains_every_metric(tmp_path: Path) -> No
     assert {attributes["id"] for tag, attributes in elements.tags if tag == "figure"} == PLOTS
     assert "From the acceptance of the request to the first sampled token" in elements.text
     assert "tiny-android · executorch · local" in elements.text
+
+
+def test_the_heat_is_drawn_where_each_repetition_was_looked_at(tmp_path: Path) -> None:
+    first = fake_measurement()
+
+    def seen(minute: int) -> Conditions:
+        return dataclasses.replace(first.before, at=f"2026-01-01T00:{minute:02}:00+00:00", processor_c=50.0 + minute)
+
+    watched = [
+        dataclasses.replace(each, entered=seen(2 * number), left=seen(2 * number + 1))
+        for number, each in enumerate(first.repetitions)
+    ]
+    hot = dataclasses.replace(first, repetitions=watched)
+    elements = Elements(page(tmp_path, [hot, first]).read_text())
+    assert {attributes["id"] for tag, attributes in elements.tags if tag == "figure"} == {*PLOTS, "plot-heat"}
+    assert "the warmest sensor" in elements.text and "the fastest core" in elements.text
 
 
 def test_a_hostile_name_stays_text_on_the_page(tmp_path: Path) -> None:

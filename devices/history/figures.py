@@ -12,21 +12,19 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 
 from devices.errors import MeasurementError
-from devices.measure.measurement import Measurement, load_measurement
+from devices.measure.heat import Moment, moments
+from devices.measure.measurement import load_measurement
 from devices.measure.result import Result
 from devices.measure.score import is_score, load_score
 from export.strict import read_json
-from runtimes.system.conditions import Conditions
 from runtimes.system.cores import available_cores
 
 MANY = 200  # files from which on processes are started to read them
 Figure = tuple[float, float | None, float | None, int]  # value, low, high, samples
-Moment = tuple[float, float | None, float | None]  # seconds since the measurement began, degrees C, hertz
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,27 +104,8 @@ def figures_of(path: Path) -> FileFigures:
         },
         problems=result.problems,
         doubts=result.doubts,
-        moments=_moments(measurement) if measurement else (),
+        moments=moments(measurement) if measurement else (),
     )
-
-
-def _moments(measurement: Measurement) -> list[Moment]:
-    """Heat and frequency whenever the device was looked at."""
-    looks = [measurement.before, measurement.after]
-    looks += [look for each in measurement.repetitions for look in (each.entered, each.left) if look is not None]
-    known = [(at, look) for look in looks if (at := _seconds(look)) is not None]
-    began_s = min((at for at, _ in known), default=0.0)
-    found = {
-        (at - began_s, look.processor_c, max(look.frequency_hz) if look.frequency_hz else None) for at, look in known
-    }
-    return sorted((each for each in found if each[1:] != (None, None)), key=lambda each: each[0])
-
-
-def _seconds(look: Conditions) -> float | None:
-    try:
-        return datetime.fromisoformat(look.at).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _code() -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from devices.measure.measurement import Repetition
 from devices.measure.metrics import METRICS, Summary, itl_s
+from devices.report.heat import heat
 from devices.report.numbers import scale
 from devices.report.table import Column
 from runtimes.api import MemoryUse
@@ -74,6 +75,7 @@ def draw(columns: Sequence[Column]) -> dict[str, str]:
         "bars": _bars,
         "memory": _memory,
         "quality": _quality,
+        "heat": lambda columns: heat(columns, _colour, letter),
     }
     drawn = {}
     for name, plot in plots.items():
