@@ -287,6 +287,17 @@ def test_directml_has_the_checkpoints_codes(quantised: Callable[..., Quantised],
     assert_imported(artifact, checkpoint.matrices, symmetric=False)
 
 
+def test_gguf_has_the_weights_of_a_symmetric_one(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
+    """Each of its groups is several blocks with one scale."""
+    checkpoint = quantised("gptq symmetric")
+    weights = read_weights(export_model(request(checkpoint.folder, tmp_path / "out", "gguf", "int4-b32-e8")))
+    names = [name for name in weights if name.endswith("proj.weight")]
+    assert len(names) == 8
+    for name in names:
+        parts = parts_of(name, checkpoint.matrices)
+        assert torch.equal(weights[name], torch.cat([part.weight() for part in parts]))
+
+
 def test_executorch_has_the_codes_of_a_symmetric_one(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
     checkpoint = quantised("compressed-tensors", "llama")
     artifact = export_model(request(checkpoint.folder, tmp_path / "out", "executorch", "int4-b32-e8"))
@@ -415,6 +426,7 @@ def test_half_a_matrix_is_refused(quantised: Callable[..., Quantised], tmp_path:
     [
         ("gptq", "executorch", "android", "has zero points, so it is repacked exactly only into ONNX"),
         ("gptq symmetric", "executorch", "android", "has scales that bfloat16 does not hold exactly"),
+        ("gptq", "gguf", "cpu", "has zero points, so ggml's block types cannot store it"),
     ],
 )
 def test_a_format_that_would_round_is_refused(

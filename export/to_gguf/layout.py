@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from export.weights.weight_file import WeightFile
 
 FILE = "model.gguf"
 CONTEXT_STEP = 256  # of llama.cpp's contexts
-FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Not tensors of the checkpoint: these names are llama.cpp's.
 LONG, SHORT = SlotId("rope_factors_long.weight"), SlotId("rope_factors_short.weight")
 
@@ -41,7 +41,7 @@ class GgufLayout:
         self.interleaved: Interleaved = {}
         self.vocabulary: Vocabulary | None = read_vocabulary(job.checkpoint)
         slots = list(slots_of(job))
-        self.head = write_metadata(job, self.vocabulary, [stored_as(job, slot) for slot in slots])
+        self.head = write_metadata(job, self.vocabulary, [stored_as(slot) for slot in slots])
         self.slots: Slots = dict(placed(slots, len(self.head)))
         self.activations = "int8 by blocks of 32, inside matrix products" if job.scheme.bits else "float32"
         self.options: Mapping[str, Any] = {
@@ -112,16 +112,16 @@ def slots_of(job: Job) -> Iterator[Slot]:
             yield Slot(id, "float32", (len(factors),), 0, FILE)
 
 
-def stored_as(job: Job, slot: Slot) -> Stored:
+def stored_as(slot: Slot) -> Stored:
     """How the file describes a slot."""
     shape = slot.shape
     if slot.block_type:
         shape = (shape[0], shape[1] // BLOCK_BYTES[slot.block_type] * BLOCK_WEIGHTS)
-    return Stored(slot.id.tensor, shape, slot.block_type or FLOATS[slot.dtype], slot.length)
+    return Stored(slot.id.tensor, shape, slot.block_type or "F32", slot.length)
 
 
 def placed(slots: list[Slot], start: int) -> Iterator[tuple[SlotId, Slot]]:
     """The slots one after another, each at a multiple of the alignment."""
     for slot in slots:
-        yield slot.id, Slot(slot.id, slot.dtype, slot.shape, start, FILE, bits=slot.bits, block_type=slot.block_type)
+        yield slot.id, replace(slot, offset=start)
         start += math.ceil(slot.length / ALIGNMENT) * ALIGNMENT

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from export.job import Job
+from export.models.phi3 import Phi3Config
 from export.scheme import Scheme
 from export.to_gguf.vocabulary import Vocabulary
 
 ALIGNMENT = 32  # of each tensor, and of the first
 ARCHITECTURE = "phi3"
 QUANTISATION_VERSION = 2  # of ggml's block types
-MOST_STOPS = 3
+MOST_STOPS = 3  # ids that a file can name
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def add_facts(writer: Any, job: Job, vocabulary: Vocabulary | None) -> None:
     to all tokens nevertheless.
     """
     config, model = job.checkpoint.config, job.model
+    assert isinstance(config, Phi3Config)  # phi3small is refused
     writer.add_type("model")
     writer.add_name(model_name(job.checkpoint.name, vocabulary))
     writer.add_file_type(file_type(job.scheme))
@@ -70,7 +72,7 @@ def add_facts(writer: Any, job: Job, vocabulary: Vocabulary | None) -> None:
     writer.add_block_count(model.layers)
     writer.add_head_count(model.heads)
     writer.add_head_count_kv(model.kv_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)  # type: ignore[attr-defined]
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_sliding_window(config.sliding_window or 0)
     writer.add_vocab_size(model.vocab_size)
 
