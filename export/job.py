@@ -64,6 +64,8 @@ def resolve(request: ExportRequest) -> Job:
         scheme = scheme.for_executorch()
     elif format == "gguf":
         scheme = scheme.for_gguf()
+    if format != "gguf" and scheme.float_type != "float32":
+        raise OptionError(f"scheme {scheme.name} is for --format gguf, and {format} keeps floats in 32 bits; use fp32")
     if (request.max_bytes or request.bits_per_weight) is not None and scheme.linear is None:
         raise OptionError(f"--max-bytes and --bits-per-weight are for 4-bit schemes, and {scheme.name} keeps float")
     if request.max_bytes is not None and request.bits_per_weight is not None:

@@ -105,7 +105,8 @@ def weight_bytes(job: Job) -> int:
     for name, shape in shapes.items():
         precision = scheme.precision(name) if len(shape) == 2 else None
         if precision is None:
-            total += math.prod(shape) * float_bytes
+            narrow = len(shape) == 2 and scheme.float_type != "float32"
+            total += math.prod(shape) * (2 if narrow else float_bytes)
             continue
         total += stored_bytes(job, name, shape, precision)
     return total

@@ -1,9 +1,10 @@
 """Quantisation schemes: a row of one table.
 
-How to read a name: `fp32` keeps every weight in 32-bit float. `int4` stores the weights of every linear layer and of
-the embedding in 4 bits, symmetric; `uint4` adds a zero point to each block. `-b32` is the block: so many weights along
-the input share one scale. `-e8` stores the embedding and the head in 8 bits. The last word is the method by which the
-codes are found, where it is not data-free: `-weighted` or `-gptq`. Norms stay float in every scheme.
+How to read a name: `fp32` keeps every weight in 32-bit float, `bf16` and `fp16` the matrices in 16. `int4` stores the
+weights of every linear layer and of the embedding in 4 bits, symmetric; `uint4` adds a zero point to each block.
+`-b32` is the block: so many weights along the input share one scale. `-e8` stores the embedding and the head in 8
+bits. The last word is the method by which the codes are found, where it is not data-free: `-weighted` or `-gptq`.
+Norms stay float in every scheme.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ HEAD = "lm_head.weight"
 GGML_BLOCK = 32  # weights in a block of each of llama.cpp's types that have a scheme here
 # How codes are found: from the weights alone, weighted by the inputs' mean squares, or with error feedback.
 Method = Literal["data-free", "weighted", "gptq"]
+FloatType = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Scheme:
     head: Precision | None  # a head of its own
     method: Method = "data-free"
     overrides: Mapping[str, Precision] = field(default_factory=dict)
+    float_type: FloatType = "float32"  # of matrices in float; others than float32 are GGUF's alone
     imported: bool = False  # the layers' codes are the checkpoint's own; `method` is for what it has in float
 
     def precision(self, tensor: str) -> Precision | None:
@@ -135,6 +138,8 @@ SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         Scheme(name="fp32", linear=None, table=None, head=None),
+        Scheme(name="bf16", linear=None, table=None, head=None, float_type="bfloat16"),
+        Scheme(name="fp16", linear=None, table=None, head=None, float_type="float16"),
         _scheme(32),
         _scheme(64),
         _scheme(128),

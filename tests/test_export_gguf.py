@@ -121,7 +121,7 @@ def test_in_float_llama_cpp_gives_transformers_tokens(tiny_as: Callable[[str], P
         assert chosen == expected.tolist(), text
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int4-b32", "uint4-b32-e8-gptq"])
+@pytest.mark.parametrize("scheme", ["fp32", "bf16", "fp16", "int4-b32", "uint4-b32-e8-gptq"])
 def test_check_against_the_checkpoint(tiny_as: Callable[[str], Path], scheme: str) -> None:
     done = CliRunner().invoke(main, ["check", str(tiny_as(scheme)), "--against", "tiny"])
     assert done.exit_code == 0, done.output
@@ -302,6 +302,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "blocks of another size": ({"scheme": "uint4-b64-e8-weighted"}, "use uint4-b32-e8-weighted"),
     "a context beyond the window": ({"context_tokens": 4096}, "llama.cpp cannot do; use 2047"),
     "an int8 cache": ({"kv_cache": "int8"}, "--cache-type-k"),
+    "16 bits elsewhere": ({"format": "onnx", "scheme": "bf16"}, "scheme bf16 is for --format gguf"),
     "a target without it": ({"target": "windows-directml"}, "it has: onnx"),
 }
 

@@ -25,6 +25,7 @@ from export.weights.weight_file import WeightFile
 
 FILE = "model.gguf"
 CONTEXT_STEP = 256  # of llama.cpp's contexts
+FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Not tensors of the checkpoint: these names are llama.cpp's.
 LONG, SHORT = SlotId("rope_factors_long.weight"), SlotId("rope_factors_short.weight")
 
@@ -43,7 +44,8 @@ class GgufLayout:
         slots = list(slots_of(job))
         self.head = write_metadata(job, self.vocabulary, [stored_as(slot) for slot in slots])
         self.slots: Slots = dict(placed(slots, len(self.head)))
-        self.activations = "int8 by blocks of 32, inside matrix products" if job.scheme.bits else "float32"
+        inside = "int8 by blocks of 32" if job.scheme.bits else job.scheme.float_type
+        self.activations = "float32" if inside == "float32" else f"{inside}, inside matrix products"
         self.options: Mapping[str, Any] = {
             "architecture": "phi3",
             "kv_cache": "llama.cpp's own choice, float16 by default",
@@ -102,7 +104,7 @@ def slots_of(job: Job) -> Iterator[Slot]:
     for name, shape in config.tensor_shapes().items():
         precision = job.scheme.precision(name) if len(shape) == 2 else None
         if precision is None:
-            yield Slot(SlotId(name), "float32", shape, 0, FILE)
+            yield Slot(SlotId(name), job.scheme.float_type if len(shape) == 2 else "float32", shape, 0, FILE)
             continue
         kind = block_type(precision)
         row = shape[1] // BLOCK_WEIGHTS * BLOCK_BYTES[kind]
@@ -117,7 +119,7 @@ def stored_as(slot: Slot) -> Stored:
     shape = slot.shape
     if slot.block_type:
         shape = (shape[0], shape[1] // BLOCK_BYTES[slot.block_type] * BLOCK_WEIGHTS)
-    return Stored(slot.id.tensor, shape, slot.block_type or "F32", slot.length)
+    return Stored(slot.id.tensor, shape, slot.block_type or FLOATS[slot.dtype], slot.length)
 
 
 def placed(slots: list[Slot], start: int) -> Iterator[tuple[SlotId, Slot]]:

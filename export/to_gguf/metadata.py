@@ -121,7 +121,8 @@ def file_type(scheme: Scheme) -> int:
     import gguf
 
     if scheme.linear is None:
-        return int(gguf.LlamaFileType.ALL_F32)
+        floats = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
+        return int(gguf.LlamaFileType[floats[scheme.float_type]])
     return int(gguf.LlamaFileType.MOSTLY_Q4_0 if scheme.linear.symmetric else gguf.LlamaFileType.MOSTLY_Q4_1)
 
 

@@ -28,6 +28,9 @@ FLOAT_BOUNDS = Bounds(
 HALF_CACHE_BOUNDS = Bounds(
     max_difference=0.03, mean_kl=1e-5, reason="float32, but for keys and values, which llama.cpp keeps in float16"
 )
+NARROW_BOUNDS = Bounds(
+    max_difference=0.05, mean_kl=3e-4, reason="weights and activations rounded to 16 bits in every product"
+)
 INT8_BOUNDS = Bounds(
     max_difference=0.5,
     mean_kl=0.02,
@@ -39,6 +42,8 @@ def bounds_of(manifest: Manifest) -> Bounds:
     """Those of an artifact's own arithmetic."""
     if manifest.scheme.bits is not None:
         return INT8_BOUNDS
+    if "inside" in manifest.scheme.activations:
+        return NARROW_BOUNDS
     return HALF_CACHE_BOUNDS if manifest.format == "gguf" else FLOAT_BOUNDS
 
 
