@@ -154,8 +154,8 @@ class ExportRequest:
     scheme: str | None = _option(
         "--scheme",
         "How weights are stored: int4-b32 is 4 bits with one scale for 32 weights, uint4 adds a zero point, -e8 keeps "
-        "embedding and head in 8 bits; -weighted and -gptq look at a calibration text. fp32, and bf16 and fp16 for GGUF, "
-        "quantise nothing.",
+        "embedding and head in 8 bits; -weighted and -gptq look at a calibration text. fp32 keeps floats, "
+        "as do bf16 and fp16 for GGUF.",
         None,
         choices=tuple(SCHEMES),
         default_text=_by_target(_schemes),
