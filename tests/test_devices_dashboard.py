@@ -138,7 +138,9 @@ def forget(kept: Path) -> None:
 
 
 def scribble(kept: Path) -> None:
-    kept.write_text('[]\n{"file": 1}\nnull\n')
+    lines = kept.read_text().splitlines()
+    other = [lines[1].replace('"ttft_s"', '"speed"'), lines[2].replace('"metrics": {', '"metrics": 1, "more": {')]
+    kept.write_text("\n".join(["[]", '{"file": 1}', "null", *other, *lines[3:]]))
 
 
 @pytest.mark.parametrize("spoil", [cut, forget, scribble])

@@ -18,7 +18,7 @@ from pathlib import Path
 from ci.bench.lab_history import DEVICES, MODELS, REPETITIONS, nights
 
 TITLE = "Phi Edge lab: synthetic data"
-WIDTH, HEIGHT = 1640, 1080
+WIDTH, HEIGHT = 1640, 1490
 OPENED = """() => {
   const page = performance.getEntriesByType("navigation")[0];
   const paint = performance.getEntriesByName("first-contentful-paint")[0];

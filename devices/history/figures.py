@@ -18,6 +18,7 @@ from pathlib import Path
 from devices.errors import MeasurementError
 from devices.measure.heat import Moment, moments
 from devices.measure.measurement import load_measurement
+from devices.measure.metrics import METRICS
 from devices.measure.result import Result
 from devices.measure.score import is_score, load_score
 from export.strict import read_json
@@ -124,8 +125,9 @@ def _kept(folder: Path) -> dict[str, FileFigures]:
         for line in lines:
             try:
                 each = FileFigures(**json.loads(line))
-                found[each.file] = each
-            except (ValueError, TypeError):
+                if isinstance(each.created_at, str) and each.metrics.keys() <= METRICS.keys():
+                    found[each.file] = each
+            except (ValueError, TypeError, AttributeError):
                 continue
     return found
 
