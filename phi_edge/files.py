@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,11 +40,14 @@ class Folder(AnyPath):
 FOLDER = Folder(path_type=Path)
 
 
-def check_writable(out: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work. `-` is stdout. Raises DeviceError."""
+def check_writable(out: Path, read: Iterable[str | Path | None] = ()) -> None:
+    """Refuse a file that cannot be written, before minutes of work, and one that the command itself reads: one of
+    `read`, which are files and models' folders. `-` is stdout. Raises DeviceError."""
     if str(out) == "-":
         return
     try:
+        if out.is_file() and any(_destroys(out, Path(source)) for source in read if source is not None):
+            raise DeviceError(f"{out}: is read by this command and would be overwritten; give another file")
         if out.is_dir():
             raise DeviceError(f"{out}: is a folder; give a file")
         if in_place(out):
@@ -60,6 +63,14 @@ def check_writable(out: Path) -> None:
     except OSError as error:
         if not (out.is_file() and os.access(out, os.W_OK)):
             raise DeviceError(f"{out}: cannot be written ({error.strerror}); give another file") from error
+
+
+def _destroys(out: Path, source: Path) -> bool:
+    """Whether the file is the source, or in a model's folder that is."""
+    if not source.is_dir():
+        return source.exists() and out.samefile(source)
+    is_model = any((source / name).is_file() for name in ("manifest.json", "config.json"))
+    return is_model and out.resolve().is_relative_to(source.resolve())
 
 
 def make_folder(out: Path) -> None:

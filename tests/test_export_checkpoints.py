@@ -684,6 +684,11 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, file: str, said: str) ->
     refused(tmp_path, said)
 
 
+def test_a_page_of_the_hub_is_no_id() -> None:
+    with pytest.raises(CheckpointError, match=r"give its id, microsoft/Phi-3-mini-4k-instruct$"):
+        open_checkpoint("https://huggingface.co/microsoft/Phi-3-mini-4k-instruct/tree/main")
+
+
 def test_a_system_without_locks_exports(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and macOS."""
     monkeypatch.setitem(sys.modules, "fcntl", None)

@@ -11,6 +11,7 @@ from export.artifact import MANIFEST
 from export.errors import CheckpointError
 
 TINY = Path(__file__).parent.parent / "tiny"
+HUB = "https://huggingface.co/"
 # owner/name, perhaps with a revision: a branch, a tag, a commit or refs/pr/7.
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+)(@(?P<revision>[A-Za-z0-9_./-]+))?")
 # What other programs' weights end with -> what they are.
@@ -50,6 +51,8 @@ def find_checkpoint(where: str, patterns: Sequence[str]) -> Place:
         raise CheckpointError(f"{where!r:.80}: is no name of a folder; give a checkpoint's folder") from None
     if match := HUB_ID.fullmatch(where):
         return _download(where, match["name"], match["revision"], patterns)
+    if where.startswith(HUB) and (match := HUB_ID.match(where.removeprefix(HUB))):
+        raise CheckpointError(f"{where:.80}: is a page of the hub; give its id, {match['name']}")
     raise CheckpointError(f"{where!r:.80}: no such folder, and not a hub id like microsoft/Phi-3-mini-4k-instruct")
 
 

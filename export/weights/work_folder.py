@@ -59,7 +59,9 @@ def discard(work: Path) -> None:
 
 def check_out(out: Path, work: Path) -> None:
     """The output folder must be new or empty. Raises SpaceError."""
-    if out.exists() and (not out.is_dir() or any(path != work for path in out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise SpaceError(f"{out}: is a file; give a new folder")
+    if out.exists() and any(path != work for path in out.iterdir()):
         raise SpaceError(f"{out}: is not empty; give a new folder, or remove this one first")
 
 

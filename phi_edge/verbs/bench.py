@@ -133,7 +133,7 @@ def bench_command(
     }
     pairs = what_is_measured([open_artifact(artifact) for artifact in dict.fromkeys(artifacts)], devices)
     if out is not None:
-        check_writable(out)
+        check_writable(out, artifacts)
         ((artifact, name),), (tokens,) = pairs, set(prompts)
         plan = dataclasses.replace(plans[name], prompt_tokens=tokens)
         cells = [Cell(artifact=artifact, device=name, plan=plan, out=out)]

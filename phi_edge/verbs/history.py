@@ -71,7 +71,7 @@ def history_command(
     tables = {"csv": csv_out, "parquet": parquet_out}
     for out in (html_out, prometheus_out, *tables.values()):
         if out is not None:
-            check_writable(out)
+            check_writable(out, files)
     history = HistoryStore(store, write_text)
     paths = files_of(files)
     if paths:

@@ -38,7 +38,7 @@ def report_command(files: tuple[Path, ...], html_out: Path | None, markdown: boo
 
     for out in (html_out, json_out):
         if out is not None:
-            check_writable(out)
+            check_writable(out, files)
     columns = make_columns(read_results(files))
     if html_out is not None:
         from devices.report.page import to_html

@@ -72,7 +72,7 @@ def score_command(
     from phi_edge.scoring import make_score, read_inputs, score_service
 
     if out is not None:
-        check_writable(out)
+        check_writable(out, [artifact, against, text])
     row = None if device is None else find_device(device, lab)
     if device is not None and isinstance(row, CloudDevice):
         if artifact is not None or against is not None or text is not None or threads is not None:

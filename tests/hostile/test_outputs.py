@@ -161,6 +161,25 @@ def test_the_place_is_tried_before_the_work(tiny_onnx: Path, tmp_path: Path, mon
         )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "report m.json --json m.json",
+        "report m.json --html ./m.json",
+        "gate m.json --budgets b.toml --junit b.toml",
+        "check model --against tiny --json model/manifest.json",
+        "diff model model --json model/manifest.json",
+    ],
+)
+def test_what_is_read_is_not_overwritten(measured: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    (measured / "model").mkdir()
+    (measured / "model" / "manifest.json").write_text("{}")
+    monkeypatch.chdir(measured)
+    written = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
+    refused(call(*words.split()), "is read by this command and would be overwritten; give another file")
+    assert {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()} == written
+
+
 @pytest.mark.parametrize("words", [["--help"], ["report", "m.json", "--json", "-"]])
 def test_a_full_stdout_is_one_line(measured: Path, words: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
@@ -259,7 +278,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     [
         ("/", "is not empty"),
         ("taken", "is not empty"),
-        ("file", "is not empty"),
+        ("file", "is a file; give a new folder"),
         ("file/out", "Not a directory"),
         ("x" * 300, "File name too long"),
         ("/proc/out", "/proc/out"),

@@ -57,7 +57,7 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
         if adapters:
             raise OptionError("--adapter is for an artifact of phi-edge: leave it out")
         if out is not None:
-            check_writable(out)
+            check_writable(out, [artifact, against])
         check_foreign(artifact, against, out)
         return
     if adapters and against is None:
@@ -65,7 +65,7 @@ def check_command(artifact: Path, against: str | None, adapters: tuple[AdapterCh
     if out is not None and against is None:
         raise OptionError("--json writes the report of --against: give --against CHECKPOINT too, or leave --json out")
     if out is not None:
-        check_writable(out)
+        check_writable(out, [artifact, against])
     opened = open_artifact(artifact)
     refuse_incomplete(opened)
     verify(opened)

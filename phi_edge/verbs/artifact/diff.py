@@ -53,7 +53,7 @@ def diff_command(a: Path, b: Path, prompts: tuple[str, ...], max_new_tokens: int
     from export.inspect.differences import compare
 
     if out is not None:
-        check_writable(out)
+        check_writable(out, [a, b])
     if prompts:
         for folder in (a, b):
             open_artifact(folder)  # what cannot be run is refused before anything is read
