@@ -92,7 +92,7 @@ MISTAKES: dict[str, dict[str, str]] = {
         "": "an example: phi-edge history all-nights night",
         "m.json": "is no history and not empty; give a new folder",
         "full": "is no history and not empty; give a new folder",
-        "nights --html page.html": "`phi-edge report FILES --html FILE`",
+        "nights --html page.html": "is no history yet; add measurements",
         "nights --metric ttft_s": "use --sql QUERY",
     },
     "bundle": {
