@@ -1,7 +1,7 @@
 """Where each node of a graph will run: on the target's accelerator, or outside it on the CPU.
 
-For ExecuTorch it is read from the program itself. For DirectML and WebGPU it is what the form is built for; ci/ and
-tests/ compare that with the placements that the real provider logs.
+For ExecuTorch it is read from the program itself. For DirectML, WebGPU and CUDA it is what the form is built for; ci/
+and tests/ compare that with the placements that the real provider logs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The width of the mask as a number, which GroupQueryAttention wants in the CPU's memory.
+# The width of the mask as a number, which GroupQueryAttention wants in the CPU's memory; on CUDA it is the same.
 DIRECTML_LENGTHS = frozenset(["/lengths/Gather", "/lengths/total/Cast"])
 # The lengths and, with long rope, which rows of the tables they choose: 64-bit numbers, a handful for each call.
 WEBGPU_LENGTHS = ("/lengths/", "/rope/")
@@ -42,6 +42,7 @@ def onnx_coverage(nodes: Iterable[tuple[str, str]], provider: str) -> Coverage:
 # A target's provider -> its name in ONNX Runtime, and which nodes, by their names, it leaves to the CPU.
 _ACCELERATORS: Mapping[str, tuple[str, Callable[[str], bool]]] = {
     "dml": ("DmlExecutionProvider", DIRECTML_LENGTHS.__contains__),
+    "cuda": ("CUDAExecutionProvider", DIRECTML_LENGTHS.__contains__),
     "webgpu": ("WebGpuExecutionProvider", lambda node: node.startswith(WEBGPU_LENGTHS) or node.endswith(WEBGPU_FLOAT)),
 }
 

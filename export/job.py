@@ -13,6 +13,7 @@ from export.artifact import Format, Model
 from export.checkpoint.hub import hub_id, outline
 from export.checkpoint.open import CHECKPOINT_FILES, Checkpoint, open_checkpoint
 from export.errors import AdapterError, CheckpointError, OptionError
+from export.models.shape import Config
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
@@ -82,25 +83,7 @@ def resolve(request: ExportRequest) -> Job:
     for columns in (config.hidden_size, config.intermediate_size):
         if reason := scheme.refuse_columns(columns):
             raise OptionError(reason)
-    if not target.block_sparse and checkpoint.config_content["model_type"] == "phi3small":
-        raise OptionError(
-            f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: "
-            + ", ".join(other.name for other in TARGETS.values() if other.block_sparse)
-        )
-    if format == "gguf" and checkpoint.config_content["model_type"] == "phi3small":
-        raise OptionError("llama.cpp has no phi3small, so that it cannot be a GGUF file; use --format onnx")
-    longest = config.max_position_embeddings
-    slides = target.windows and format != "gguf"  # llama.cpp reads a Phi-3's window and does not use it
-    window = longest if slides else config.sliding_window or longest
-    asked = request.context_tokens
-    context = min(target.context_tokens, longest, window) if asked is None else asked
-    if not 1 < context <= longest:
-        raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
-    if context > window:
-        raise OptionError(
-            f"--context {context}: this model's attention slides after {window} tokens, which "
-            f"{'llama.cpp' if format == 'gguf' else target.name} cannot do; use {window}"
-        )
+    context = resolve_context(request, config, target, format)
     activations = request.activations or target.activations[0]
     if activations not in target.activations:
         raise OptionError(f"--activations {activations}: target {target.name} has {', '.join(target.activations)}")
@@ -109,6 +92,7 @@ def resolve(request: ExportRequest) -> Job:
     if request.lengths_as_inputs and target.provider != "dml":
         directml = ", ".join(other.name for other in TARGETS.values() if other.provider == "dml")
         raise OptionError(f"--lengths-as-inputs is for {directml}; target {target.name} takes an attention mask")
+    check_block_sparse(checkpoint, target, format, context)
     check_cache(request, checkpoint, target, format, scheme)
     return Job(
         request=request,
@@ -155,6 +139,53 @@ def format_named(name: str) -> Format:
     if name not in known:
         raise OptionError(f"unknown format {name!r}; known: {', '.join(known)}")
     return name
+
+
+def resolve_context(request: ExportRequest, config: Config, target: Target, format: Format) -> int:
+    """How many tokens the artifact's context has. Raises OptionError for more than the model, or its attention and
+    rotation on the target, can do."""
+    longest = config.max_position_embeddings
+    short = config.rope.original_context_tokens if config.rope.switches(longest) and not target.long_rope else longest
+    slides = target.windows and format != "gguf"  # llama.cpp reads a Phi-3's window and does not use it
+    window = longest if slides else config.sliding_window or longest
+    asked = request.context_tokens
+    context = min(target.context_tokens, short, window) if asked is None else asked
+    if not 1 < context <= longest:
+        raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
+    if context > window:
+        raise OptionError(
+            f"--context {context}: this model's attention slides after {window} tokens, which "
+            f"{'llama.cpp' if format == 'gguf' else target.name} cannot do; use {window}"
+        )
+    if context > short:
+        raise OptionError(
+            f"--context {context}: beyond {short} tokens this model's long rope takes its long factors, which target "
+            f"{target.name} cannot do; use {short}, or another target: "
+            + ", ".join(other.name for other in TARGETS.values() if other.long_rope)
+        )
+    return context
+
+
+def check_block_sparse(checkpoint: Checkpoint, target: Target, format: Format, context_tokens: int) -> None:
+    """Raises OptionError for a phi3small that the target's provider, or the format, has no attention for."""
+    content = checkpoint.config_content
+    if content["model_type"] != "phi3small":
+        return
+    if not target.block_sparse:
+        raise OptionError(
+            f"target {target.name} has no block-sparse attention, which phi3small needs; use another target: "
+            + ", ".join(other.name for other in TARGETS.values() if other.block_sparse)
+        )
+    if format == "gguf":
+        raise OptionError("llama.cpp has no phi3small, so that it cannot be a GGUF file; use --format onnx")
+    size, local = (int(content[f"blocksparse_{part}"]) for part in ("block_size", "num_local_blocks"))
+    seen = (checkpoint.config.head_dim, size)
+    if target.sparse_blocks not in (None, seen) and context_tokens > size * local:
+        raise OptionError(
+            f"target {target.name}: this checkpoint has heads of {seen[0]} numbers and blocks of {size} tokens; CUDA's "
+            f"SparseAttention has {' and '.join(map(str, target.sparse_blocks or ()))} only; give --context "
+            f"{size * local}, up to which nothing is left out, or use target cpu"
+        )
 
 
 def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, format: Format, scheme: Scheme) -> None:

@@ -17,13 +17,13 @@ from export.artifact import Artifact, Manifest
 from export.errors import ArtifactError
 from export.strict import build, parse_json
 from runtimes.api import GenerateRequest, Message, Runtime, TokenEvent
-from runtimes.engines.engine import ANY_ADAPTER, Graphics
+from runtimes.engines.cuda import refused_here
+from runtimes.engines.engine import ACCELERATED, ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError, RuntimesError
 from runtimes.registry import open_tokens, text_runtime
 from runtimes.text.tokenizer import Tokenizer
 
 QUESTION = "Is the lamp on?"
-ACCELERATED = {"dml": "DirectML", "webgpu": "WebGPU"}
 TOKENS = 4  # the first is a prefill's, the others come one by one
 REFERENCE_TOKENS = 16  # of the answer that the artifact keeps, and that `phi-edge bench` asks for again
 Reference = Mapping[str, Sequence[int]]
@@ -37,8 +37,11 @@ def prove(artifact: Artifact) -> tuple[list[str], Reference | None]:
     """
     tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
     provider = artifact.manifest.engine.get("provider")
-    # An export for WebGPU needs no adapter on the exporting machine.
-    graphics = Graphics(allow_cpu=True) if artifact.manifest.target == "webgpu" else ANY_ADAPTER
+    if provider == "cuda" and (reason := refused_here(artifact.manifest)) is not None:
+        return [f"not run before it was sealed: {reason}"], None
+    # An export for WebGPU or CUDA needs no adapter on the exporting machine.
+    needs_none = artifact.manifest.target in ("webgpu", "cuda")
+    graphics = Graphics(allow_cpu=True) if needs_none else ANY_ADAPTER
     source = open_tokens(artifact, graphics=graphics)
     runtime = text_runtime(artifact, source)
     remarks: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from export.artifact import Artifact, Format, open_artifact
 from runtimes.engines.engine import ANY_ADAPTER, Engine, EngineOpener, Graphics
@@ -20,22 +20,36 @@ if TYPE_CHECKING:
 
 
 def _onnx(artifact: Artifact, threads: int | None) -> Engine:
-    if sys.platform == "win32" and artifact.manifest.engine.get("provider") == "dml":
-        from runtimes.engines.directml import open_windows
-
-        return open_windows(artifact, threads)
-    if _on_webgpu(artifact):
-        from runtimes.engines.webgpu import open_webgpu
-
-        return open_webgpu(artifact, threads)
+    opener = _accelerated(artifact)
+    if opener is not None:
+        return opener(artifact, threads, graphics=ANY_ADAPTER)
     from runtimes.engines.onnx_engine import open_onnx
 
     return open_onnx(artifact, threads)
 
 
-def _on_webgpu(artifact: Artifact) -> bool:
-    """A browser runs the artifacts for the web, and here the CPU does."""
-    return artifact.manifest.engine.get("provider") == "webgpu" and artifact.manifest.target != "web"
+class AdapterOpener(Protocol):
+    """Opens an artifact on a graphics adapter."""
+
+    def __call__(self, artifact: Artifact, threads: int | None, *, graphics: Graphics) -> Engine: ...
+
+
+def _accelerated(artifact: Artifact) -> AdapterOpener | None:
+    """What opens an artifact that was exported for a graphics adapter; None where the CPU runs it here."""
+    provider = artifact.manifest.engine.get("provider")
+    if provider == "cuda":
+        from runtimes.engines.cuda import open_cuda
+
+        return open_cuda
+    if provider == "webgpu" and artifact.manifest.target != "web":  # which a browser runs
+        from runtimes.engines.webgpu import open_webgpu
+
+        return open_webgpu
+    if provider == "dml" and sys.platform == "win32":
+        from runtimes.engines.directml import open_windows
+
+        return open_windows
+    return None
 
 
 def _executorch(artifact: Artifact, threads: int | None) -> Engine:
@@ -64,7 +78,7 @@ def open_runtime(
     """Open an artifact for text in, text out, in this process.
 
     `threads` None means all cores this process may use; `engine` None the one for the artifact's format; `graphics`
-    is for artifacts that run on DirectML or WebGPU.
+    is for artifacts that run on DirectML, WebGPU or CUDA.
     Raises RuntimesError and, for a folder that is not an artifact, export's ArtifactError.
     """
     if not isinstance(artifact, Artifact):
@@ -101,20 +115,14 @@ def open_tokens(
 
 
 def _on_adapter(artifact: Artifact, graphics: Graphics) -> EngineOpener:
-    manifest = artifact.manifest
-    if _on_webgpu(artifact):
-        from runtimes.engines.webgpu import open_webgpu
-
-        return functools.partial(open_webgpu, graphics=graphics)
-    if manifest.engine.get("provider") != "dml":
-        raise RequestError(
-            f"--adapter and --allow-cpu work only with artifacts that were exported for DirectML or WebGPU, and this "
-            f"one is for {manifest.target}: remove them"
-        )
-    if sys.platform != "win32":
+    opener = _accelerated(artifact)
+    if opener is not None:
+        return functools.partial(opener, graphics=graphics)
+    if artifact.manifest.engine.get("provider") == "dml":
         raise RequestError(
             "--adapter and --allow-cpu work only on Windows with DirectML; here the CPU runs this artifact: remove them"
         )
-    from runtimes.engines.directml import open_windows
-
-    return functools.partial(open_windows, graphics=graphics)
+    raise RequestError(
+        f"--adapter and --allow-cpu work only with artifacts that were exported for DirectML, WebGPU or CUDA, and this "
+        f"one is for {artifact.manifest.target}: remove them"
+    )

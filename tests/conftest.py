@@ -153,6 +153,12 @@ def tiny_webgpu_float(tiny_export: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_cuda(tiny_export: Callable[..., Path]) -> Path:
+    """For CUDA: float16, in 4 bits."""
+    return tiny_export("cuda", target="cuda", scheme="int4-b32", context_tokens=256)
+
+
+@pytest.fixture(scope="session")
 def tiny_tools(made_once: Callable[..., Path], tiny_export: Callable[..., Path]) -> Path:
     """The tiny model with a chat template that has a place for tools."""
 

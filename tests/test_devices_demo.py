@@ -18,7 +18,7 @@ def test_the_plan_is_made_of_our_own_verbs(tmp_path: Path) -> None:
     steps = demo.plan(tmp_path)
     assert {step.words[0] for step in steps} == {"export", "check", "run", "bench", "report"} <= set(VERBS)
     exported = {step.words[-1] for step in steps if step.words[0] == "export"}
-    assert exported == {"cpu", "raspberry-pi", "android", "windows-directml", "webgpu", "web"}
+    assert exported == {"cpu", "raspberry-pi", "android", "windows-directml", "webgpu", "web", "cuda"}
     assert steps[-1].command_line.startswith("phi-edge report ")
 
 

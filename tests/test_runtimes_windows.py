@@ -95,7 +95,9 @@ def test_an_adapter_without_direct3d_12_is_passed_over() -> None:
 
 def test_an_adapter_is_for_directml_on_windows(tiny_onnx: Path, tmp_path: Path) -> None:
     wanted = Graphics(adapter="0")
-    with pytest.raises(RequestError, match="exported for DirectML or WebGPU, and this one is for cpu: remove them"):
+    with pytest.raises(
+        RequestError, match="exported for DirectML, WebGPU or CUDA, and this one is for cpu: remove them"
+    ):
         open_tokens(open_artifact(tiny_onnx), graphics=wanted)
     artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
     with pytest.raises(RequestError, match="here the CPU runs this artifact"):

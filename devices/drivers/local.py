@@ -26,7 +26,7 @@ class LocalDevice(Device):
 
     transport: Literal["local"] = "local"
     agent: Sequence[str] | None = None  # the command that starts an agent; None is this Python's runtimes.agent
-    adapter: str | None = None  # on Windows, as for a WindowsDevice
+    adapter: str | None = None  # a graphics adapter, as `phi-edge run --adapter` takes it
     allow_cpu: bool = False
 
     def problem(self) -> str | None:

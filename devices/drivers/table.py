@@ -18,6 +18,7 @@ from devices.drivers.windows import WINDOWS_SSH
 from devices.lab import Device, Lab, read_lab
 from devices.leases.choose import lease_device
 from export.artifact import Artifact, open_artifact
+from runtimes.engines.engine import ACCELERATED
 from runtimes.loop.tokens import TokenRecord, TokenRequest, TokenSource
 from runtimes.registry import text_runtime
 
@@ -90,7 +91,7 @@ def _open(
     say("loading")
     threads = device.threads if threads is None else threads
     opened = driver.open(artifact, Loading(threads=threads, wait_s=deadline_s))
-    if artifact.manifest.engine.get("provider") in ("dml", "webgpu") and opened.accelerator is None:
+    if artifact.manifest.engine.get("provider") in ACCELERATED and opened.accelerator is None:
         say("warning: the CPU runs this artifact, which was exported for a graphics adapter")
     return opened.source
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from devices.measure.measurement import Measurement, Repetition, Run, Workload, sha256_ids
 from devices.measure.readiness import BUSY_SHARE
 from devices.measure.throttling import during
+from runtimes.engines.engine import ACCELERATED
 from runtimes.system.boot import restarted
 
 
@@ -56,7 +57,7 @@ def doubts(measurement: Measurement) -> list[str]:
             f"from token {min(each.agreed for each in other) + 1} of {other[0].tokens} on: a near tie that this "
             "processor rounds otherwise, or a wrong computation; `phi-edge check --against` tells"
         )
-    if measurement.artifact.provider in ("dml", "webgpu") and measurement.accelerator is None:
+    if measurement.artifact.provider in ACCELERATED and measurement.accelerator is None:
         found.append("the CPU ran an artifact that was exported for a graphics adapter; these are not its times")
     watched = all(repetition.entered is not None for repetition in measurement.repetitions)  # then it is invalid
     if not watched and before.throttled is not None and after.throttled is not None:

@@ -5,13 +5,21 @@ Format: onnxruntime-genai, src/config.h. It is derived from what the manifest sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from export.artifact import Model, Tokens
 
 
 def genai_config(
-    model: Model, tokens: Tokens, *, model_type: str, context_tokens: int, provider: str, quiet: bool = False
+    model: Model,
+    tokens: Tokens,
+    *,
+    model_type: str,
+    context_tokens: int,
+    provider: str,
+    provider_options: Mapping[str, str],
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider.
     `quiet`: without warnings, because onnxruntime warns of every input that need not be given."""
@@ -27,7 +35,7 @@ def genai_config(
                 "session_options": {
                     "log_id": "onnxruntime-genai",
                     **({"log_severity_level": 3} if quiet else {}),
-                    "provider_options": [{provider: {}}] if provider else [],
+                    "provider_options": [{provider: dict(provider_options)}] if provider else [],
                 },
                 "filename": "model.onnx",
                 "head_size": model.head_dim,

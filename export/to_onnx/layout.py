@@ -16,6 +16,7 @@ from export.job import Job
 from export.models.layers import split_rows
 from export.models.shape import on_meta
 from export.to_onnx import graph
+from export.to_onnx.cuda import cuda_options, cuda_style
 from export.to_onnx.directml import directml_style
 from export.to_onnx.genai_config import genai_config
 from export.to_onnx.int8_cache import INT8_CACHE
@@ -37,6 +38,8 @@ class OnnxLayout:
             style = directml_style(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
         elif job.target.provider == "webgpu":
             style = webgpu_style(job.activations)
+        elif job.target.provider == "cuda":
+            style = cuda_style(job.activations)
         whole = slots_for(config, job.scheme, job.context_tokens, style, job.max_file_bytes)
         self.slots: Slots
         self.interleaved: Interleaved
@@ -54,8 +57,10 @@ class OnnxLayout:
             style=style,
             side_matrices={name for adapter in job.side_adapters for name in adapter.changes},
         )
-        self.coverage = onnx_coverage(
-            ((str(node.name), node.op_type) for node in self.graph.graph.all_nodes()), job.target.provider
+        nodes = [(str(node.name), node.op_type) for node in self.graph.graph.all_nodes()]
+        self.coverage = onnx_coverage(nodes, job.target.provider)
+        self.provider_options = (
+            cuda_options({operator for _, operator in nodes}) if job.target.provider == "cuda" else {}
         )
         quantised = job.scheme.bits is not None
         int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
@@ -69,6 +74,7 @@ class OnnxLayout:
             "max_file_bytes": job.max_file_bytes,
             "lengths": "inputs" if job.request.lengths_as_inputs else "attention mask",
             "provider": job.target.provider or "cpu",
+            **({"provider_options": self.provider_options} if self.provider_options else {}),
         }
 
     def fill(self, sink: WeightFile) -> None:
@@ -93,6 +99,7 @@ class OnnxLayout:
             model_type=job.checkpoint.config_content["model_type"],
             context_tokens=job.context_tokens,
             provider=job.target.provider,
+            provider_options=self.provider_options,
             quiet=not job.target.provider or bool(job.side_adapters),
         )
         (folder / "genai_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

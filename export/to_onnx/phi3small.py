@@ -1,4 +1,4 @@
-"""How Phi-3-small's own operators are written in ONNX for the CPU."""
+"""How Phi-3-small's own operators are written in ONNX, for the CPU and for CUDA."""
 
 from __future__ import annotations
 
@@ -96,5 +96,6 @@ def never_chosen(graph: Graph, node: fx.Node) -> None:
     mask = graph.constant(
         "never_chosen", [int(id in dummies) for id in range(graph.config.vocab_size)], ir.DataType.BOOL
     )
-    lowest = graph.constant("/constants/lowest", torch.finfo(torch.float32).min, graph.float_type)
+    minimum = torch.finfo(getattr(torch, graph.style.activations)).min
+    lowest = graph.constant("/constants/lowest", minimum, graph.float_type)
     graph.values[node] = graph.add("/never_chosen/Where", "Where", [mask, lowest, graph.values[logits]])[0]

@@ -88,9 +88,9 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
 @lab_option
 @wait_option
 @click.option("--adapter", metavar="WHICH", show_default="the one with most memory",
-              help="DirectML or WebGPU: a graphics adapter's number, LUID (DirectML) or part of its name.")  # fmt: skip
+              help="DirectML, WebGPU, CUDA: an adapter's number, LUID (DirectML) or part of its name.")  # fmt: skip
 @click.option("--allow-cpu", is_flag=True,
-              help="DirectML or WebGPU: run on the CPU if there is no graphics adapter.")  # fmt: skip
+              help="DirectML, WebGPU, CUDA: run on the CPU if there is no graphics adapter.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each token, and a last one.")
 def run_command(
     artifact: str,

@@ -19,8 +19,8 @@ from runtimes.system.cores import available_cores
 # distribution -> the import package that shows whether it is loaded; on Windows they have other names
 LIBRARIES = {
     **{name: name.replace("-", "_") for name in ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")},
-    **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "windowsml")},
-    **{f"onnxruntime-genai-{kind}": "onnxruntime_genai" for kind in ("directml", "winml")},
+    **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "gpu", "windowsml")},
+    **{f"onnxruntime-genai-{kind}": "onnxruntime_genai" for kind in ("cuda", "directml", "winml")},
 }
 
 

@@ -114,9 +114,13 @@ class OpenCache(Protocol):
         ...
 
 
+# Which providers of a manifest compute on a graphics adapter, and their names for people.
+ACCELERATED = {"dml": "DirectML", "webgpu": "WebGPU", "cuda": "CUDA"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graphics:
-    """Where an artifact for DirectML runs."""
+    """Where an artifact for a graphics adapter runs."""
 
     adapter: str | None = None  # its number, LUID (HIGH:LOW) or a part of its name; None: the one with most memory
     allow_cpu: bool = False  # the CPU takes over where there is no adapter

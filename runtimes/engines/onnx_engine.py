@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _CACHE_TYPES = _ELEMENT_TYPES | {"tensor(int8)": "int8"}
 _CPU = ("cpu", 0)
+_ON_CPU = ("CPUExecutionProvider",)
 _MOST_ROWS = 16  # of token_logits: a buffer of a few MB
 
 
@@ -74,6 +75,7 @@ class OnnxEngine:
         self._session = session
         self._kv_type = _check_graph(session, model)
         self._binding = session.io_binding()
+        self._run_options: Any = None  # onnxruntime's own
         shape = (1, model.kv_heads, self.context_tokens, model.head_dim)
         self._bind_cache(shape, [f"{layer}.{part}" for layer in range(model.layers) for part in ("key", "value")])
         several = any(item.name == "token_logits" for item in session.get_outputs())
@@ -125,7 +127,7 @@ class OnnxEngine:
         else:
             self._bind_input("attention_mask", self._mask, (1, width))
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as error:  # the library's errors have no common class
             raise EngineError(f"onnxruntime failed at position {start}: {error}") from error
         finally:
@@ -224,8 +226,8 @@ def _fresh_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[An
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def load_session(path: Path, threads: int | None, *, device: Any = None) -> Any:
-    """A session on the CPU, or on a device of a plugin. Raises EngineError."""
+def load_session(path: Path, threads: int | None, *, device: Any = None, providers: Sequence[Any] = _ON_CPU) -> Any:
+    """A session on these providers, or on a device of a plugin. Raises EngineError."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -237,10 +239,10 @@ def load_session(path: Path, threads: int | None, *, device: Any = None) -> Any:
     options.log_severity_level = 3
     if device is not None:
         options.add_provider_for_devices([device], {})
-    providers = None if device is not None else ["CPUExecutionProvider"]
+    chosen = None if device is not None else list(providers)
     try:
         # Its fallback prints to stdout, and only tries the same once more.
-        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
+        return onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=False)
     except UnicodeDecodeError as error:
         said = error.object.decode("utf-8", "backslashreplace")
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {said}") from error

@@ -11,21 +11,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export.artifact import Artifact
+from runtimes.engines.device_cache import DeviceCacheEngine
 from runtimes.engines.engine import ANY_ADAPTER, Engine, Graphics
-from runtimes.engines.onnx_engine import OnnxEngine, load_session, model_file, open_onnx
+from runtimes.engines.onnx_engine import load_session, model_file, open_onnx
 from runtimes.errors import EngineError
 from runtimes.system.telemetry import switch_telemetry_off
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from runtimes.engines.engine import Logits
-
 PROVIDER = "WebGpuExecutionProvider"
 ALLOW_SOFTWARE = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"  # of the plugin, read when it is registered
+VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel"}  # by PCI's numbers, where the plugin gives no name
 GENERIC_VENDOR = 0  # of the plugin's memory, whatever the adapter
 # On an adapter with subgroups of 4, as SwiftShader's, its attention over 32 tokens and more at once is wrong.
 SOFTWARE_FORWARD_TOKENS = 16
@@ -75,10 +72,8 @@ def _is_named(device: GpuDevice, place: int, wanted: str) -> bool:
 def open_webgpu(artifact: Artifact, threads: int | None, *, graphics: Graphics = ANY_ADAPTER) -> Engine:
     """Load on WebGPU. Where the CPU is allowed and takes over, it is reported on stderr. Raises EngineError."""
     switch_telemetry_off()
-    if graphics.adapter is not None:
-        os.environ.setdefault(ALLOW_SOFTWARE, "1")
     try:
-        chosen = choose_device(list_devices(), graphics.adapter)
+        chosen = find_device(graphics.adapter)
     except EngineError as error:
         if not graphics.allow_cpu or graphics.adapter is not None:
             raise
@@ -88,6 +83,13 @@ def open_webgpu(artifact: Artifact, threads: int | None, *, graphics: Graphics =
     return WebGpuEngine(load_session(model_file(artifact), threads, device=chosen.handle), artifact, chosen)
 
 
+def find_device(wanted: str | None = None) -> GpuDevice:
+    """This machine's adapter to compute on; see choose_device. Raises EngineError."""
+    if wanted is not None:
+        os.environ.setdefault(ALLOW_SOFTWARE, "1")
+    return choose_device(list_devices(), wanted)
+
+
 def list_devices() -> list[GpuDevice]:
     """The adapters that the plugin offers. Raises EngineError where it is not installed."""
     import onnxruntime
@@ -95,7 +97,7 @@ def list_devices() -> list[GpuDevice]:
     _register()
     return [
         GpuDevice(
-            vendor=each.device.vendor,
+            vendor=each.device.vendor or VENDORS.get(each.device.vendor_id, ""),
             number=each.device.device_id,
             discrete=each.device.metadata.get("Discrete") == "1",
             software=each.device.type == onnxruntime.OrtHardwareDeviceType.CPU,
@@ -122,49 +124,15 @@ def _register() -> None:
         ) from error
 
 
-class WebGpuEngine(OnnxEngine):
-    """See Engine. The KV cache is in the adapter's memory: its attention wants past and present in one buffer."""
-
-    _on_device: list[Any]  # OrtValues
+class WebGpuEngine(DeviceCacheEngine):
+    """See Engine. Its attention wants past and present in one buffer."""
 
     def __init__(self, session: Any, artifact: Artifact, device: GpuDevice) -> None:
-        super().__init__(session, artifact)
-        self.accelerator = f"WebGPU on {device.describe()}"
+        super().__init__(session, artifact, f"WebGPU on {device.describe()}")
         if device.software:
             self.max_forward_tokens = SOFTWARE_FORWARD_TOKENS
 
-    def forward_rows(self, ids: Sequence[int], start: int, rows: int, *, long: bool = False) -> Logits:
-        """See CheckingEngine.forward_rows."""
-        self._bound_length = 0  # an input is copied to the adapter when it is bound: ids of the same length, too
-        return super().forward_rows(ids, start, rows, long=long)
-
-    def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
-        """See OpenCache.read_cache."""
-        return [value.numpy()[0, :, :count] for value in self._on_device]
-
-    def write_cache(self, parts: Sequence[npt.NDArray[Any]]) -> None:
-        """See OpenCache.write_cache."""
-        self._kv = [value.numpy() for value in self._on_device]
-        super().write_cache(parts)
-        for value, buffer in zip(self._on_device, self._kv, strict=True):
-            value.update_inplace(buffer)
-        self._kv = []
-
-    def close(self) -> None:
-        """Free the session and the KV cache."""
-        super().close()
-        self._on_device = []
-
-    def _bind_cache(self, shape: tuple[int, ...], tails: Sequence[str]) -> None:
-        import numpy as np
+    def _allocate(self, shape: tuple[int, ...], kind: Any) -> Any:
         import onnxruntime
 
-        kind = np.dtype(self._kv_type).type
-        self._kv = []
-        self._on_device = [
-            onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "gpu", 0, vendor_id=GENERIC_VENDOR)
-            for _ in tails
-        ]
-        for tail, value in zip(tails, self._on_device, strict=True):
-            self._binding.bind_ortvalue_input(f"past_key_values.{tail}", value)
-            self._binding.bind_ortvalue_output(f"present.{tail}", value)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "gpu", 0, vendor_id=GENERIC_VENDOR)
