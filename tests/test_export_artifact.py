@@ -85,7 +85,7 @@ def test_link_that_leads_out(copy: Path, tmp_path: Path) -> None:
     [
         ('"schema": 2', '"schema": 99', "schema 99"),
         ('"window_tokens"', '"windowtokens"', "unknown key 'windowtokens' (did you mean 'window_tokens'?)"),
-        ('"format": "onnx"', '"format": "gguf"', "'gguf'"),
+        ('"format": "onnx"', '"format": "tflite"', "'tflite'"),
         ('"vocab_size": ', '"vocab_size": "many", "x": ', "unknown key 'x'"),
         ("{", "", "is not JSON"),
     ],
