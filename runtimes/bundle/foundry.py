@@ -1,7 +1,7 @@
 """Foundry Local's layout: a folder for onnxruntime-genai, with inference_model.json beside it.
 
-Source: learn.microsoft.com, "Compile Hugging Face models to run on Foundry Local", and the scanner of the cache in
-microsoft/Foundry-Local: a model is a folder that has genai_config.json, and an inference_model.json with a Name.
+Source: inference_model.json files in public repositories; Microsoft's own page ("Compile Hugging Face models to run on
+Foundry Local") was not at hand. A model is a folder that has genai_config.json and an inference_model.json with a Name.
 """
 
 from __future__ import annotations
