@@ -19,7 +19,8 @@ from ci.bench.lab_history import DEVICES, MODELS, REPETITIONS, nights
 
 TITLE = "Phi Edge lab: synthetic data"
 WIDTH, HEIGHT = 1640, 1490
-OPENED = """() => {
+OPENED = """async () => {
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 200)));
   const page = performance.getEntriesByType("navigation")[0];
   const paint = performance.getEntriesByName("first-contentful-paint")[0];
   return [page.loadEventEnd / 1000, paint.startTime / 1000];
