@@ -247,7 +247,7 @@ def test_ctrl_c_in_the_middle_of_an_import(tiny_onnx: Path, module: str, ended: 
         ("phi-edge export tiny out --target", "", "cpu raspberry-pi android windows-directml webgpu web cuda"),
         ("phi-edge export tiny out --scheme", "int4-b32", "int4-b32 int4-b32-e8 int4-b32-e8-weighted int4-b32-e8-gptq"),
         ("phi-edge export tiny out --activations", "", "float32 float16"),
-        ("phi-edge bundle artifact out --for", "", "android windows raspberry-pi web"),
+        ("phi-edge bundle artifact out --for", "", "android windows raspberry-pi web ollama foundry hub"),
         ("phi-edge bench artifact --device", "p", "pi5 phone"),
         ("phi-edge doctor", "l", "local"),
     ],

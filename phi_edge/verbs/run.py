@@ -17,7 +17,7 @@ from export.artifact import open_artifact
 from phi_edge.files import Folder
 from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo, echo_answer
-from phi_edge.verb import Verb
+from phi_edge.verb import Seconds, Verb
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError
@@ -76,7 +76,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
               help="The same seed gives the same text, on every target.")  # fmt: skip
 @click.option("--stop", multiple=True, metavar="TEXT", show_default="the model's own stop tokens only",
               help="End the answer before this text. May be repeated.")  # fmt: skip
-@click.option("--deadline", type=float, metavar="SECONDS", show_default="none",
+@click.option("--deadline", type=Seconds(), metavar="SECONDS", show_default="none",
               help="End the answer after this time.")  # fmt: skip
 @click.option("--lora", metavar="NAME", show_default="none",
               help="Answer with this LoRA adapter: one that was exported with --side-adapter.")  # fmt: skip
