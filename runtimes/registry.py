@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from pathlib import Path
@@ -104,7 +105,8 @@ def open_tokens(
     graphics: Graphics = ANY_ADAPTER,
 ) -> TokenLoop:
     """Open an artifact for ids in, ids out: what an agent on a device serves. Raises RuntimesError."""
-    import numpy  # noqa: F401 - before an engine's library, whose own import of it hides a Ctrl-C
+    with contextlib.suppress(ModuleNotFoundError):  # the engine says what is missing
+        import numpy  # noqa: F401 - before an engine's library, whose own import of it hides a Ctrl-C
 
     if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
         raise RequestError(f"threads is {threads!r:.60}; allowed: 1 to {MOST_THREADS}, or leave it out for all cores")

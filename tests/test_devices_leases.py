@@ -195,6 +195,23 @@ def test_labgrid_s_refusals_are_one_line(
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_two_that_make_the_file_at_once_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says at once that the file is locked, where two connections would wait for each other for ever."""
+    make, asked = SqliteStore._create, []
+
+    def locked_at_first(store: SqliteStore, rows: sqlite3.Connection) -> None:
+        asked.append(store)
+        if len(asked) == 1:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+        make(store, rows)
+
+    monkeypatch.setattr(SqliteStore, "_create", locked_at_first)
+    assert SqliteStore(tmp_path / "leases.sqlite").take("desk", "token", "job") is None
+    assert len(asked) == 2
+
+
 def test_a_clock_that_jumps_ends_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = in_file(tmp_path)
     with lease_device(lab, "local", "one"):

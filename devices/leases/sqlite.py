@@ -83,9 +83,7 @@ class SqliteStore:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(self._path, timeout=LOCK_WAIT_S, isolation_level=None)) as rows:
                 rows.row_factory = sqlite3.Row
-                if self._version(rows) != SCHEMA:
-                    self._create(rows)
-                rows.execute("BEGIN IMMEDIATE")
+                self._begin(rows)
                 try:
                     yield rows
                     rows.execute("COMMIT")
@@ -95,6 +93,23 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             raise LeaseError(f"{self._path}: leases cannot be kept there ({error}); free the disk or name another "
                              "file in the lab file: leases.file") from error  # fmt: skip
+
+    def _begin(self, rows: sqlite3.Connection) -> None:
+        """Take the lock. SQLite waits for it by itself, but not while another connection makes the file: two that wait
+        for one another there would never end."""
+        until_s = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                if self._version(rows) != SCHEMA:
+                    self._create(rows)
+                rows.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
+                    raise
+                if rows.in_transaction:
+                    rows.execute("ROLLBACK")
+                time.sleep(0.01)
 
     def _version(self, rows: sqlite3.Connection) -> int:
         found = int(rows.execute("PRAGMA user_version").fetchone()[0])

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from export.artifact import open_artifact, verify
 from export.errors import SpaceError
+from export.verify.proof import Proof
 from export.weights.work_folder import INSIDE, take_over
 from fakes.measurement import fake_measurement
 from phi_edge import files
@@ -27,7 +28,7 @@ BUDGETS = "[[budget]]\nmax_ttft_s = 100\n"
 @pytest.fixture(autouse=True)
 def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
     """An export is not run before it is sealed: that takes longer than the export of the tiny model."""
-    monkeypatch.setattr("phi_edge.proof.ChildProver.run", lambda self, artifact: [])
+    monkeypatch.setattr("phi_edge.proof.ChildProver.run", lambda self, artifact: Proof([]))
 
 
 def call(*words: str) -> Result:
