@@ -293,7 +293,8 @@ def test_bench_waits_for_nobody_unless_it_is_asked_to(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert "device desk is in use: another job (process " in refused.stderr
         assert not (tmp_path / "m.json").exists()
-    assert CliRunner().invoke(main, [*words, "--wait-s", "60"]).exit_code == 0
+    waited = CliRunner().invoke(main, [*words, "--wait-s", "60"])
+    assert waited.exit_code == 0, waited.output
     assert "nan is no number of seconds" in CliRunner().invoke(main, [*words, "--wait-s", "nan"]).stderr
 
 
