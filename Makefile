@@ -16,9 +16,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/phi-edge demo
 
-# A worker more than there are cores, since many tests wait for a device; four at most: each takes 1 to 3 GB.
+# A worker more than there are cores, since many tests wait for a device; four at most: each takes 1 to 3 GB. A worker
+# takes a whole file, whose fixtures are then made once (`loadgroup` takes tests one by one with this pytest).
 test: setup
-	$(BIN)/python -m pytest -n $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )) --dist loadgroup
+	$(BIN)/python -m pytest -n $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )) --dist loadfile
 
 # SECONDS for each target; TARGETS="manifest agent_lines" are some of them. What is found is in build/fuzz.
 SECONDS := 60

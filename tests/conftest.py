@@ -45,22 +45,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "export" / "tiny"
-# Files whose tests share nothing and take long: a worker takes one test, so that all workers end at the same time.
-SPREAD = {"test_ci_fidelity.py", "test_export_bytes.py"}
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write golden files instead of comparing with them")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` a worker takes a whole file, whose fixtures are then made once; see SPREAD."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.path.name not in SPREAD:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -247,7 +247,8 @@ def load_session(path: Path, threads: int | None, *, device: Any = None, provide
         said = error.object.decode("utf-8", "backslashreplace")
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {said}") from error
     except Exception as error:  # the library's errors have no common class
-        raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        said = str(error) or "it gives no reason"  # of one that is not UTF-8 nothing is left in Python 3.11.2
+        raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {said}") from error
 
 
 def _check_graph(session: Any, model: Model) -> npt.DTypeLike:
