@@ -131,7 +131,7 @@ def test_the_stock_runner_goes_beyond_the_window(artifact: Artifact, llama_main:
 
     decode = tokenizers.Tokenizer.from_file(str(artifact.folder / "tokenizer.json")).decode
     source = open_llama_main(LocalHost(), [str(llama_main)], artifact, str(artifact.folder), 1, 60.0)
-    here, compared = open_tokens(artifact, threads=1), 0
+    here, compared = open_tokens(artifact), 0
     for number in range(40):
         ids = Tokenizer(artifact.folder).encode_prompt(f"{'the lamp is on ' * 30}{number}")
         ours, _ = greedy(here, ids, 6)

@@ -93,6 +93,21 @@ def test_opening_says_nothing(fixture: str, request: pytest.FixtureRequest, capf
     assert (seen.out, seen.err) == ("", "")
 
 
+def test_an_open_program_keeps_its_threads(tiny_executorch: Path) -> None:
+    """All of a process share one pool: made anew under an open program, it ends the process."""
+    with open_runtime(tiny_executorch, threads=2) as first:
+        before = first.chat("Turn on the lamp in the kitchen.")
+        with pytest.raises(EngineError, match="is open in this process with 2 threads, and all share one pool"):
+            open_runtime(tiny_executorch, threads=1)
+        with open_runtime(tiny_executorch, threads=2) as second:
+            assert (
+                first.chat("Turn on the lamp in the kitchen.")
+                == before
+                == second.chat("Turn on the lamp in the kitchen.")
+            )
+    open_runtime(tiny_executorch, threads=1).close()
+
+
 def test_torch_gets_one_openmp_thread_and_the_environment_is_left_alone(tiny_executorch: Path) -> None:
     program = (
         "import os, sys, pathlib\n"

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,14 @@ _KERNELS = {
     "quantized_decomposed::embedding_4bit.out": ("executorch.kernels", "quantized/*quantized_ops_aot_lib.*"),
 }
 
+_OPEN: weakref.WeakSet[ExecutorchEngine] = weakref.WeakSet()  # those of this process that are not closed
+
 
 def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
     """Load the artifact's one .pte file. Raises EngineError.
 
-    ExecuTorch has one thread pool per process, so `threads` applies to all of its models.
+    ExecuTorch has one thread pool per process, so `threads` applies to all of its models: another number is refused
+    while one is open, since its program would go on with the old pool's memory.
     """
     library = _load_library()
     names = [name for name in artifact.manifest.files if name.endswith(".pte")]
@@ -43,10 +47,15 @@ def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
     path = artifact.path(names[0])
     _check_header(path)
     wanted = available_cores() if threads is None else threads
+    threads_now = library._threadpool_get_thread_count()
+    if threads_now != wanted and _OPEN:
+        raise EngineError(
+            f"another ExecuTorch artifact is open in this process with {threads_now} threads, and all share one pool; "
+            f"close it first, or open this one with {threads_now} threads, too"
+        )
     with _quiet() as last_lines:
         try:
-            if library._threadpool_get_thread_count() != wanted:
-                # "Unsafe" while a model runs on the pool.
+            if threads_now != wanted:
                 library._unsafe_reset_threadpool(wanted)
             # Without this a damaged program ends the process in the middle of a call.
             verification = library.Verification.InternalConsistency
@@ -76,6 +85,7 @@ class ExecutorchEngine:
         self._window_tokens = artifact.manifest.window_tokens or 0
         self.accelerator = None
         self._program, self._method = program, method
+        _OPEN.add(self)
         self._start = torch.zeros(1, dtype=torch.int64)
         self._one = torch.zeros((1, 1), dtype=torch.int64)
         # numpy views of the same memory: an element written through torch takes 4 us, through numpy 0.1.
@@ -115,6 +125,7 @@ class ExecutorchEngine:
     def close(self) -> None:
         """Free the program and its KV cache."""
         self._program = self._method = None
+        _OPEN.discard(self)
 
 
 def _check_header(path: Path) -> None:
