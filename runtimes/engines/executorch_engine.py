@@ -47,13 +47,13 @@ def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
     path = artifact.path(names[0])
     _check_header(path)
     wanted = available_cores() if threads is None else threads
-    threads_now = library._threadpool_get_thread_count()
-    if threads_now != wanted and _OPEN:
-        raise EngineError(
-            f"another ExecuTorch artifact is open in this process with {threads_now} threads, and all share one pool; "
-            f"close it first, or open this one with {threads_now} threads, too"
-        )
     with _quiet() as last_lines:
+        threads_now = library._threadpool_get_thread_count()
+        if threads_now != wanted and _OPEN:
+            raise EngineError(
+                f"another ExecuTorch artifact is open in this process with {threads_now} threads, and all share one "
+                f"pool; close it first, or open this one with {threads_now} threads, too"
+            )
         try:
             if threads_now != wanted:
                 library._unsafe_reset_threadpool(wanted)
