@@ -7,9 +7,9 @@ GPU meanwhile. Without the library, everything is None.
 from __future__ import annotations
 
 import ctypes
-import threading
-from types import TracebackType
 from typing import Any
+
+from runtimes.system.memory import Sampling
 
 LIBRARY = "libnvidia-ml.so.1"
 TEXT_BYTES = 96
@@ -51,29 +51,18 @@ def open_nvml() -> Nvml | None:
         return None
 
 
-class PeakGpuMemory:
-    """`with PeakGpuMemory() as peak: ...; peak.bytes()`: sampled from a thread while the block runs."""
+class PeakGpuMemory(Sampling):
+    """`with PeakGpuMemory() as peak: ...; peak.bytes()`: sampled while the block runs."""
 
     def __init__(self) -> None:
         self._nvml = open_nvml()
         self._before = self._peak = 0 if self._nvml is None else self._nvml.used_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> PeakGpuMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__init__(self._look, INTERVAL_S)
 
     def bytes(self) -> int | None:
         """The peak, less what was in use when this was made."""
         return None if self._nvml is None else self._peak - self._before
 
-    def _run(self) -> None:
-        while self._nvml is not None and not self._stop.wait(INTERVAL_S):
+    def _look(self) -> None:
+        if self._nvml is not None:
             self._peak = max(self._peak, self._nvml.used_bytes())

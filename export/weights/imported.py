@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,22 @@ from export.scheme import Precision, Scheme
 from export.weights.slots import BLOCK_WEIGHTS
 
 XNNPACK_GROUP = 32  # the smallest; larger ones are multiples of it
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a format's symmetric blocks can hold."""
+
+    size: int  # of a block, in weights; a group may be several
+    scales: torch.dtype
+    positive: bool  # whether the scales must be
+    without: str  # what follows where they cannot hold a matrix
+
+
+_BLOCKS: Mapping[Format, Blocks] = {
+    "executorch": Blocks(XNNPACK_GROUP, torch.bfloat16, True, "it is repacked exactly only into ONNX"),
+    "gguf": Blocks(BLOCK_WEIGHTS, torch.float16, False, "ggml's block types cannot store it"),
+}
 
 
 def imported_scheme(
@@ -43,23 +59,16 @@ def imported_scheme(
 
 def refuse_inexact(name: str, tensor: QuantisedTensor, *, format: Format, provider: str | None) -> None:
     """Raises CheckpointError where the format cannot store a matrix code for code."""
-    if format == "executorch":
-        reason = refuse_scales(tensor, torch.bfloat16, positive=True)
-        if not tensor.symmetric:
-            reason = "zero points"
-        elif tensor.group_size % XNNPACK_GROUP:
-            reason = f"groups of {tensor.group_size}, not of {XNNPACK_GROUP} or a multiple"
-        if reason:
-            raise CheckpointError(f"{name}: has {reason}, so it is repacked exactly only into ONNX; use --format onnx")
-    elif format == "gguf":
-        reason = refuse_scales(tensor, torch.float16, positive=False)
-        if not tensor.symmetric:
-            reason = "zero points"
-        elif tensor.group_size % BLOCK_WEIGHTS:
-            reason = f"groups of {tensor.group_size}, not of {BLOCK_WEIGHTS} or a multiple"
-        if reason:
-            raise CheckpointError(f"{name}: has {reason}, so ggml's block types cannot store it; use --format onnx")
-    else:
+    if format == "onnx":
         reason = refuse_scales(tensor, torch.float16 if provider else torch.float32, positive=False)
         if reason:
             raise CheckpointError(f"{name}: has {reason}, so it cannot be repacked for this target; use --target cpu")
+        return
+    blocks = _BLOCKS[format]
+    reason = refuse_scales(tensor, blocks.scales, positive=blocks.positive)
+    if not tensor.symmetric:
+        reason = "zero points"
+    elif tensor.group_size % blocks.size:
+        reason = f"groups of {tensor.group_size}, not of {blocks.size} or a multiple"
+    if reason:
+        raise CheckpointError(f"{name}: has {reason}, so {blocks.without}; use --format onnx")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from runtimes.api import MemoryUse
 
@@ -124,17 +125,16 @@ class PeakMemory:
         )
 
 
-class MemorySampler:
-    """`with MemorySampler() as sampler: ...; sampler.use()`: samples a process from a thread while the block runs."""
+class Sampling:
+    """Calls `sample` at a block's beginning and end, and from a thread while it runs."""
 
-    def __init__(self, interval_s: float = 0.01, status: Path = STATUS) -> None:
-        self._interval_s = interval_s
-        self._peak = PeakMemory(status)
+    def __init__(self, sample: Callable[[], None], interval_s: float) -> None:
+        self._sample, self._interval_s = sample, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
 
-    def __enter__(self) -> MemorySampler:
-        self._peak.sample()
+    def __enter__(self) -> Self:
+        self._sample()
         self._thread.start()
         return self
 
@@ -143,15 +143,23 @@ class MemorySampler:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._peak.sample()
+        self._sample()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._sample()
+
+
+class MemorySampler(Sampling):
+    """`with MemorySampler() as sampler: ...; sampler.use()`: samples a process while the block runs."""
+
+    def __init__(self, interval_s: float = 0.01, status: Path = STATUS) -> None:
+        self._peak = PeakMemory(status)
+        super().__init__(self._peak.sample, interval_s)
 
     def use(self) -> MemoryUse | None:
         """The peak so far; None where the system does not report it."""
         return self._peak.use()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self._peak.sample()
 
 
 def _used_bytes(sample: MemorySample) -> int:
