@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from devices.history.figures import FileFigures
@@ -116,10 +115,8 @@ def _times(files: Sequence[FileFigures]) -> list[int]:
     """Seconds since 1970. What has no time that anybody can read is as old as the file before it."""
     times: list[int] = []
     for file in files:
-        try:
-            times.append(int(datetime.fromisoformat(file.created_at).timestamp()))
-        except (ValueError, OverflowError, OSError):
-            times.append(times[-1] if times else 0)
+        made_s = file.made_s
+        times.append(int(made_s) if made_s is not None else times[-1] if times else 0)
     return times
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -51,6 +52,14 @@ class FileFigures:
     problems: Sequence[str]
     doubts: Sequence[str]
     moments: Sequence[Moment]  # of the device's processor
+
+    @property
+    def made_s(self) -> float | None:
+        """When it was made, in seconds since 1970; None where `created_at` is no time that anybody can read."""
+        try:
+            return datetime.fromisoformat(self.created_at).timestamp()
+        except (ValueError, OverflowError, OSError):
+            return None
 
 
 def read_figures(folder: Path, files: Sequence[Path], say: Callable[[str], None]) -> list[FileFigures]:

@@ -6,7 +6,6 @@ That collector takes no time stamps: how old a figure is, phi_edge_measured_time
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
@@ -33,8 +32,8 @@ def to_prometheus(files: Sequence[FileFigures]) -> str:
         good = next((file for file in reversed(own) if not file.problems), None)
         if good is None:
             continue
-        if (at := _timestamp(good)) is not None:
-            measured.labels(*labels).set(at)
+        if (made_s := good.made_s) is not None:
+            measured.labels(*labels).set(made_s)
         for name, (value, *_) in good.metrics.items():
             gauges[name].labels(*labels).set(value)
     return generate_latest(registry).decode()
@@ -52,10 +51,3 @@ def _name(metric: Metric) -> str:
 
 def _help(metric: Metric) -> str:
     return f"{metric.definition} {metric.better.capitalize()} is better."
-
-
-def _timestamp(file: FileFigures) -> float | None:
-    try:
-        return datetime.fromisoformat(file.created_at).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return None
