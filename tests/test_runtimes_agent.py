@@ -57,31 +57,6 @@ def test_a_deadline_ends_the_answer(start: Callable[..., Talk]) -> None:
     assert done["finish"] == "deadline" and 1 <= len(tokens) < 500
 
 
-def test_a_score_reports_the_wanted_ids(start: Callable[..., Talk]) -> None:
-    talk = start()
-    talk.send("score", 1, ids=[1, 2, 3], first=2, wanted=[[3, 4], [5]])
-    scored = talk.next()
-    assert (scored["event"], scored["request"]) == ("scored", 1)
-    assert [len(logs) for logs in scored["log_probabilities"]] == [2, 1]
-    assert all(log <= 0 for logs in scored["log_probabilities"] for log in logs)
-    assert len(scored["top"]) == 2
-    talk.send("score", 2, ids=[1, 2, 3], first=2, wanted=[[3]])
-    assert "there are 2 positions" in talk.next()["message"]
-    talk.send("score", 3, ids=[1, 2], first=1, wanted=[[1 << 40], []])
-    assert "not in the model's vocabulary" in talk.next()["message"]
-
-
-def test_a_cancel_ends_a_score(start: Callable[..., Talk]) -> None:
-    talk = start()
-    ids = [1] * 400
-    talk.send("score", 1, ids=ids, first=1, wanted=[[1]] * 400)
-    talk.send("cancel", 1)
-    error = talk.next()
-    assert (error["event"], error["code"]) == ("error", "request") and "cancelled" in error["message"]
-    talk.send("generate", 2, ids=[1], max_new_tokens=2)
-    assert len(talk.answer(2)) == 3
-
-
 def test_the_lock_may_be_in_a_folder_that_is_not_there_yet(start: Callable[..., Talk], tmp_path: Path) -> None:
     lock = tmp_path / "new folder" / "lock"
     talk = start("--lock", str(lock))

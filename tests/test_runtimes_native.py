@@ -19,6 +19,8 @@ from devices.transports.local import LocalHost
 from devices.transports.remote_tokens import RemoteTokens, open_remote
 from export.artifact import Artifact, open_artifact
 from fakes.android import AndroidSoftware
+from runtimes.agent.scoring import ScoreRequest, open_rows, predict
+from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
 from runtimes.registry import open_tokens
 
@@ -113,6 +115,17 @@ def test_a_session_gives_what_a_fresh_start_gives(agent: RemoteTokens, here: Tok
         assert isinstance(done, TokensDone) and isinstance(done_there, TokensDone) and done_there.usage == done.usage
 
 
+def test_a_text_is_as_probable_as_in_the_python_engine(agent: RemoteTokens, here: TokenSource) -> None:
+    generator = random.Random(3)
+    ids = [generator.randrange(3, 755) for _ in range(60)]
+    wanted = [[*generator.sample(range(755), 5), ids[min(n, 59)]] for n in range(20, 61)]
+    request = ScoreRequest(ids, 20, wanted)
+    assert isinstance(here, TokenLoop)
+    for ours, theirs in zip(predict(open_rows(here, request), request), agent.predict(request), strict=True):
+        assert theirs.top == ours.top
+        assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=2e-6)
+
+
 def test_its_first_lines(agent: RemoteTokens, artifact: Artifact) -> None:
     ready = agent.ready
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -130,6 +143,7 @@ def test_no_line_crashes_it(android: AndroidSoftware, command: list[str]) -> Non
         {"do": "generate", "request": 2, "ids": [5], "max_new_tokens": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.5},
         {"do": "generate", "request": 4, "ids": [5], "max_new_tokens": 2, "temperature": 1, "min_p": 0.1},
         {"do": "generate", "request": 6, "ids": [5], "max_new_tokens": 2, "repetition_penalty": 2, "logprobs": 3},
+        {"do": "score", "request": 7, "ids": [5, 6, 7], "first": 2, "wanted": [[1, 2], []]},
         {"do": "cancel", "request": 3},
         {"do": "ping", "request": 5},
     ]

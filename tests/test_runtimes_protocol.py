@@ -188,6 +188,27 @@ def test_a_late_or_foreign_cancel_does_nothing(talk: Talk) -> None:
     assert talk.answer(3)[-1]["finish"] == "length"
 
 
+def test_a_score_reports_the_wanted_ids(talk: Talk) -> None:
+    talk.send("score", 1, ids=[1, 2, 3], first=2, wanted=[[3, 4], [5]])
+    (scored,) = talk.until("scored", 1)
+    assert [len(logs) for logs in scored["log_probabilities"]] == [2, 1]
+    assert all(log <= 0 for logs in scored["log_probabilities"] for log in logs)
+    assert len(scored["top"]) == 2
+    talk.send("score", 2, ids=[1, 2, 3], first=2, wanted=[[3]])
+    (refused,) = talk.until("error", 2)
+    assert "there are 2 positions" in refused["message"]
+
+
+def test_a_cancel_ends_a_score(talk: Talk, agent: AgentUnderTest) -> None:
+    ids = [1] * agent.manifest.context_tokens
+    command = {"do": "score", "request": 1, "ids": ids, "first": 1, "wanted": [[1]] * len(ids)}
+    talk.raw(json.dumps(command).encode() + b"\n" + b'{"do": "cancel", "request": 1}')
+    (error,) = talk.until("error", 1)
+    assert error["code"] == "request" and "cancelled" in error["message"]
+    talk.send("generate", 2, **FIELDS)
+    assert talk.answer(2)[-1]["finish"] == "length"
+
+
 GENERATE = b'{"request": 1, "do": "generate", "ids": [1], "max_new_tokens": 1'
 
 
@@ -229,6 +250,12 @@ GENERATE = b'{"request": 1, "do": "generate", "ids": [1], "max_new_tokens": 1'
         (GENERATE + b', "top_p": 1.5}', "request", 1),
         (GENERATE + b', "session": "a b"}', "request", 1),
         (GENERATE + b', "hold": 1}', "request", 1),
+        (b'{"request": 1, "do": "score", "ids": [1], "first": 1}', "request", 1),
+        (b'{"request": 1, "do": "score", "ids": [1], "first": 0, "wanted": [[1], [1]]}', "request", 1),
+        (b'{"request": 1, "do": "score", "ids": [1], "first": 2, "wanted": []}', "request", 1),
+        (b'{"request": 1, "do": "score", "ids": [1], "first": 1, "wanted": [1]}', "request", 1),
+        (b'{"request": 1, "do": "score", "ids": [1], "first": 1, "wanted": [[1099511627776]]}', "request", 1),
+        (b'{"request": 1, "do": "score", "ids": [1], "first": 1, "wanted": [[1]], "hold": true}', "request", 1),
         (GENERATE + b', "top_p": NaN}', "malformed", None),
         (b"[" * 100_000, "malformed", None),
         (b'{"a":' * 100_000, "malformed", None),

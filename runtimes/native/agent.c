@@ -14,6 +14,7 @@
 #include "options.h"
 #include "reader.h"
 #include "request.h"
+#include "score.h"
 #include "watch.h"
 
 #include <errno.h>
@@ -29,7 +30,7 @@
 
 enum { EXIT_FATAL = 2 };
 
-/* The one generate that runs or waits. */
+/* The one generate or score that runs or waits. */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t arrived;
@@ -49,8 +50,8 @@ static _Noreturn void die(const char *code, const char *message) {
     _exit(EXIT_FATAL);
 }
 
-/* Hand a generate to the other thread, unless one runs or waits. */
-static void accept_generate(struct request *request, double accepted_s) {
+/* Hand a job to the other thread, unless one runs or waits. */
+static void accept_job(struct request *request, double accepted_s) {
     char message[128];
     pthread_mutex_lock(&job.lock);
     bool busy = job.number >= 0;
@@ -84,8 +85,8 @@ static void obey(const char *line, size_t length) {
     if (request.code != NULL) {
         write_error(request.number, request.code, request.message, false);
         request_free(&request);
-    } else if (request.verb == DO_GENERATE) {
-        accept_generate(&request, accepted_s);
+    } else if (request.verb == DO_GENERATE || request.verb == DO_SCORE) {
+        accept_job(&request, accepted_s);
     } else if (request.verb == DO_CANCEL) {
         pthread_mutex_lock(&job.lock);
         if (job.number == request.number)
@@ -119,15 +120,31 @@ static void take_token(void *context, const struct choice *choice, double at_s) 
         write_lines(&output->lines);
 }
 
-static void serve(struct request *request, double accepted_s) {
+/* Before the last line is written: the host may send the next request as soon as it has read that line. */
+static void end_job(void) {
+    pthread_mutex_lock(&job.lock);
+    job.number = -1;
+    pthread_mutex_unlock(&job.lock);
+}
+
+static void serve_score(struct request *request) {
+    struct scores scores;
+    score(&model, request, &job.cancelled, &scores);
+    end_job();
+    if (scores.error[0] != '\0')
+        write_error(request->number, "request", scores.error, false);
+    else
+        write_scored(request->number, request, &scores);
+    scores_free(&scores);
+    request_free(request);
+}
+
+static void serve_generate(struct request *request, double accepted_s) {
     struct answer answer;
     struct output output = {.number = request->number, .hold = request->hold};
     generate(&model, request, accepted_s, &job.cancelled, take_token, &output, &answer);
     add_done(&output.lines, request->number, request->id_count, &answer);
-    /* Before the done line is written: the host may send the next request as soon as it has read that line. */
-    pthread_mutex_lock(&job.lock);
-    job.number = -1;
-    pthread_mutex_unlock(&job.lock);
+    end_job();
     write_lines(&output.lines);
     request_free(request);
 }
@@ -141,7 +158,10 @@ static _Noreturn void serve_forever(void) {
         double accepted_s = job.accepted_s;
         job.waiting = false;
         pthread_mutex_unlock(&job.lock);
-        serve(&request, accepted_s);
+        if (request.verb == DO_SCORE)
+            serve_score(&request);
+        else
+            serve_generate(&request, accepted_s);
     }
 }
 

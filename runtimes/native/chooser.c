@@ -39,25 +39,29 @@ static const float *penalise(struct chooser *chooser, const struct sampling *sam
     return chooser->changed;
 }
 
-static double logprob(float logit, double total) {
+double rounded_logprob(float logit, double total) {
     return rint((logit - total) * DECIMALS) / DECIMALS;
+}
+
+double log_total(const float *logits, size_t count) {
+    double highest = logits[0], sum = 0;
+    for (size_t id = 1; id < count; id++)
+        highest = logits[id] > highest ? logits[id] : highest;
+    for (size_t id = 0; id < count; id++)
+        sum += exp(logits[id] - highest);
+    return highest + log(sum);
 }
 
 /* `logits` are numbers: one of them was chosen. */
 static void judge(const struct chooser *chooser, const float *logits, size_t count, struct choice *choice) {
-    double highest = logits[0], sum = 0;
     int32_t ids[MAX_LOGPROBS];
-    for (size_t id = 1; id < chooser->vocab_size; id++)
-        highest = logits[id] > highest ? logits[id] : highest;
-    for (size_t id = 0; id < chooser->vocab_size; id++)
-        sum += exp(logits[id] - highest);
-    double total = highest + log(sum);
+    double total = log_total(logits, chooser->vocab_size);
     choice->judged = true;
-    choice->logprob = logprob(logits[choice->id], total);
+    choice->logprob = rounded_logprob(logits[choice->id], total);
     choice->top_count = count < chooser->vocab_size ? count : chooser->vocab_size;
     best_ids(logits, chooser->vocab_size, ids, choice->top_count);
     for (size_t i = 0; i < choice->top_count; i++)
-        choice->top[i] = (struct likely){ids[i], logprob(logits[ids[i]], total)};
+        choice->top[i] = (struct likely){ids[i], rounded_logprob(logits[ids[i]], total)};
 }
 
 bool choose(struct chooser *chooser, const struct request *request, const float *logits, struct choice *choice,

@@ -28,6 +28,11 @@ struct chooser {
     uint64_t chosen; /* how many ids of the answer so far */
 };
 
+/* The logarithm of the sum of exp(logit): a logit less this is its log-probability. */
+double log_total(const float *logits, size_t count);
+/* A log-probability, with the decimals of the wire. */
+double rounded_logprob(float logit, double total);
+
 /* False: out of memory. */
 bool chooser_init(struct chooser *chooser, size_t vocab_size);
 

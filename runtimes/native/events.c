@@ -124,6 +124,20 @@ void write_error(int64_t number, const char *code, const char *message, bool fat
     end_and_write(event);
 }
 
+void write_scored(int64_t number, const struct request *request, const struct scores *scores) {
+    struct event event = begin("scored", number);
+    yyjson_mut_val *lists = yyjson_mut_obj_add_arr(event.doc, event.root, "log_probabilities");
+    const double *logprobs = scores->logprobs;
+    for (size_t position = 0; position < scores->positions; position++) {
+        size_t count = request->wanted_counts[position];
+        yyjson_mut_arr_add_val(lists, yyjson_mut_arr_with_double(event.doc, logprobs, count));
+        logprobs += count;
+    }
+    yyjson_mut_val *top = yyjson_mut_arr_with_sint32(event.doc, scores->top, scores->positions);
+    yyjson_mut_obj_add_val(event.doc, event.root, "top", top);
+    end_and_write(event);
+}
+
 void write_pong(int64_t number, double uptime_s) {
     struct event event = begin("pong", number);
     yyjson_mut_obj_add_real(event.doc, event.root, "uptime_s", uptime_s);
@@ -134,7 +148,7 @@ void write_ready(const struct artifact *artifact, const struct model *model, int
                  double cached_share) {
     static const char *const capabilities[] = {
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-        "logprobs", "session", "deadline_s", "hold", "cancel"};
+        "logprobs", "session", "deadline_s", "hold", "cancel", "score"};
     const char *version = engine_onnxruntime_version(model->engine);
     char boot_id[64];
     struct event event = begin("ready", -1);

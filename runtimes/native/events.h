@@ -4,6 +4,7 @@
 
 #include "artifact.h"
 #include "generate.h"
+#include "score.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,6 +23,7 @@ void events_close(void);
 
 /* `number` is the request's; -1: none. */
 void write_error(int64_t number, const char *code, const char *message, bool fatal);
+void write_scored(int64_t number, const struct request *request, const struct scores *scores);
 void write_pong(int64_t number, double uptime_s);
 /* Seconds and shares below 0 are unknown. */
 void write_ready(const struct artifact *artifact, const struct model *model, int threads, double open_s,

@@ -4,9 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A prompt is prefilled in pieces of this length, so that a cancel or a deadline need not wait for all of it. */
-enum { PREFILL_CHUNK_TOKENS = 512 };
-
 struct run {
     struct model *model;
     const struct request *request;
@@ -37,8 +34,7 @@ bool model_init(struct model *model, const struct artifact *artifact) {
     return model->cached != NULL && model->sequence != NULL && chooser_init(&model->chooser, model->vocab_size);
 }
 
-/* After an error of the engine the contents of its cache are unknown. */
-static void forget(struct model *model) {
+void model_forget(struct model *model) {
     model->cached_count = 0;
     model->session[0] = '\0';
 }
@@ -154,7 +150,7 @@ void generate(struct model *model, const struct request *request, double accepte
             answer->finish = answer->error[0] != '\0' ? "error" : ended(&run);
         }
     }
-    if (answer->error[0] != '\0')
-        forget(model);
+    if (answer->error[0] != '\0') /* what the engine's cache contains is unknown */
+        model_forget(model);
     answer->total_s = machine_clock() - accepted_s;
 }

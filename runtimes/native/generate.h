@@ -30,8 +30,13 @@ struct answer {
     char error[512];
 };
 
+/* A prompt is prefilled in pieces of this length, so that a cancel or a deadline need not wait for all of it. */
+enum { PREFILL_CHUNK_TOKENS = 512 };
+
 /* The model's sizes and buffers, without its engine. False: out of memory. */
 bool model_init(struct model *model, const struct artifact *artifact);
+/* Whatever is cached is of no use to the next request. */
+void model_forget(struct model *model);
 
 /* Called for each token, when it was sampled. */
 typedef void on_token(void *context, const struct choice *choice, double at_s);

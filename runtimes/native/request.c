@@ -27,7 +27,8 @@ static bool find_name(yyjson_val *key, const char *const *names, size_t count, s
 static const char *const keys[] = {
     "do", "request", "ids", "max_new_tokens", "stop_ids", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "seed", "logprobs", "deadline_s", "session", "hold"};
-enum { KEYS = sizeof keys / sizeof *keys, COMMON_KEYS = 2, MOST_KEYS = 256, MOST_NESTING = 64 };
+static const char *const score_keys[] = {"do", "request", "ids", "first", "wanted"};
+enum { KEYS = sizeof keys / sizeof *keys, SCORE_KEYS = sizeof score_keys / sizeof *score_keys, COMMON_KEYS = 2, MOST_KEYS = 256, MOST_NESTING = 64 };
 
 /* A key that is given twice is refused, known or not: it is unclear which value is meant. */
 static bool check_duplicates(struct request *request, yyjson_val *root) {
@@ -68,14 +69,14 @@ static bool check_nesting(struct request *request, const char *line, size_t leng
 }
 
 static bool read_verb(struct request *request, yyjson_val *root) {
-    static const char *const verbs[] = {"generate", "cancel", "ping"};
+    static const char *const verbs[] = {"generate", "score", "cancel", "ping"};
     yyjson_val *number = yyjson_obj_get(root, "request"), *verb = yyjson_obj_get(root, "do");
     size_t place;
     if (!yyjson_is_uint(number) || yyjson_get_uint(number) >= MAX_NUMBER)
         return REFUSE(request, "malformed", "the line has no valid request; give an integer from 0 to 2^53 - 1");
     request->number = (int64_t)yyjson_get_uint(number);
     if (!find_name(verb, verbs, sizeof verbs / sizeof *verbs, &place))
-        return REFUSE(request, "malformed", "the line has no known do; known: generate, cancel, ping");
+        return REFUSE(request, "malformed", "the line has no known do; known: generate, score, cancel, ping");
     request->verb = (enum verb)(DO_GENERATE + place);
     return true;
 }
@@ -84,7 +85,10 @@ static bool check_names(struct request *request, yyjson_val *root) {
     size_t index, count, place;
     yyjson_val *key, *value;
     yyjson_obj_foreach(root, index, count, key, value) {
-        if (!find_name(key, keys, request->verb == DO_GENERATE ? KEYS : COMMON_KEYS, &place))
+        bool known = request->verb == DO_SCORE
+                         ? find_name(key, score_keys, SCORE_KEYS, &place)
+                         : find_name(key, keys, request->verb == DO_GENERATE ? KEYS : COMMON_KEYS, &place);
+        if (!known)
             return REFUSE(request, "request", "unknown key \"%.40s\"; leave it out", yyjson_get_str(key));
     }
     return true;
@@ -135,6 +139,54 @@ static bool read_prompt(struct request *request, yyjson_val *root, size_t contex
         return REFUSE(request, "request", "max_new_tokens is not an integer of 1 or more");
     request->max_new_tokens = yyjson_get_uint(max_new_tokens);
     return true;
+}
+
+/* The ids that are wanted at each position: a list for each. */
+static bool read_wanted(struct request *request, yyjson_val *lists, size_t vocab_size) {
+    size_t positions = request->id_count - request->first + 1, index, length;
+    yyjson_val *list;
+    if (!yyjson_is_arr(lists))
+        return REFUSE(request, "request", "wanted is not a list of lists of integers");
+    if (yyjson_arr_size(lists) != positions)
+        return REFUSE(request, "request",
+                      "wanted has %zu lists; after the first %zu of %zu ids there are %zu positions; give one list for each",
+                      yyjson_arr_size(lists), request->first, request->id_count, positions);
+    request->wanted_counts = calloc(positions, sizeof *request->wanted_counts);
+    if (request->wanted_counts == NULL)
+        return REFUSE(request, "request", "out of memory for %zu positions", positions);
+    yyjson_arr_foreach(lists, index, length, list) {
+        int32_t *ids = NULL, *more;
+        size_t count = 0;
+        bool good = read_ids(request, list, "wanted id", vocab_size, &ids, &count);
+        more = good ? realloc(request->wanted, (request->wanted_count + count + 1) * sizeof *more) : NULL;
+        if (more != NULL) {
+            request->wanted = more;
+            memcpy(more + request->wanted_count, ids, count * sizeof *ids);
+            request->wanted_count += count;
+            request->wanted_counts[index] = count;
+        }
+        free(ids);
+        if (more == NULL)
+            return good ? REFUSE(request, "request", "out of memory for %zu wanted ids", count) : false;
+    }
+    return true;
+}
+
+static bool read_score(struct request *request, yyjson_val *root, size_t context_tokens, size_t vocab_size) {
+    yyjson_val *ids = given(root, "ids"), *first = given(root, "first"), *wanted = given(root, "wanted");
+    if (ids == NULL || first == NULL || wanted == NULL)
+        return REFUSE(request, "request", "the request lacks %s",
+                      ids == NULL ? "ids" : first == NULL ? "first" : "wanted");
+    if (!read_ids(request, ids, "token id", vocab_size, &request->ids, &request->id_count))
+        return false;
+    if (!yyjson_is_uint(first))
+        return REFUSE(request, "request", "first is not an integer of 1 or more");
+    if (yyjson_get_uint(first) == 0 || yyjson_get_uint(first) > request->id_count || request->id_count > context_tokens)
+        return REFUSE(request, "request",
+                      "%zu tokens, of which the first %llu are read at once, do not fit a context of %zu; shorten the text",
+                      request->id_count, (unsigned long long)yyjson_get_uint(first), context_tokens);
+    request->first = (size_t)yyjson_get_uint(first);
+    return read_wanted(request, wanted, vocab_size);
 }
 
 /* A number that may be left out. */
@@ -221,6 +273,11 @@ static bool read_rest(struct request *request, yyjson_val *root) {
     return true;
 }
 
+static bool read_generate(struct request *request, yyjson_val *root, size_t context_tokens, size_t vocab_size) {
+    return read_prompt(request, root, context_tokens, vocab_size) && read_sampling(request, root) &&
+           read_penalties(request, root) && read_logprobs(request, root) && read_rest(request, root);
+}
+
 void request_read(struct request *request, const char *line, size_t length, size_t context_tokens,
                   size_t vocab_size) {
     /* Strict JSON. A number that fits no type stays text, so that it is refused where it is used. */
@@ -232,15 +289,21 @@ void request_read(struct request *request, const char *line, size_t length, size
         (void)REFUSE(request, "malformed", "not a line of JSON: %s at byte %zu", failure.msg, failure.pos);
     else if (!yyjson_is_obj(root))
         (void)REFUSE(request, "malformed", "a line is one JSON object");
-    else if (check_nesting(request, line, length) && check_duplicates(request, root) && read_verb(request, root) && check_names(request, root) &&
-             request->verb == DO_GENERATE)
-        (void)(read_prompt(request, root, context_tokens, vocab_size) && read_sampling(request, root) &&
-               read_penalties(request, root) && read_logprobs(request, root) && read_rest(request, root));
+    else if (check_nesting(request, line, length) && check_duplicates(request, root) && read_verb(request, root) &&
+             check_names(request, root)) {
+        if (request->verb == DO_SCORE)
+            (void)read_score(request, root, context_tokens, vocab_size);
+        else if (request->verb == DO_GENERATE)
+            (void)read_generate(request, root, context_tokens, vocab_size);
+    }
     yyjson_doc_free(document);
 }
 
 void request_free(struct request *request) {
     free(request->ids);
     free(request->stop_ids);
-    request->ids = request->stop_ids = NULL;
+    free(request->wanted);
+    free(request->wanted_counts);
+    request->ids = request->stop_ids = request->wanted = NULL;
+    request->wanted_counts = NULL;
 }

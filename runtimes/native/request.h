@@ -10,7 +10,7 @@
 
 enum { MAX_LINE_BYTES = 4 << 20, MAX_SESSION = 64, MAX_LOGPROBS = 20 };
 
-enum verb { DO_NOTHING, DO_GENERATE, DO_CANCEL, DO_PING };
+enum verb { DO_NOTHING, DO_GENERATE, DO_SCORE, DO_CANCEL, DO_PING };
 
 struct request {
     enum verb verb;
@@ -26,6 +26,11 @@ struct request {
     bool has_deadline, hold;
     double deadline_s;
     char session[MAX_SESSION + 1]; /* empty: none */
+    /* Of a score: so many ids are read at once; for each position, how many ids are wanted, and these ids. */
+    size_t first;
+    size_t *wanted_counts;
+    int32_t *wanted;
+    size_t wanted_count; /* of all positions together */
     /* For a refused line: code and message of the error line. */
     const char *code;
     char message[256];

@@ -1,0 +1,94 @@
+"""How often `bench --against` is right on this machine: two artifacts that differ by a known share, and A/A.
+
+python -m ci.bench.trials [--trials N] [--slower 0.05] [--reps N]      prints the table of docs/lab.md
+
+The artifact is the tiny model. The slower one is its copy, and its agent is busy after each token for the known share
+of that token's time (busy_agent.py). Each trial is one `phi-edge bench --against` as a user would call it; the verdict
+is the comparison's, with the noise floor of 1 % that it prints with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scipy.stats import binomtest
+
+from ci.bench.busy_agent import SHARE
+from devices.judge.compare import Change, compare
+from devices.measure.measurement import read_measurement
+from phi_edge.verbs.bench import TURNS_FLOOR
+
+METRICS = ("prefill_tokens_per_s", "decode_tokens_per_s", "itl_p50_s")
+DEVICE = "here"
+
+
+def prepare(folder: Path, slower: float) -> tuple[Path, Path]:
+    """-> the artifact, and its copy that is slower by the share; a lab file is written beside them."""
+    phi_edge("export", "tiny", str(folder / "old"))
+    shutil.copytree(folder / "old", folder / "new")
+    (folder / "new" / SHARE).write_text(repr(slower))
+    agent = [sys.executable, "-m", "ci.bench.busy_agent"]
+    (folder / "lab.toml").write_text(f'[device.{DEVICE}]\ntransport = "local"\nagent = {json.dumps(agent)}\n')
+    return folder / "old", folder / "new"
+
+
+def phi_edge(*words: str) -> None:
+    """Run the command line. Raises CalledProcessError."""
+    subprocess.run([sys.executable, "-m", "phi_edge", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def one_trial(new: Path, old: Path, reps: int) -> list[Change]:
+    """The verdicts of one `phi-edge bench --against`, on the metrics that are judged."""
+    out = new.parent / "trial.json"
+    lab = ["--device", DEVICE, "--lab", str(new.parent / "lab.toml")]
+    phi_edge("bench", str(new), "--against", str(old), *lab, "--reps", str(reps), "--out", str(out))
+    both = (read_measurement(path) for path in (out, out.with_name("trial.against.json")))
+    return [change for change in compare(*both, TURNS_FLOOR).changes if change.metric in METRICS]
+
+
+def table(found: Mapping[str, Sequence[Change]]) -> str:
+    """Markdown: by true difference and metric, how often each verdict was given."""
+    lines = ["| true difference | metric | trials | slower | faster | no change | inconclusive | called a change |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
+    for difference, changes in found.items():
+        for metric in METRICS:
+            verdicts = Counter(change.verdict for change in changes if change.metric == metric)
+            trials, called = verdicts.total(), verdicts["regression"] + verdicts["improvement"]
+            bounds = binomtest(called, trials).proportion_ci(method="wilson")
+            counts = [verdicts[name] for name in ("regression", "improvement", "no-change", "inconclusive")]
+            share = f"{called / trials:.1%} ({bounds.low:.1%} to {bounds.high:.1%})"
+            lines.append(f"| {difference} | {metric} | {trials} | {' | '.join(map(str, counts))} | {share} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """A trial of each kind in turns; a line for each on stderr, the table at the end."""
+    parser = argparse.ArgumentParser(description="How often bench --against is right on this machine.")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--slower", type=float, default=0.05)
+    parser.add_argument("--reps", type=int, default=5, help="repetitions of a session")
+    options = parser.parse_args()
+    slower = f"{options.slower:.0%} slower"
+    found: dict[str, list[Change]] = {"none (A/A)": [], slower: []}
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = prepare(Path(folder), options.slower)
+        for number in range(options.trials):
+            for difference, changes in found.items():
+                own = one_trial(new if difference == slower else old, old, options.reps)
+                changes += own
+                seen = ", ".join(f"{each.metric} {each.low:.3f} to {each.high:.3f} {each.verdict}" for each in own)
+                print(f"{number + 1} {difference}, load {os.getloadavg()[0]:.1f}: {seen}", file=sys.stderr, flush=True)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
