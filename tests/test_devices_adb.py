@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from devices.transports.timeouts import Timeouts
 from export.artifact import Artifact, open_artifact, verify
 from fakes.adbd import FakeAdbd
 from fakes.android import AndroidSoftware, llama_main_row
+from fakes.lab_file import lab_file
 from fakes.near_ties import CLOSE_LOGITS, partings, questions
 from fakes.odd_text import odd_texts
 from fakes.phone import BATTERY, THERMAL, FakePhone
@@ -95,6 +97,24 @@ def test_bench_on_the_phone(device: AdbDevice, tiny_onnx: Path) -> None:
     assert before.cpu_model == "Fake Phone 1 FK1000"
     assert before.boot_id == measured.after.boot_id
     assert before.governor is None and before.frequency_hz is None  # this phone does not report them
+
+
+def test_score_on_the_phone(device: AdbDevice, tiny_onnx: Path, tmp_path: Path) -> None:
+    """The C agent's figures are this machine's, but for what the two processors round differently."""
+    (tmp_path / "lab.toml").write_text(lab_file("phone", dataclasses.asdict(device)), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("Turn off the lamp in the kitchen. Is the lamp on? " * 20, encoding="utf-8")
+    (tmp_path / "questions.jsonl").write_text('{"question": "Is the lamp on?", "answers": ["no"]}\n', encoding="utf-8")
+    words = ["score", str(tiny_onnx), "--text", str(tmp_path / "text.txt"), "--json", "-"]
+    words += ["--questions", str(tmp_path / "questions.jsonl")]
+    scores = []
+    for where in ([], ["--device", "phone", "--lab", str(tmp_path / "lab.toml")]):
+        done = CliRunner().invoke(main, [*words, *where])
+        assert done.exit_code == 0, done.output
+        scores.append(json.loads(done.stdout))
+    here, there = scores
+    assert there["device"] == {"name": "phone", "transport": "adb"}
+    assert there["perplexity"]["value"] == pytest.approx(here["perplexity"]["value"], rel=1e-3)
+    assert there["text"] == here["text"]
 
 
 def test_staging_is_done_once_and_resumed(device: AdbDevice, phone: FakeAdbd, tiny_onnx: Path) -> None:

@@ -16,6 +16,7 @@ LINES = b"""\
 {"do": "generate", "request": 1, "ids": [5, 6, 7], "max_new_tokens": 2, "stop_ids": [9], "session": "a", "hold": true}
 {"do": "generate", "request": 2, "ids": [5, 6], "max_new_tokens": 4, "temperature": 0.5, "top_k": 3, "top_p": 0.5}
  {"do": "generate", "request": 3, "ids": [5], "max_new_tokens": 1, "deadline_s": 5}
+{"do": "score", "request": 4, "ids": [5, 6, 7], "first": 2, "wanted": [[1, 2], []]}
 {"do": "cancel", "request": 3}
 {"do": "ping", "request": 5}
 """

@@ -127,7 +127,7 @@ static void end_job(void) {
     pthread_mutex_unlock(&job.lock);
 }
 
-static void serve_score(struct request *request) {
+static void serve_score(const struct request *request) {
     struct scores scores;
     score(&model, request, &job.cancelled, &scores);
     end_job();
@@ -136,16 +136,22 @@ static void serve_score(struct request *request) {
     else
         write_scored(request->number, request, &scores);
     scores_free(&scores);
-    request_free(request);
 }
 
-static void serve_generate(struct request *request, double accepted_s) {
+static void serve_generate(const struct request *request, double accepted_s) {
     struct answer answer;
     struct output output = {.number = request->number, .hold = request->hold};
     generate(&model, request, accepted_s, &job.cancelled, take_token, &output, &answer);
     add_done(&output.lines, request->number, request->id_count, &answer);
     end_job();
     write_lines(&output.lines);
+}
+
+static void serve(struct request *request, double accepted_s) {
+    if (request->verb == DO_SCORE)
+        serve_score(request);
+    else
+        serve_generate(request, accepted_s);
     request_free(request);
 }
 
@@ -158,10 +164,7 @@ static _Noreturn void serve_forever(void) {
         double accepted_s = job.accepted_s;
         job.waiting = false;
         pthread_mutex_unlock(&job.lock);
-        if (request.verb == DO_SCORE)
-            serve_score(&request);
-        else
-            serve_generate(&request, accepted_s);
+        serve(&request, accepted_s);
     }
 }
 
