@@ -51,8 +51,8 @@ def one_trial(new: Path, old: Path, reps: int) -> list[Change]:
     out = new.parent / "trial.json"
     lab = ["--device", DEVICE, "--lab", str(new.parent / "lab.toml")]
     phi_edge("bench", str(new), "--against", str(old), *lab, "--reps", str(reps), "--out", str(out))
-    both = (read_measurement(path) for path in (out, out.with_name("trial.against.json")))
-    return [change for change in compare(*both, TURNS_FLOOR).changes if change.metric in METRICS]
+    found = compare(read_measurement(out), read_measurement(out.with_name("trial.against.json")), TURNS_FLOOR)
+    return [change for change in found.changes if change.metric in METRICS]
 
 
 def table(found: Mapping[str, Sequence[Change]]) -> str:
