@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Literal, get_args
@@ -67,14 +67,15 @@ def resolve(request: ExportRequest) -> Job:
         scheme = scheme.for_gguf()
     if format != "gguf" and scheme.float_type != "float32":
         raise OptionError(f"scheme {scheme.name} is for --format gguf, and {format} keeps floats in 32 bits; use fp32")
-    if (request.max_bytes or request.bits_per_weight) is not None and scheme.linear is None:
+    budget = request.max_bytes is not None or request.bits_per_weight is not None
+    if budget and scheme.linear is None:
         raise OptionError(f"--max-bytes and --bits-per-weight are for 4-bit schemes, and {scheme.name} keeps float")
     if request.max_bytes is not None and request.bits_per_weight is not None:
         raise OptionError("--max-bytes and --bits-per-weight both give a size: leave one of them out")
     checkpoint = merge_adapters(open_checkpoint(request.checkpoint), request.adapters)
     config = checkpoint.config
     if checkpoint.quantised and scheme.linear is not None:
-        if request.max_bytes is not None or request.bits_per_weight is not None:
+        if budget:
             raise OptionError(
                 "--max-bytes and --bits-per-weight choose how to quantise, and this checkpoint is quantised already; "
                 "leave them out, or give the float checkpoint"
@@ -94,6 +95,11 @@ def resolve(request: ExportRequest) -> Job:
         raise OptionError(f"--lengths-as-inputs is for {directml}; target {target.name} takes an attention mask")
     check_block_sparse(checkpoint, target, format, context)
     check_cache(request, checkpoint, target, format, scheme)
+    if request.calibration is not None and scheme.method == "data-free" and request.kv_cache != "int8":
+        raise OptionError(
+            f"--calibration: scheme {scheme.name} looks at no text; leave it out, or take a scheme with -weighted or "
+            "-gptq in its name"
+        )
     return Job(
         request=request,
         checkpoint=checkpoint,
@@ -203,9 +209,10 @@ def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, 
         raise OptionError(f"--kv-cache int8: {what}; leave it out")
 
 
-def sketch(request: ExportRequest) -> Job | None:
+def sketch(request: ExportRequest, judge: Callable[[Job], None]) -> Job | None:
     """The job of a hub id, from an outline of its checkpoint: to judge every option, and to plan, before the weights
-    are downloaded. None where there is nothing to download. Raises as `resolve` does."""
+    are downloaded. None where there is nothing to download. `judge` sees it while the outline's files are there.
+    Raises as `resolve` and `judge` do."""
     if hub_id(request.checkpoint) is None:
         return None
     with outline(request.checkpoint, CHECKPOINT_FILES) as folder:
@@ -213,6 +220,7 @@ def sketch(request: ExportRequest) -> Job | None:
             return None
         try:
             job = resolve(replace(request, checkpoint=str(folder)))
+            judge(job)
         except (AdapterError, CheckpointError, OptionError) as error:
             raise type(error)(str(error).replace(str(folder), request.checkpoint)) from error
     return replace(job, request=request, checkpoint=replace(job.checkpoint, name=request.checkpoint))

@@ -31,7 +31,7 @@ from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout, runner_notes
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
-from export.plan import DISK_SPARE_BYTES, peak_bytes
+from export.plan import DISK_SPARE_BYTES, judge, peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
 from export.verify.proof import Prover
@@ -72,8 +72,7 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     """
     progress = progress or Progress()
     progress.step("reading the checkpoint")
-    judge_before_download(request)
-    job = resolve(request)
+    job = resolve_judged(request)
     out = real_path(request.out)
     work = work_folder(out)
     with Journal(work, describe_job(job)) as journal:
@@ -92,16 +91,21 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     return open_artifact(request.out)
 
 
-def judge_before_download(request: ExportRequest) -> Job | None:
-    """Refuse what can be refused before gigabytes are fetched: OUT, every option, too little memory. The job as far as
-    it is known then, where there is something to download. Raises ExportError."""
+def resolve_judged(request: ExportRequest, *, download: bool = True) -> Job:
+    """The job, once all has been refused that can be before any work, and as much as possible before gigabytes are
+    fetched: OUT, every option, too little memory for them, a budget or a text that is too small. Without `download` a
+    checkpoint of the hub is known by its outline alone, where it is not here already. Raises ExportError."""
     out = real_path(request.out)
     work = work_folder(out)
     if not work.exists():  # else an interrupted export goes on
         check_out(out, work)
-    job = sketch(request)
-    if job is not None:
-        check_memory(job)
+    known = sketch(request, judge)
+    if known is not None:
+        check_memory(known)
+        if not download:
+            return known
+    job = resolve(request)
+    judge(job)
     return job
 
 

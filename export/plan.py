@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 from export.artifact import Memory
+from export.errors import OptionError
 from export.job import Job
 from export.memory import kv_bytes_per_token, plan_memory
 from export.scheme import EMBEDDING, HEAD, Precision
@@ -66,6 +67,51 @@ def make_plan(job: Job) -> Plan:
         expected_s=BASE_S[job.format] + LAYER_S[job.format] * config.num_hidden_layers + stream_s,
         memory=memory,
     )
+
+
+def judge(job: Job) -> None:
+    """Refuse what would otherwise be found only in the midst of the work: a budget that is too small, and a text that
+    cannot calibrate. Raises OptionError and CheckpointError."""
+    from export.weights.calibration import make_batch
+
+    if job.has_budget:
+        check_budget(job)
+    make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
+
+
+def check_budget(job: Job) -> None:
+    """Raises OptionError where the scheme without any more bits takes more than the job's budget."""
+    least, most = weight_bytes(job), budget_bytes(job)
+    if least <= most:
+        return
+    if job.request.max_bytes is not None:
+        asked, takes = f"--max-bytes {job.request.max_bytes}", f"{math.ceil(least / 1e4) / 100:.2f} MB"
+    else:
+        weights = sum(math.prod(shape) for shape in matrices(job).values())
+        bits = (least - most) * 8 / weights + (job.request.bits_per_weight or 0.0)
+        asked, takes = f"--bits-per-weight {job.request.bits_per_weight:g}", f"{math.ceil(bits * 1000) / 1000:g} bits"
+    raise OptionError(
+        f"{asked}: scheme {job.scheme.name} takes {takes} at least; allow more, or take a scheme with larger blocks"
+    )
+
+
+def budget_bytes(job: Job) -> float:
+    """The size of all weight files that the job may reach."""
+    if job.request.max_bytes is not None:
+        return job.request.max_bytes
+    assert job.request.bits_per_weight is not None
+    shapes = matrices(job)
+    stored = sum(
+        stored_bytes(job, name, shape, precision)
+        for name, shape in shapes.items()
+        if (precision := job.scheme.precision(name)) is not None
+    )
+    return weight_bytes(job) - stored + sum(map(math.prod, shapes.values())) * job.request.bits_per_weight / 8
+
+
+def matrices(job: Job) -> dict[str, tuple[int, ...]]:
+    """The checkpoint's matrices with their shapes."""
+    return {name: shape for name, shape in job.checkpoint.config.tensor_shapes().items() if len(shape) == 2}
 
 
 def peak_bytes(job: Job, kv_bytes_per_token: int) -> int:

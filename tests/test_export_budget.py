@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from export.errors import OptionError
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.scheme import Precision
 from export.weights.methods.budget import Choice, choose
+from phi_edge.main import main
 
 SCHEME = "uint4-b64-e8-weighted"
 
@@ -39,11 +41,39 @@ def test_a_budget_is_spent_and_kept(checkpoint: Path, tmp_path: Path) -> None:
     assert made.manifest.loss.mean_kl < plain.manifest.loss.mean_kl
 
 
-def test_a_budget_that_is_too_small_is_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"take 0\.\d MB at least, and the budget leaves .*; allow more"):
-        export_model(
-            ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, bits_per_weight=4.0)
-        )
+# What the dry run refuses as well: options, and the line.
+REFUSED = {
+    "bytes": (
+        ["--max-bytes", "1"],
+        r"--max-bytes 1: scheme uint4-b64-e8-weighted takes 0\.\d\d MB at least; allow more",
+    ),
+    "no bytes": (["--max-bytes", "0", "--scheme", "fp32"], "are for 4-bit schemes, and fp32 keeps float"),
+    "bits": (["--bits-per-weight", "4"], r"--bits-per-weight 4: scheme \S+ takes \d\.\d+ bits at least; allow more"),
+    "no text": (["--calibration", "/dev/null"], "/dev/null: has 0 tokens; at least 512 are needed"),
+    "a folder": (["--calibration", "."], r"\.: cannot be read \(Is a directory\); give a text file"),
+    "endless": (["--calibration", "/dev/zero"], "/dev/zero: has more than 268435456 bytes; give a shorter text"),
+    "unread": (["--calibration", "a.txt", "--scheme", "int4-b32"], "--calibration: scheme int4-b32 looks at no text"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_dry_run_refuses_what_the_export_refuses(checkpoint: Path, tmp_path: Path, case: str) -> None:
+    options, line = REFUSED[case]
+    words = ["export", str(checkpoint), str(tmp_path / "out"), *options]
+    dry, real = (CliRunner().invoke(main, [*words, *more]) for more in (["--dry-run"], ["--quiet"]))
+    assert dry.exit_code == real.exit_code == 2, dry.output + real.output
+    assert dry.stderr == real.stderr and len(dry.stderr.splitlines()) == 1 and re.search(line, dry.stderr), dry.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_least_that_a_refusal_names_is_enough(checkpoint: Path, tmp_path: Path) -> None:
+    for option in ("--max-bytes", "--bits-per-weight"):
+        words = ["export", str(checkpoint), str(tmp_path / "out"), "--dry-run", option]
+        refusal = CliRunner().invoke(main, [*words, "1"]).stderr
+        least = re.search(r"takes ([\d.]+)( MB)?", refusal)
+        assert least is not None
+        result = CliRunner().invoke(main, [*words, least[1] + (least[2] or "").strip()])
+        assert result.exit_code == 0, result.output
 
 
 def test_bytes_go_where_they_lower_the_kl_most() -> None:

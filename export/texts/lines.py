@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import OptionError
-from export.strict import parse_json
+from export.strict import MOST_BYTES, parse_json
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8. Raises OptionError."""
+    """A text file in UTF-8, of MOST_BYTES at most. Raises OptionError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise OptionError(f"{path}: has more than {MOST_BYTES} bytes; give a shorter text")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise OptionError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
     except UnicodeDecodeError as error:

@@ -76,11 +76,10 @@ def export_command(checkpoint: str, out: Path, dry_run: bool, quiet: bool, **opt
 
 def plan_text(request: ExportRequest) -> str:
     """What `--dry-run` prints."""
-    from export.job import resolve
-    from export.pipeline import judge_before_download
+    from export.pipeline import resolve_judged
     from export.plan import make_plan, verdict
 
-    job = judge_before_download(request) or resolve(request)
+    job = resolve_judged(request, download=False)
     plan = make_plan(job)
     devices = job.target.memory_budgets
     lines = [

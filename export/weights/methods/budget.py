@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.checkpoint.open import Checkpoint
-from export.errors import OptionError, SpaceError
+from export.errors import SpaceError
 from export.job import Job
 from export.models.attention import Cached, attend
 from export.models.layers import leaves
 from export.models.shape import EMBEDDING, Layer, Model, on_meta
-from export.plan import stored_bytes, weight_bytes
+from export.plan import budget_bytes, check_budget, matrices, stored_bytes, weight_bytes
 from export.scheme import Precision, Scheme
 from export.strict import read_json
 from export.texts import HELD_OUT
@@ -63,19 +63,15 @@ def fit_budget(job: Job, journal: Journal, progress: Callable[[str, int], None])
 
     Raises OptionError where the scheme alone takes more.
     """
-    scheme, shapes = job.scheme, job.checkpoint.config.tensor_shapes()
+    check_budget(job)
+    scheme = job.scheme
     assert scheme.linear is not None
-    matrices = [name for name, shape in shapes.items() if name.startswith("model.layers.") and len(shape) == 2]
-    plain = sum(stored_bytes(job, name, shapes[name], scheme.linear) for name in matrices)
+    shapes = {name: shape for name, shape in matrices(job).items() if name.startswith("model.layers.")}
+    plain = sum(stored_bytes(job, name, shape, scheme.linear) for name, shape in shapes.items())
     # What is left for the layers' matrices; the rest is as it is.
     left = plain + budget_bytes(job) - weight_bytes(job)
-    if plain > left:
-        raise OptionError(
-            f"the layers' matrices take {plain / 1e6:.1f} MB at least, and the budget leaves {left / 1e6:.1f} MB for "
-            "them; allow more, or take a scheme with larger blocks"
-        )
     measured = kept_or_measured(job, journal, progress)
-    chosen = choose({name: choices(job, name, shapes[name], measured[name]) for name in matrices}, left)
+    chosen = choose({name: choices(job, name, shape, measured[name]) for name, shape in shapes.items()}, left)
     overrides = {name: choice.precision for name, choice in chosen.items() if choice.precision != scheme.linear}
     return replace(scheme, overrides=overrides)
 
@@ -93,20 +89,6 @@ def kept_or_measured(job: Job, journal: Journal, progress: Callable[[str, int], 
     part.write_text(json.dumps({"job": journal.job, "kl": found}), encoding="utf-8")
     part.replace(kept)
     return found
-
-
-def budget_bytes(job: Job) -> float:
-    """The size of all weight files that the job may reach."""
-    if job.request.max_bytes is not None:
-        return job.request.max_bytes
-    assert job.request.bits_per_weight is not None
-    matrices = {name: shape for name, shape in job.checkpoint.config.tensor_shapes().items() if len(shape) == 2}
-    stored = sum(
-        stored_bytes(job, name, shape, precision)
-        for name, shape in matrices.items()
-        if (precision := job.scheme.precision(name)) is not None
-    )
-    return weight_bytes(job) - stored + sum(map(math.prod, matrices.values())) * job.request.bits_per_weight / 8
 
 
 def choices(job: Job, name: str, shape: tuple[int, ...], kl: float) -> list[Choice]:
