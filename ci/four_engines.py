@@ -33,6 +33,7 @@ from export.checkpoint.find import TINY
 from export.checkpoint.open import open_checkpoint
 from export.pipeline import export_model
 from export.request import ExportRequest
+from export.tokenizer.limited import read_tokenizer
 from export.verify.reference import Reference, open_reference
 from export.weights.dequantize import read_weights
 from runtimes.loop.tokens import NewToken, TokenRequest
@@ -221,10 +222,8 @@ def explain(
 
 def measure_bound(artifacts: Mapping[str, Artifact], text_tokens: int | None) -> Bound:
     """Both artifacts over held_out.txt, token by token through their engines, in windows of 512 tokens."""
-    from tokenizers import Tokenizer as Plain
-
-    tokenizer = Plain.from_file(str(artifacts[ONNX].path("tokenizer.json")))
-    ids = tokenizer.encode((TINY / "held_out.txt").read_text("utf-8")).ids[:text_tokens]
+    tokenizer = read_tokenizer(artifacts[ONNX].path("tokenizer.json"))
+    ids = tokenizer.encode((TINY / "held_out.txt").read_text("utf-8"), add_special_tokens=True)[:text_tokens]
     engines = [ENGINES[artifact.manifest.format](artifact, None) for artifact in artifacts.values()]
     difference = gap = 0.0
     for number, id in enumerate(ids):

@@ -17,6 +17,7 @@ import numpy as np
 from rich.progress import track
 
 from export.artifact import Artifact, open_artifact
+from export.tokenizer.limited import read_tokenizer
 from runtimes.api import GenerateRequest, Message
 from runtimes.registry import ENGINES, open_runtime
 
@@ -72,9 +73,8 @@ def score(artifact: Artifact) -> Score:
 
 def perplexity(artifact: Artifact) -> float:
     """Of held_out.txt, in windows of 512 tokens; every token but a window's first is predicted."""
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(artifact.path("tokenizer.json"))).encode((TINY / "held_out.txt").read_text()).ids
+    tokenizer = read_tokenizer(artifact.path("tokenizer.json"))
+    ids = tokenizer.encode((TINY / "held_out.txt").read_text("utf-8"), add_special_tokens=True)
     engine = ENGINES[artifact.manifest.format](artifact, None)
     loss, predicted = 0.0, 0
     for start in range(0, len(ids) - 1, WINDOW_TOKENS):

@@ -12,19 +12,16 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from devices.transports.host import Host, LineProcess
 from devices.transports.pipes import MOST_OUTPUT_BYTES
 from devices.transports.self_timed import SelfTimed, spelt_ids
+from devices.transports.texts import Texts
 from export.artifact import Artifact
 from export.strict import parse_json
 from runtimes.api import Finish, Usage
 from runtimes.errors import RequestError, TransportError, UnsupportedError
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_request
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 OBSERVER = b"PyTorchObserver "
 MOST_TOKENS = 1 << 24
@@ -41,11 +38,8 @@ def open_llama_main(
 ) -> LlamaMain:
     """`start` is the command that starts the program; `folder` is the artifact's on the device. `deadline_s` ends a
     request that takes longer. `diagnose` says why the device is gone, if it is. Loads nothing yet: the runner loads for
-    each request."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
-    return LlamaMain(host, start, artifact, folder, tokenizer, threads, deadline_s, diagnose)
+    each request. Raises EngineError for a tokenizer that cannot be loaded."""
+    return LlamaMain(host, start, artifact, folder, Texts(artifact), threads, deadline_s, diagnose)
 
 
 class LlamaMain:
@@ -57,7 +51,7 @@ class LlamaMain:
         start: Sequence[str],
         artifact: Artifact,
         folder: str,
-        tokenizer: Tokenizer,
+        texts: Texts,
         threads: int | None,
         deadline_s: float,
         diagnose: Callable[[], str | None],
@@ -70,7 +64,7 @@ class LlamaMain:
         self._manifest = artifact.manifest
         # It cannot prefill again with the long factors: the program ends its context at the switch.
         self._context_tokens = artifact.manifest.rope.switch_tokens or artifact.manifest.context_tokens
-        self._tokenizer = tokenizer
+        self._texts = texts
         self._deadline_s = deadline_s
         self._diagnose = diagnose
         self._running = threading.Lock()
@@ -87,7 +81,7 @@ class LlamaMain:
 
     def time(self, prompt_tokens: int, new_tokens: int, warm_up: bool) -> SelfTimed:
         """Answer a prompt of ordinary words and go on past stop ids. Raises TransportError, UnsupportedError."""
-        ids = spelt_ids(self._tokenizer, self._manifest.tokens, prompt_tokens)
+        ids = spelt_ids(self._texts, self._manifest.tokens, prompt_tokens)
         request = TokenRequest(ids=ids, max_new_tokens=new_tokens)
         check_request(request, self._manifest.context_tokens, self._manifest.model.vocab_size)
         self._refuse(request)
@@ -100,7 +94,7 @@ class LlamaMain:
         return SelfTimed(
             prompt_tokens=observed["prompt_tokens"],
             completion_tokens=observed["generated_tokens"] + 1,  # the runner does not count the first
-            token_ids=self._encode(text + answer)[prompt_tokens:],
+            token_ids=self._texts.encode(text + answer)[prompt_tokens:],
             load_s=_seconds(observed, "model_load_start_ms", "model_load_end_ms"),
             prefill_s=_seconds(observed, "inference_start_ms", "prompt_eval_end_ms"),  # its tokenising is in it
             first_token_s=_seconds(observed, "inference_start_ms", "first_token_ms"),
@@ -145,16 +139,12 @@ class LlamaMain:
             )
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        if self._encode(text) != list(ids):
+        text = self._texts.decode(ids)
+        if self._texts.encode(text) != list(ids):
             raise UnsupportedError(
                 "llama_main takes text, and the tokenizer makes other ids of these ids' text; use the agent"
             )
         return text
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
     def _stream(self, request: TokenRequest, text: str) -> Generator[TokenRecord, None, None]:
         if not self._running.acquire(blocking=False):
@@ -215,7 +205,7 @@ class LlamaMain:
     def _records(
         self, request: TokenRequest, text: str, answer: str, observed: Mapping[str, int]
     ) -> Generator[TokenRecord, None, None]:
-        ids, prompt = self._encode(text + answer), len(request.ids)
+        ids, prompt = self._texts.encode(text + answer), len(request.ids)
         expected = observed["generated_tokens"] + 1  # the runner does not count the first
         finish: Finish = "length"
         stop_id = error = None

@@ -6,13 +6,10 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from devices.transports.texts import Texts
 from export.artifact import Tokens
 from runtimes.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # A token that begins a word: "▁" and "Ġ" are SentencePiece's and byte-level BPE's blank.
 WORD = re.compile("[▁Ġ][A-Za-z]{3,}")
@@ -38,21 +35,22 @@ class SelfTimed:
 Timed = Callable[[int, int, bool], SelfTimed]
 
 
-def spelt_ids(tokenizer: Tokenizer, tokens: Tokens, count: int) -> list[int]:
+def spelt_ids(texts: Texts, tokens: Tokens, count: int) -> list[int]:
     """`count` ordinary ids whose text the tokenizer reads as these ids again: the same for all artifacts of one
     tokenizer. Raises UnsupportedError where it has no such text."""
     special = {tokens.bos, tokens.pad, *tokens.stop}
-    vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    vocabulary = sorted(texts.vocabulary().items(), key=lambda item: item[1])
     words = [id_ for text, id_ in vocabulary if id_ not in special and WORD.fullmatch(text)]
     draw = random.Random(0)
     ids: list[int] = []
-    for _ in range(TRIES * count if words else 0):
-        if len(ids) == count:
-            break
-        longer = [*ids[-SEEN:], draw.choice(words)]
-        text = tokenizer.decode(longer, skip_special_tokens=False)
-        if tokenizer.encode(text, add_special_tokens=False).ids == longer:
-            ids.append(longer[-1])
-    if len(ids) < count:
-        raise UnsupportedError("its runner takes text, and the tokenizer has no words that it reads as it wrote them")
+    for _ in range(count):
+        for _ in range(TRIES if words else 0):
+            longer = [*ids[-SEEN:], draw.choice(words)]
+            if texts.encode(texts.decode(longer)) == longer:
+                ids.append(longer[-1])
+                break
+        else:
+            raise UnsupportedError(
+                "its runner takes text, and the tokenizer has no words that it reads as it wrote them"
+            )
     return ids

@@ -4,10 +4,13 @@ the text, and whatever the library does about it is one kind of error."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-MOST_GROWTH = 64  # characters of one character, before they are split; Phi's make 4 at most
+from export.strict import read_json
+
+MOST_GROWTH = 64  # characters of one character, before they are split or when they are joined; Phi's make 4 at most
 _BYTES = 4  # of a character, each a character of byte-level BPE
 T = TypeVar("T")
 
@@ -24,7 +27,8 @@ class LimitedTokenizer:
         import tokenizers
 
         self._tokenizer = _guarded(lambda: tokenizers.Tokenizer.from_str(source))
-        if (most := growth(self._tokenizer.normalizer) * growth(self._tokenizer.pre_tokenizer)) > MOST_GROWTH:
+        split = growth(self._tokenizer.normalizer) * growth(self._tokenizer.pre_tokenizer)
+        if (most := max(split, growth(self._tokenizer.decoder))) > MOST_GROWTH:
             raise TokenizerError(f"it makes up to {most} characters of one, and at most {MOST_GROWTH} are taken")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -34,20 +38,40 @@ class LimitedTokenizer:
         ids: list[int] = _guarded(lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens)).ids
         return ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens as well. Raises TokenizerError."""
+        text: str = _guarded(lambda: self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return text
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """The ids of the model's own tokens, without the added ones."""
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
+        return ids
+
     def token_to_id(self, name: str) -> int | None:
         """A token's id, where there is such a token."""
         id: int | None = self._tokenizer.token_to_id(name)
         return id
 
 
+def read_tokenizer(path: Path) -> LimitedTokenizer:
+    """A tokenizer.json as it is. Raises TokenizerError, which names the file."""
+    content = read_json(path, TokenizerError, "export the artifact again")
+    try:
+        return LimitedTokenizer(json.dumps(content))
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: cannot be loaded ({error}); export it again") from error
+
+
 def growth(part: Any) -> int:
-    """How many characters a normalizer or a pre-tokenizer makes of one, at most, by what tokenizer.json says of it."""
+    """How many characters a normalizer, a pre-tokenizer or a decoder makes of one, at most, by what tokenizer.json says
+    of it."""
     return 1 if part is None else _growth(json.loads(part.__getstate__()))
 
 
 def _growth(step: dict[str, Any]) -> int:
     most = 1
-    for each in step.get("normalizers", step.get("pretokenizers", ())):
+    for each in next((step[key] for key in ("normalizers", "pretokenizers", "decoders") if key in step), ()):
         most *= _growth(each)
     if step["type"] == "ByteLevel":
         most *= _BYTES
