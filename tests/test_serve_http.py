@@ -26,6 +26,7 @@ from fakes.chromium import Page, chromium_page
 from fakes.served import Served, served
 from fakes.templates import TOOLS_TEMPLATE, WEATHER
 from phi_edge.serve.app import Settings
+from phi_edge.serve.server import listen
 from runtimes.engines.engine import Engine
 from runtimes.engines.fake import FakeEngine, fake_artifact, fake_opener
 from runtimes.registry import open_runtime
@@ -153,6 +154,16 @@ def test_requests_share_their_common_prefix(serve: Callable[..., Served]) -> Non
     cached = [httpx.post(server.url + CHAT, json=body(text)).json()["usage"] for text in texts]
     assert cached[0]["prompt_tokens_details"] == {"cached_tokens": 0}
     assert cached[1]["prompt_tokens_details"]["cached_tokens"] >= len("A long beginning that all share, then ")
+
+
+def test_no_token_waits_for_an_acknowledgement() -> None:
+    """Else the client's kernel keeps each second small packet back for 40 ms."""
+    with (
+        listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_key_is_asked_for(serve: Callable[..., Served]) -> None:

@@ -22,7 +22,7 @@ LAST_ANSWERS_S = 3
 def serve(runtime: TextRuntime, settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C or SIGTERM, then close the runtime. Raises UserError where it cannot listen."""
     try:
-        listening = _listen(host, port)
+        listening = listen(host, port)
     except OSError as error:
         runtime.close()
         raise UserError(
@@ -51,10 +51,15 @@ def serve(runtime: TextRuntime, settings: Settings, host: str, port: int) -> Non
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Before uvicorn starts, so that a port in use is an error of ours, in one line."""
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, made before uvicorn starts, so that a port in use is an error of ours, in one line. Port 0 is
+    a free one. Raises OSError."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=2048)
+    listening = socket.create_server((host, port), family=family, backlog=2048)
+    # Its connections inherit this. asyncio leaves sockets of create_server without it, and each second small packet,
+    # such as a token, would wait 40 ms for the client's acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _is_loopback(host: str) -> bool:

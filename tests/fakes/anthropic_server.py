@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from phi_edge.serve.server import listen
 
 KEY = "sk-fake"
 PROMPT_TOKENS = 130
@@ -78,7 +79,7 @@ def answer(body: dict[str, Any], broken: str) -> Iterator[dict[str, Any]]:
 def fake_anthropic() -> Iterator[FakeAnthropic]:
     """Serves until the end of the block."""
     fake = FakeAnthropic()
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     routes = [Route("/v1/messages", fake.messages, methods=["POST"]), Route("/v1/models", fake.models)]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from phi_edge.serve.app import Settings, build_app
+from phi_edge.serve.server import listen
 from runtimes.text.runtime import TextRuntime
 
 
@@ -35,7 +35,7 @@ class Served:
 @contextlib.contextmanager
 def served(runtime: TextRuntime, settings: Settings) -> Iterator[Served]:
     """Serves until the end of the block."""
-    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(build_app(runtime, settings), log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
