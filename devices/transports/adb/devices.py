@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -103,16 +104,10 @@ def choose_device(serial: str | None, client: Client, timeouts: Timeouts) -> Lis
     for each state what to do.
     """
     until_s = time.monotonic() + timeouts.connect_s
-    devices = list_devices(client, timeouts)
-    on_network = serial is not None and ":" in serial
-    if on_network and Listed(serial=serial or "", state="offline", model=None) in devices:
-        # The server tries again by itself, but only after 10 s.
-        call_adb(client, "disconnect", serial or "", deadline_s=timeouts.command_s)
-        devices = list_devices(client, timeouts)
+    devices: Sequence[Listed] = list_devices(client, timeouts)
     while True:
-        if on_network and serial not in {device.serial for device in devices}:
-            call_adb(client, "connect", serial or "", deadline_s=timeouts.command_s)
-            devices = list_devices(client, timeouts)
+        if serial is not None and ":" in serial:
+            devices = _connected(serial, devices, client, timeouts)
         try:
             return _choose(serial, devices)
         except TransportError:
@@ -121,6 +116,19 @@ def choose_device(serial: str | None, client: Client, timeouts: Timeouts) -> Lis
                 raise
             time.sleep(0.25)
             devices = list_devices(client, timeouts)
+
+
+def _connected(serial: str, devices: Sequence[Listed], client: Client, timeouts: Timeouts) -> Sequence[Listed]:
+    """The list after the server was asked to connect to HOST:PORT, unless it is connected."""
+    states = {device.serial: device.state for device in devices}
+    if states.get(serial) == "offline":
+        # The server tries again by itself, but only after 10 s. It may have dropped the device since.
+        with contextlib.suppress(TransportError):
+            call_adb(client, "disconnect", serial, deadline_s=timeouts.command_s)
+    elif serial in states:
+        return devices
+    call_adb(client, "connect", serial, deadline_s=timeouts.command_s)
+    return list_devices(client, timeouts)
 
 
 def _choose(serial: str | None, devices: Sequence[Listed]) -> Listed:
