@@ -17,9 +17,10 @@ demo: setup
 	$(BIN)/phi-edge demo
 
 # A worker more than there are cores, since many tests wait for a device; four at most: each takes 1 to 3 GB. A worker
-# takes a whole file, whose fixtures are then made once (`loadgroup` takes tests one by one with this pytest).
+# takes a whole file, whose fixtures are then made once (`loadgroup` takes tests one by one with this pytest), in the
+# order of tests/conftest.py.
 test: setup
-	$(BIN)/python -m pytest -n $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )) --dist loadfile
+	$(BIN)/python -m pytest -n $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )) --dist loadfile --no-loadscope-reorder
 
 # SECONDS for each target; TARGETS="manifest agent_lines" are some of them. What is found is in build/fuzz.
 SECONDS := 60

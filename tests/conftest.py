@@ -48,6 +48,19 @@ TINY = REPOSITORY / "export" / "tiny"
 GOLDEN = Path(__file__).parent / "golden"
 
 
+# The files that take longest, the longest first: a worker takes a whole file, and none should begin a long one last.
+LONGEST = [
+    *("runtimes_contract", "devices_windows", "devices_ssh", "devices_adb", "export_bytes", "web", "ci_windows"),
+    *("export_resume", "devices_jobs", "command_line", "export_llama", "devices_leases", "export_lora"),
+    *("ci_quality", "ci_fidelity", "export_tokens", "export_phi3small", "export_whole", "generated"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write golden files instead of comparing with them")
 

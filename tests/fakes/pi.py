@@ -7,11 +7,13 @@ this machine's. `phi-edge` reaches it by a lab file like any other board.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from fakes.sshd import SSHD, LocalSshd, all_pids
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "pi5"
+UNUSED_S = 7 * 24 * 3600.0
 # A disk of its own to fill would need root.
 FULL_DISK = """#!/bin/sh
 /usr/bin/dd "$@" count=1 iflag=fullblock 2>/dev/null
@@ -52,11 +55,24 @@ def pi_folder() -> Path:
 
 def build_pi() -> Path:
     """Build it unless it is there; a minute the first time."""
-    environment = os.environ | {"PYTHON": sys.executable}
+    folder, environment = pi_folder(), os.environ | {"PYTHON": sys.executable}
     subprocess.run(
-        [str(REPOSITORY / "tests/fakes/emulate_pi5.sh"), str(pi_folder())], check=True, timeout=600, env=environment
+        [str(REPOSITORY / "tests/fakes/emulate_pi5.sh"), str(folder)], check=True, timeout=600, env=environment
     )
-    return pi_folder()
+    (folder / "used").touch()
+    for other in folder.parent.glob("pi5-" + "[0-9a-f]" * 8):
+        remove_unused(other)
+    return folder
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove an emulated Pi (200 to 600 MB) that no test has used for a week, unless another run builds it now."""
+    used = folder / "used" if (folder / "used").exists() else folder / "version"
+    if not used.exists() or time.time() - used.stat().st_mtime < UNUSED_S:
+        return
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_executorch(pi: Path) -> Path:
