@@ -212,6 +212,14 @@ def test_two_that_make_the_file_at_once_wait_for_one_another(tmp_path: Path, mon
     assert len(asked) == 2
 
 
+def test_a_beat_waits_for_no_disk(tmp_path: Path) -> None:
+    """A flush can take longer than `dead_s` beside an export that writes gigabytes."""
+    store = SqliteStore(tmp_path / "leases.sqlite")
+    assert store.take("desk", "token", "job") is None
+    with store._transaction() as rows:
+        assert rows.execute("PRAGMA synchronous").fetchone()[0] == 0
+
+
 def test_a_clock_that_jumps_ends_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = in_file(tmp_path)
     with lease_device(lab, "local", "one"):

@@ -102,6 +102,9 @@ class SqliteStore:
             try:
                 if self._version(rows) != SCHEMA:
                     self._create(rows)
+                # Nothing waits for the disk: a lease is worth nothing after a restart, and while an export writes
+                # gigabytes to the same disk, a flush takes so long that a living job would be taken for dead.
+                rows.execute("PRAGMA synchronous = OFF")
                 rows.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
