@@ -20,6 +20,8 @@ class Cache:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # Asked once: Python compares every member of a protocol, which takes as long as the rest of the loop.
+        self._checking = engine if isinstance(engine, CheckingEngine) else None
         self.ids: list[int] = []  # those whose keys and values are in the engine, by position
         self._end = 0  # the furthest position that was written since position 0 was
         self._long = False  # they were computed with the long rope factors
@@ -76,25 +78,25 @@ class Cache:
 
     def forward_rows(self, ids: Sequence[int], start: int, rows: int) -> Logits:
         """See CheckingEngine.forward_rows."""
-        assert isinstance(self.engine, CheckingEngine)
+        assert self._checking is not None
         self._before(start, len(ids))
-        logits = self.engine.forward_rows(ids, start, rows, long=self._long)
+        logits = self._checking.forward_rows(ids, start, rows, long=self._long)
         self.ids.extend(ids)
         return logits
 
     @property
     def can_check(self) -> bool:
         """Whether guesses can be checked, several in one forward."""
-        return isinstance(self.engine, CheckingEngine) and self.engine.most_rows > 1 and self.engine.continues
+        return self._checking is not None and self._checking.most_rows > 1 and self.engine.continues
 
     def most_guesses(self, length: int) -> int:
         """How many guesses one forward may check after `length` ids: within the context and the same rope factors."""
-        if not isinstance(self.engine, CheckingEngine):
+        if self._checking is None:
             return 0
         end, switch = self.engine.context_tokens, self.engine.switch_tokens
         if switch is not None and not self._long:
             end = min(end, switch)
-        return min(self.engine.most_rows - 1, end - length)
+        return min(self._checking.most_rows - 1, end - length)
 
     def check_adapter(self, name: str | None) -> None:
         """Raises RequestError for an adapter that the artifact does not have."""
