@@ -19,8 +19,9 @@ from fakes.adbd import FakeAdbd
 from fakes.android import llama_main_row
 from fakes.browser import software_browser
 from fakes.phone import FakePhone
+from fakes.templates import TOOLS_TEMPLATE, WEATHER
 from runtimes import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent, open_runtime
-from runtimes.api import Event
+from runtimes.api import Event, ToolCall
 from runtimes.engines.engine import EngineOpener
 from runtimes.engines.fake import fake_artifact, fake_opener
 from runtimes.engines.genai_engine import open_genai
@@ -85,7 +86,8 @@ class Refusing:
         penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
         grammars = (request.json_schema, request.regex, request.lark)
         changed = penalties != (1, 0, 0) or request.logprobs is not None or grammars != (None, None, None)
-        must = seeded or spelt or changed or request.speculate or request.session is not None or bool(request.stop_ids)
+        kept = request.session is not None or request.adapter is not None
+        must = seeded or spelt or changed or kept or request.speculate or bool(request.stop_ids)
         try:
             return self.runtime.generate(request)
         except UnsupportedError as refusal:
@@ -117,7 +119,8 @@ EMULATED = {"pi5": "onnx_short", "laptop": "onnx_short", "android": "onnx_short"
 )
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     if request.param == "fake":
-        artifact, opener = fake_artifact(tmp_path_factory.mktemp("fake") / "artifact"), fake_opener()
+        folder = tmp_path_factory.mktemp("fake") / "artifact"
+        artifact, opener = fake_artifact(folder, chat_template=TOOLS_TEMPLATE), fake_opener()
     else:
         format = {
             "genai": "onnx",
@@ -125,7 +128,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             "browser": "web_float",
             **EMULATED,
         }.get(request.param, request.param)
-        folder: Path = request.getfixturevalue(f"tiny_{format}")
+        folder = request.getfixturevalue(f"tiny_{format}")
         artifact = open_artifact(folder)
         opener = open_genai if request.param == "genai" else ENGINES[artifact.manifest.format]
     runtime: Runtime
@@ -145,8 +148,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     else:
         runtime = open_runtime(artifact, engine=opener)
-    yield Subject(runtime, artifact, opener, emulated=request.param in EMULATED)
+    yield Subject(runtime, artifact, opener)
     runtime.close()
+    runtime.close()  # once more does no harm
+    with pytest.raises(RequestError, match="the runtime is closed; open it again"):
+        runtime.generate(GenerateRequest(prompt=PROMPT))
 
 
 @contextlib.contextmanager
@@ -255,10 +261,12 @@ def test_log_probabilities_come_with_the_tokens(subject: Subject) -> None:
         return
     fields: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 6, "ignore_stop_ids": True}
     tokens, _ = subject.run(**fields, logprobs=3)
+    table = Tokenizer(subject.artifact.folder).bytes
     assert [event.id for event in tokens] == subject.ids(**fields)
     for event in tokens:
         best = event.top_logprobs[0]
         assert len(event.top_logprobs) == 3 and (best.id, best.logprob) == (event.id, event.logprob)
+        assert best.text == table[best.id].decode("utf-8", "replace")
         assert [each.logprob for each in event.top_logprobs] == sorted(
             (each.logprob for each in event.top_logprobs), reverse=True
         )
@@ -311,8 +319,9 @@ def test_an_answer_matches_its_grammar(
         return
     for seed in range(1 if subject.emulated else 4):
         fields: dict[str, Any] = {"messages": [Message("user", PROMPT)], "seed": seed, "temperature": temperature}
-        text = subject.text(**fields, max_new_tokens=100, **{kind: grammar})
-        assert re.fullmatch(pattern, text), text
+        tokens, done = subject.run(**fields, max_new_tokens=100, **{kind: grammar})
+        text = "".join(event.text for event in tokens) + done.text
+        assert re.fullmatch(pattern, text) and done.finish == "eos", text
         # With log-probabilities every token has logits of its own, so none is taken without the model.
         assert re.fullmatch(pattern, subject.text(**fields, max_new_tokens=100, logprobs=0, **{kind: grammar}))
 
@@ -362,6 +371,40 @@ def test_messages_go_through_the_template(subject: Subject) -> None:
     _, done = subject.run(messages=messages, max_new_tokens=2)
     assert done.usage.prompt == len(ids) > len(subject.encode(PROMPT))
     assert subject.ids(messages=messages, max_new_tokens=8) == subject.ids(token_ids=ids, max_new_tokens=8)
+    _, done = subject.run(messages=[{"role": "user", "content": PROMPT}], max_new_tokens=1)
+    assert done.usage.prompt == len(ids) and subject.runtime.has_template
+
+
+def test_an_answer_goes_on_where_it_was_begun(subject: Subject) -> None:
+    messages = [Message("user", PROMPT), Message("assistant", "is")]
+    ids = Tokenizer(subject.artifact.folder).encode_chat(messages, continue_last=True)
+    tokens, done = subject.run(messages=messages, continue_last=True, max_new_tokens=4, ignore_stop_ids=True)
+    assert done.usage.prompt == len(ids)
+    assert [event.id for event in tokens] == subject.ids(token_ids=ids, max_new_tokens=4, ignore_stop_ids=True)
+
+
+def test_tools_are_called_or_refused(subject: Subject) -> None:
+    """The fake's template has a place for them, the tiny model's has none."""
+    turns = [
+        Message("user", "Oslo?"),
+        Message("assistant", tool_calls=[ToolCall("weather", {"city": "Oslo"}, "call_1")]),
+        Message("tool", "12 degrees", tool_call_id="call_1"),
+    ]
+    fields: dict[str, Any] = {"messages": turns, "tools": [WEATHER]}
+    if subject.artifact.manifest.engine.get("name") != "fake":
+        with pytest.raises(UnsupportedError, match="no place for tools"):
+            subject.runtime.generate(GenerateRequest(**fields))
+        return
+    _, done = subject.run(**fields, max_new_tokens=1)
+    assert done.usage.prompt == len(Tokenizer(subject.artifact.folder).encode_chat(turns, tools=[WEATHER]))
+    _, done = subject.run(messages=turns[:1], tools=[WEATHER], tool_choice="weather")
+    (call,) = done.tool_calls
+    assert (call.name, list(call.arguments), done.finish) == ("weather", ["city"], "eos")
+
+
+def test_an_adapter_that_is_not_there_is_refused(subject: Subject) -> None:
+    with pytest.raises(RequestError, match="adapter"):
+        next(subject.runtime.generate(GenerateRequest(prompt=PROMPT, adapter="nobody")))
 
 
 def test_a_stop_string_may_span_tokens(subject: Subject) -> None:
@@ -414,6 +457,21 @@ def test_closing_cancels_and_the_runtime_goes_on(subject: Subject) -> None:
         events.close()
         assert next(events, None) is None
         assert subject.ids(prompt=PROMPT, max_new_tokens=10, ignore_stop_ids=True) == expected
+
+
+def test_a_cancelled_answer_says_so(subject: Subject) -> None:
+    """`cancel` may come from another thread; the stream goes on to its done event."""
+    runtime = subject.runtime
+    if not isinstance(runtime, TextRuntime):
+        return  # llama_main computes an answer as a whole
+    most = 100
+    events = runtime.generate(GenerateRequest(prompt=PROMPT, max_new_tokens=most, ignore_stop_ids=True))
+    next(events)
+    runtime.cancel()
+    *tokens, done = events
+    assert isinstance(done, DoneEvent) and done.usage.completion == 1 + len(tokens)
+    # A device may have been faster than the word that it should end.
+    assert done.finish == ("cancelled" if done.usage.completion < most else "length")
 
 
 def test_one_request_at_a_time(subject: Subject) -> None:
