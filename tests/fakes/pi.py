@@ -2,6 +2,8 @@
 
 The wire, the client, the keys and the aarch64 libraries are real; the shell's small programs (cat, mv, sha256sum) are
 this machine's. `phi-edge` reaches it by a lab file like any other board.
+
+    PYTHONPATH=.:tests python -m fakes.pi FOLDER    # until Ctrl-C; the lab file is FOLDER/lab.toml, the device pi5
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -160,3 +163,16 @@ def _read(pid: int, name: str) -> bytes:
         return (Path("/proc") / str(pid) / name).read_bytes()
     except OSError:  # it has ended
         return b""
+
+
+def main() -> None:
+    """Keep a board, for a person or a long check."""
+    folder = Path(sys.argv[1]).resolve()
+    folder.mkdir(parents=True)
+    with contextlib.suppress(KeyboardInterrupt), EmulatedPi(folder, build_pi()) as board:
+        print(board.lab, flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()
