@@ -11,7 +11,7 @@ declare -A programs=(
   [openssh-client]=ssh [openssh-server]=/usr/sbin/sshd # the Raspberry Pi's wire
   [gcc-aarch64-linux-gnu]=aarch64-linux-gnu-gcc [libc6-dev-arm64-cross]=/usr/aarch64-linux-gnu/include/stdio.h
   [libstdc++6-arm64-cross]=/usr/aarch64-linux-gnu/lib/libstdc++.so.6 # what ONNX Runtime for arm64 needs
-  [cmake]=cmake [gcc]=gcc [libc6-dev]=/usr/include/stdio.h # Android: the native agent
+  [cmake]=cmake [gcc]=gcc [g++]=g++ [libc6-dev]=/usr/include/stdio.h # Android: the native agents
   [clang]=clang                                        # make fuzz: libFuzzer and the sanitizers
   [wine]=wine [xvfb]=Xvfb [xauth]=xauth [npm]=npm      # the Windows libraries, from the npm registry
   [mesa-vulkan-drivers]=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json # and the software device they see

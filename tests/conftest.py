@@ -24,7 +24,7 @@ from export.artifact import Artifact, Format, open_artifact
 from export.pipeline import export_model
 from export.request import ExportRequest
 from fakes.adbd import FakeAdbd
-from fakes.android import AndroidSoftware, build_android
+from fakes.android import AndroidSoftware, ExecutorchAgent, build_android, build_executorch_agent
 from fakes.android import missing as emulated_android_lacks
 from fakes.llama_main import write_program
 from fakes.phone import FakePhone
@@ -287,6 +287,15 @@ def android() -> AndroidSoftware:
     if (lacking := emulated_android_lacks()) is not None:
         pytest.skip(lacking)
     return build_android()
+
+
+@pytest.fixture(scope="session")
+def executorch_agent() -> ExecutorchAgent:
+    """The native agent that runs .pte artifacts, for this machine."""
+    for program in ("cmake", "g++"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}: run ci/install_system.sh")
+    return build_executorch_agent()
 
 
 @pytest.fixture(scope="session")

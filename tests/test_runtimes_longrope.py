@@ -17,7 +17,7 @@ from devices.transports.llama_main import open_llama_main
 from devices.transports.local import LocalHost
 from devices.transports.remote_tokens import open_remote
 from export.artifact import Artifact
-from fakes.android import AndroidSoftware
+from fakes.android import AndroidSoftware, ExecutorchAgent
 from runtimes.engines.genai_engine import open_genai
 from runtimes.errors import UnsupportedError
 from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
@@ -31,21 +31,29 @@ GREEDY, DRAWN = Sampling(), Sampling(temperature=1.5, seed=7)
 RUNTIMES = {"onnx agent": ("onnx", True), "executorch agent": ("executorch", True), "genai": ("onnx", False)}
 
 
-@pytest.fixture(scope="module", params=[*RUNTIMES, pytest.param("native agent", marks=pytest.mark.emulated)])
+NATIVE = [pytest.param(name, marks=pytest.mark.emulated) for name in ("native agent", "native executorch agent")]
+
+
+@pytest.fixture(scope="module", params=[*RUNTIMES, *NATIVE])
 def subject(
     request: pytest.FixtureRequest, longrope: Callable[[str], Artifact]
 ) -> Iterator[tuple[TokenSource, TokenSource, bool]]:
     """A runtime, the engine of its format in this process, and whether it reuses a prefix."""
-    format, reuses = RUNTIMES.get(request.param, ("onnx", True))
+    native = "executorch" if request.param == "native executorch agent" else "onnx"
+    format, reuses = RUNTIMES.get(request.param, (native, True))
     artifact = longrope(format)
     source: TokenSource
     if request.param == "genai":
         source = open_tokens(artifact, threads=1, engine=open_genai)
     elif request.param == "native agent":
         android: AndroidSoftware = request.getfixturevalue("android")
-        libraries: Path = request.getfixturevalue("host_libraries")
+        libraries = request.getfixturevalue("host_libraries")
         command = [str(android.folder / "agent"), str(artifact.folder), "--libraries", str(libraries)]
         source = open_remote(LocalHost().start([*command, "--threads", "1"]))
+    elif request.param == "native executorch agent":
+        agent: ExecutorchAgent = request.getfixturevalue("executorch_agent")
+        libraries = request.getfixturevalue("tmp_path_factory").mktemp("kernels")
+        source = open_remote(LocalHost().start(agent.command(artifact.folder, libraries)))
     else:
         command = [sys.executable, "-m", "runtimes.agent", str(artifact.folder), "--threads", "1"]
         source = open_remote(LocalHost().start(command))

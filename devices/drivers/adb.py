@@ -1,9 +1,9 @@
-"""An Android phone behind the adb client, with the native agent or ExecuTorch's llama_main. See docs/android.md."""
+"""An Android phone behind the adb client, with a native agent or ExecuTorch's llama_main. See docs/android.md."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,12 +20,14 @@ from devices.lab import Device
 from devices.transports.adb.devices import Client
 from devices.transports.adb.host import AdbHost
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from export.artifact import Artifact, File
+from export.artifact import Artifact, File, Format
 from runtimes.errors import TransportError
 from runtimes.system.boot import restarted
 from runtimes.system.conditions import Conditions
 from runtimes.system.size import PHONE_SYSTEM_BYTES
 
+Runner = Literal["agent", "executorch-agent", "llama_main"]
+_FORMATS: Mapping[Runner, Format] = {"agent": "onnx", "executorch-agent": "executorch", "llama_main": "executorch"}
 _ENDED = (
     "the device is up and was not restarted, so the connection was cut or the agent was ended there (by lmkd, "
     "Android's low-memory killer? `adb logcat -b crash,events` shows it)"
@@ -41,8 +43,8 @@ class AdbDevice(Device):
     adb: str = "adb"  # the client program
     server: str | None = None  # HOST:PORT of the adb server; None: adb's default
     folder: str = "/data/local/tmp/phi-edge"
-    runner: Literal["agent", "llama_main"] = "agent"
-    program: str | None = None  # on this machine: the native agent, or llama_main
+    runner: Runner = "agent"
+    program: str | None = None  # on this machine: the native agent, with one engine or the other, or llama_main
     libraries: Sequence[str] = ()  # on this machine: what the program loads, libonnxruntime.so first
     prefix: Sequence[str] = ()  # before the program on the device, such as ["taskset", "f0"] for its fast cores
 
@@ -145,10 +147,10 @@ class AdbDriver:
         return self._connected
 
     def _check_format(self, artifact: Artifact) -> None:
-        wanted = {"agent": "onnx", "llama_main": "executorch"}[self._device.runner]
+        wanted = _FORMATS[self._device.runner]
         if artifact.manifest.format != wanted:
             advice = (
-                'export it with --format onnx; or set runner = "llama_main" in lab.toml'
+                'export it with --format onnx; or set runner = "executorch-agent" or "llama_main" in lab.toml'
                 if wanted == "onnx"
                 else 'set runner = "agent" in lab.toml'
             )

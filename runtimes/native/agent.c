@@ -1,4 +1,4 @@
-/* The agent for Android: loads one ONNX artifact and speaks docs/agent-protocol.md on stdin and stdout.
+/* The agent for Android: loads one artifact, of its engine's format, and speaks docs/agent-protocol.md on stdin and stdout.
  *
  *   agent ARTIFACT [--libraries DIR] [--threads N] [--lock FILE] [--silence-s S] [--cold]
  *
@@ -207,7 +207,7 @@ int main(int count, char **words) {
     if (options.lock != NULL)
         take_lock(options.lock);
     memory_start();
-    if (!artifact_open(&artifact, options.folder, error, sizeof error))
+    if (!artifact_open(&artifact, options.folder, engine_format(), error, sizeof error))
         die("artifact", error);
     if (!model_init(&model, &artifact) || pthread_create(&reader, NULL, read_and_obey, NULL) != 0 ||
         !watch_start(options.silence_s))

@@ -65,8 +65,6 @@ static bool take_files(struct artifact *artifact, yyjson_val *files, char *error
     yyjson_val *name, *file;
     if (yyjson_obj_size(files) == 0)
         return wrong(error, error_size, artifact->folder, "its manifest names no files");
-    if (yyjson_obj_get(files, "genai_config.json") == NULL) /* the engine reads it by its name */
-        return wrong(error, error_size, artifact->folder, "its manifest names no genai_config.json");
     artifact->files = calloc(yyjson_obj_size(files), sizeof *artifact->files);
     if (artifact->files == NULL)
         return wrong(error, error_size, artifact->folder, "out of memory");
@@ -85,21 +83,30 @@ static bool take_files(struct artifact *artifact, yyjson_val *files, char *error
     return true;
 }
 
-static bool take(struct artifact *artifact, yyjson_val *root, char *error, size_t error_size) {
+static bool take(struct artifact *artifact, yyjson_val *root, const char *format, char *error, size_t error_size) {
+    yyjson_val *files = yyjson_obj_get(root, "files"), *window_tokens = yyjson_obj_get(root, "window_tokens");
+    yyjson_val *kept_tokens = yyjson_obj_get(yyjson_obj_get(root, "memory"), "kept_tokens");
     yyjson_val *switch_tokens = yyjson_obj_get(yyjson_obj_get(root, "rope"), "switch_tokens");
     if (yyjson_get_uint(yyjson_obj_get(root, "schema")) != 2)
         return wrong(error, error_size, artifact->folder, "its manifest has another schema than 2");
-    if (!yyjson_equals_str(yyjson_obj_get(root, "format"), "onnx"))
-        return wrong(error, error_size, artifact->folder, "this agent runs the format onnx");
+    if (!yyjson_equals_str(yyjson_obj_get(root, "format"), format)) {
+        char what[64];
+        snprintf(what, sizeof what, "this agent runs the format %s", format);
+        return wrong(error, error_size, artifact->folder, what);
+    }
+    if (strcmp(format, "onnx") == 0 && yyjson_obj_get(files, "genai_config.json") == NULL) /* genai reads it by its name */
+        return wrong(error, error_size, artifact->folder, "its manifest names no genai_config.json");
     if (!positive(yyjson_obj_get(root, "context_tokens"), &artifact->context_tokens) ||
         !positive(yyjson_obj_get(yyjson_obj_get(root, "model"), "vocab_size"), &artifact->vocab_size))
         return wrong(error, error_size, artifact->folder, "its manifest lacks context_tokens or vocab_size");
     if (switch_tokens != NULL && !yyjson_is_null(switch_tokens) && !positive(switch_tokens, &artifact->switch_tokens))
         return wrong(error, error_size, artifact->folder, "its manifest's switch_tokens is not a positive integer");
-    return take_files(artifact, yyjson_obj_get(root, "files"), error, error_size);
+    if (positive(kept_tokens, &artifact->kept_tokens) && !positive(window_tokens, &artifact->window_tokens))
+        return wrong(error, error_size, artifact->folder, "its manifest has kept_tokens and no window_tokens");
+    return take_files(artifact, files, error, error_size);
 }
 
-bool artifact_open(struct artifact *artifact, const char *folder, char *error, size_t error_size) {
+bool artifact_open(struct artifact *artifact, const char *folder, const char *format, char *error, size_t error_size) {
     yyjson_read_err failure;
     char path[PATH_MAX], real[PATH_MAX];
     size_t length = 0;
@@ -113,7 +120,7 @@ bool artifact_open(struct artifact *artifact, const char *folder, char *error, s
     yyjson_doc *document = yyjson_read_opts(text, length, 0, NULL, &failure);
     if (document == NULL)
         snprintf(error, error_size, "%s is not JSON (%s, byte %zu); export it again", path, failure.msg, failure.pos);
-    bool good = document != NULL && take(artifact, yyjson_doc_get_root(document), error, error_size);
+    bool good = document != NULL && take(artifact, yyjson_doc_get_root(document), format, error, error_size);
     yyjson_doc_free(document);
     free(text);
     if (good && realpath(folder, real) != NULL) {

@@ -11,13 +11,14 @@ struct artifact {
     char digest[65];      /* the folder's name, where that is 64 hexadecimal digits; else empty */
     size_t context_tokens, vocab_size;
     size_t switch_tokens; /* 0: no long rope */
+    size_t window_tokens, kept_tokens; /* of a KV cache that is a ring of so many positions; else 0 */
     char **files;         /* paths of its large files */
     size_t file_count;
     const char *largest;  /* one of them */
 };
 
-/* False, with `error` filled, for a folder that is not an ONNX artifact. Its memory is kept until the process ends. */
-bool artifact_open(struct artifact *artifact, const char *folder, char *error, size_t error_size);
+/* False, with `error` filled, for a folder that is no artifact of `format`. Its memory is kept until the process ends. */
+bool artifact_open(struct artifact *artifact, const char *folder, const char *format, char *error, size_t error_size);
 /* Ask the kernel to drop its files from the page cache. */
 void artifact_drop_cache(const struct artifact *artifact);
 /* 0 to 1: the share of the files that is in the page cache; -1: unknown. */

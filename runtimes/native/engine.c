@@ -1,4 +1,4 @@
-#include "engine.h"
+#include "engine.h" /* over onnxruntime-genai's C API, loaded at run time */
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -160,7 +160,12 @@ struct engine *engine_open(const char *folder, const char *libraries, int thread
     return engine;
 }
 
-const char *engine_onnxruntime_version(const struct engine *engine) {
+const char *engine_format(void) {
+    return "onnx";
+}
+
+const char *engine_version(const struct engine *engine, const char **library) {
+    *library = "onnxruntime";
     return engine->onnxruntime_version;
 }
 
@@ -195,9 +200,10 @@ static const float *last_logits(struct engine *engine, char *error, size_t error
     return (const float *)data + (size_t)(shape[1] - 1) * engine->vocab_size;
 }
 
-const float *engine_forward(struct engine *engine, const int32_t *ids, size_t count, size_t start, char *error,
-                            size_t error_size) {
+const float *engine_forward(struct engine *engine, const int32_t *ids, size_t count, size_t start, bool long_rope,
+                            char *error, size_t error_size) {
     const float *logits = NULL;
+    (void)long_rope;
     drop_logits(engine);
     if (engine->generator == NULL) {
         engine->length = 0;

@@ -1,5 +1,5 @@
-/* One model through onnxruntime-genai's C API, loaded at run time. It has no sampling and no sessions: ids at a
- * position in, the last one's logits out, as runtimes/engines/engine.py. */
+/* One model: ids at a position in, the last one's logits out, as runtimes/engines/engine.py. It has no sampling and no
+ * sessions. The agent is built with one of two: onnxruntime-genai (engine.c) or ExecuTorch (engine_executorch.cpp). */
 #ifndef PHI_EDGE_ENGINE_H
 #define PHI_EDGE_ENGINE_H
 
@@ -9,15 +9,18 @@
 
 struct engine;
 
-/* Load libonnxruntime.so and libonnxruntime-genai.so from `libraries` (NULL: by the linker's own search) and the model
- * from `folder`. NULL, with `error` filled, where something is missing. */
+/* The format of artifacts that it runs. */
+const char *engine_format(void);
+/* Load its libraries from the folder `libraries` (NULL: by the linker's own search) and the model from `folder`. NULL,
+ * with `error` filled, where something is missing. */
 struct engine *engine_open(const char *folder, const char *libraries, int threads, size_t context_tokens,
                            size_t vocab_size, char *error, size_t error_size);
-/* The version of ONNX Runtime that is really loaded. */
-const char *engine_onnxruntime_version(const struct engine *engine);
+/* The version of the library, of this name, that is really loaded; NULL: it does not say. */
+const char *engine_version(const struct engine *engine, const char **library);
 /* Compute ids at positions start... and return the last one's logits, which stay until the next call. NULL with `error`
- * filled; the cache is empty then. */
-const float *engine_forward(struct engine *engine, const int32_t *ids, size_t count, size_t start, char *error,
-                            size_t error_size);
+ * filled; the cache is empty then. `long_rope`: the sequence that they are a piece of is longer than its switch. (To
+ * onnxruntime-genai a first piece must show that itself, by reaching beyond the switch.) */
+const float *engine_forward(struct engine *engine, const int32_t *ids, size_t count, size_t start, bool long_rope,
+                            char *error, size_t error_size);
 
 #endif

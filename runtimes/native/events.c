@@ -149,7 +149,7 @@ void write_ready(const struct artifact *artifact, const struct model *model, int
     static const char *const capabilities[] = {
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
         "logprobs", "session", "deadline_s", "hold", "cancel", "score"};
-    const char *version = engine_onnxruntime_version(model->engine);
+    const char *library, *version = engine_version(model->engine, &library);
     char boot_id[64];
     struct event event = begin("ready", -1);
     yyjson_mut_doc *doc = event.doc;
@@ -159,7 +159,7 @@ void write_ready(const struct artifact *artifact, const struct model *model, int
     yyjson_mut_obj_add_str(doc, root, "agent", AGENT_NAME);
     yyjson_mut_obj_add_int(doc, root, "pid", getpid());
     add_text(event, "artifact", artifact->digest);
-    yyjson_mut_obj_add_str(doc, root, "format", "onnx");
+    yyjson_mut_obj_add_str(doc, root, "format", engine_format());
     yyjson_mut_obj_add_uint(doc, root, "context_tokens", model->context_tokens);
     yyjson_mut_obj_add_uint(doc, root, "vocab_size", model->vocab_size);
     yyjson_mut_obj_add_int(doc, root, "threads", threads);
@@ -168,7 +168,7 @@ void write_ready(const struct artifact *artifact, const struct model *model, int
     yyjson_mut_obj_add_val(doc, root, "capabilities", names);
     yyjson_mut_val *versions = yyjson_mut_obj_add_obj(doc, root, "versions");
     if (version != NULL)
-        yyjson_mut_obj_add_str(doc, versions, "onnxruntime", version);
+        yyjson_mut_obj_add_str(doc, versions, library, version);
     yyjson_mut_obj_add_int(doc, root, "max_line_bytes", MAX_LINE_BYTES);
     add_text(event, "boot_id", machine_boot_id(boot_id, sizeof boot_id) ? boot_id : NULL);
     add_seconds(event, "load_s", machine_process_age());

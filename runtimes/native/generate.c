@@ -29,6 +29,8 @@ bool model_init(struct model *model, const struct artifact *artifact) {
     *model = (struct model){.context_tokens = count,
                             .vocab_size = artifact->vocab_size,
                             .switch_tokens = artifact->switch_tokens,
+                            .window_tokens = artifact->window_tokens,
+                            .kept_tokens = artifact->kept_tokens,
                             .cached = calloc(count, sizeof(int32_t)),
                             .sequence = calloc(count, sizeof(int32_t))};
     return model->cached != NULL && model->sequence != NULL && chooser_init(&model->chooser, model->vocab_size);
@@ -49,6 +51,10 @@ static size_t reusable(struct model *model, const struct request *request) {
     /* The last prompt token is always computed: its logits are needed. */
     while (keep < model->cached_count && keep + 1 < request->id_count && model->cached[keep] == request->ids[keep])
         keep++;
+    /* Of a cache that is a ring, what lies further back is overwritten (as RingEngine.can_resume). */
+    if (model->kept_tokens != 0 && model->cached_count > model->kept_tokens &&
+        model->cached_count - keep + model->window_tokens > model->kept_tokens + 1)
+        keep = 0;
     return model->cached_count = keep;
 }
 
@@ -56,8 +62,8 @@ static size_t reusable(struct model *model, const struct request *request) {
 static const float *forward(struct run *run, const int32_t *ids, size_t count, size_t start) {
     struct model *model = run->model;
     model->cached_count = start; /* until the engine returns, what its cache contains beyond is unknown */
-    const float *logits = engine_forward(model->engine, ids, count, start, run->answer->error,
-                                         sizeof run->answer->error);
+    const float *logits = engine_forward(model->engine, ids, count, start, model->cached_long,
+                                         run->answer->error, sizeof run->answer->error);
     if (logits != NULL) {
         memcpy(model->cached + start, ids, count * sizeof *ids);
         model->cached_count = start + count;

@@ -44,7 +44,7 @@ void score(struct model *model, const struct request *request, atomic_bool *canc
                 return;
             }
             size_t count = upto - read < PREFILL_CHUNK_TOKENS ? upto - read : PREFILL_CHUNK_TOKENS;
-            logits = engine_forward(model->engine, request->ids + read, count, read, scores->error,
+            logits = engine_forward(model->engine, request->ids + read, count, read, false, scores->error,
                                     sizeof scores->error);
             if (logits == NULL)
                 return;

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from devices.transports.adb.devices import Client
 from fakes.adbd import FakeAdbd
 from fakes.lab_file import lab_file
 
+SOURCES = Path(__file__).parents[2] / "runtimes" / "native"
 SCRIPT = Path(__file__).parent / "emulate_android.sh"
 PROGRAMS = ("adb", "cmake", "aarch64-linux-gnu-gcc", "qemu-aarch64-static")
 BUILD_S = 400.0
@@ -40,6 +45,31 @@ class AndroidSoftware:
         return lab_file("phone", connection(phone, adb) | software)
 
 
+@dataclass(frozen=True)
+class ExecutorchAgent:
+    """The native agent over the runtime of the installed `executorch`, for this machine."""
+
+    program: Path
+    package: Path
+
+    @property
+    def prefix(self) -> list[str]:
+        """Before the program: the bindings are searched in the package, and OpenMP has one thread, as in our engine."""
+        return ["env", f"LD_LIBRARY_PATH={self.package / 'extension/pybindings'}", "OMP_NUM_THREADS=1"]
+
+    @property
+    def kernels(self) -> list[str]:
+        """What the program loads; on a phone these are linked into it."""
+        return sorted(map(str, self.package.glob("**/lib*_ops_aot_lib.so")))
+
+    def command(self, folder: Path, libraries: Path) -> list[str]:
+        """What starts it on an artifact; `libraries` is an empty folder for its use."""
+        for kernel in self.kernels:
+            (libraries / Path(kernel).name).symlink_to(kernel)
+        options = ["--libraries", str(libraries), "--threads", "1"]
+        return [*self.prefix, str(self.program), str(folder), *options]
+
+
 def missing() -> str | None:
     """Why it cannot be built here."""
     for program in PROGRAMS:
@@ -54,6 +84,38 @@ def build_android() -> AndroidSoftware:
     environment = os.environ | {"PYTHON": sys.executable}
     subprocess.run([str(SCRIPT), str(cache)], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=BUILD_S)
     return AndroidSoftware(cache)
+
+
+def build_executorch_agent() -> ExecutorchAgent:
+    """The native agent with ExecuTorch's runtime out of the installed package, for this machine; kept as the others."""
+    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "android"
+    executorch, torch = package_folder("executorch"), package_folder("torch")
+    libraries = [
+        *executorch.glob("backends/qualcomm/libqnn*.so"),  # which the bindings need
+        Path(str(sysconfig.get_config_var("LIBDIR"))) / str(sysconfig.get_config_var("LDLIBRARY")),
+    ]
+    # CMake's folders are bound to their sources' path.
+    build = cache / f"build-executorch-{hashlib.sha256(f'{SOURCES} {executorch}'.encode()).hexdigest()[:12]}"
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        words = [
+            *("cmake", "-S", str(SOURCES), "-B", str(build), "-DPHI_EDGE_ENGINE=executorch"),
+            f"-Dexecutorch_DIR={executorch / 'share/cmake'}",
+            f"-DPHI_EDGE_EXECUTORCH_INCLUDES={torch / 'include'}",
+            f"-DPHI_EDGE_EXECUTORCH_LIBRARIES={';'.join(map(str, libraries))};-Wl,-rpath-link,{torch / 'lib'}",
+        ]
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        for command in (words, ["cmake", "--build", str(build)]):
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=BUILD_S)
+    return ExecutorchAgent(build / "phi-edge-agent", executorch)
+
+
+def package_folder(name: str) -> Path:
+    """Where an installed package is, without importing it."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
 
 
 def llama_main_row(program: Path, phone: FakeAdbd, adb: Client) -> str:
