@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from export.artifact import Format
-from export.checkpoint.tokens import looks_ahead
 from export.coverage import Coverage
 from export.job import Job
 from export.weights.slots import Interleaved, SlotId, Slots
@@ -24,6 +22,7 @@ class Layout(Protocol):
     options: Mapping[str, Any]  # for the manifest: what the engine is given, as applied
     activations: str
     coverage: Coverage
+    notes: Sequence[str]  # what a program that runs the artifact must be able to do, beyond what all of them do
 
     def fill(self, sink: WeightFile) -> None:
         """Fill the slots that do not come from the checkpoint."""
@@ -52,17 +51,3 @@ def _gguf(job: Job) -> Layout:
 
 # Each imports its library only when it is called.
 LAYOUTS: Mapping[Format, Callable[[Job], Layout]] = {"onnx": _onnx, "executorch": _executorch, "gguf": _gguf}
-
-
-def runner_notes(job: Job) -> list[str]:
-    """What a program that runs the artifact must be able to do, beyond what all of them do."""
-    if job.format == "gguf":
-        from export.to_gguf.layout import notes
-
-        return notes(job)
-    if job.format == "executorch" and looks_ahead(json.loads(job.checkpoint.tokenizer)):
-        return [
-            "tokenizer.json splits text with a look-ahead: an ExecuTorch runner must be built with "
-            "SUPPORT_REGEX_LOOKAHEAD=ON, and link that library whole"
-        ]
-    return []

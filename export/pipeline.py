@@ -28,7 +28,7 @@ from export.artifact import (
 )
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, ProofError, SpaceError
-from export.formats import LAYOUTS, Layout, runner_notes
+from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, judge, peak_bytes
@@ -271,7 +271,7 @@ def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -
         loss=loss,
         tools=tool_versions(job.format),
         files=files,
-        notes=[*job.checkpoint.notes, *loss_notes(loss), *runner_notes(job)],
+        notes=[*job.checkpoint.notes, *loss_notes(loss), *layout.notes],
     )
 
 

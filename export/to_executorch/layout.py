@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.checkpoint.tokens import looks_ahead
 from export.job import Job
 from export.to_executorch import program
 from export.to_executorch.sizes import LOGITS_ROWS, PREFILL_TOKENS
 from export.weights.slots import Interleaved, SlotId, Slots
 from export.weights.weight_file import WeightFile
+
+LOOK_AHEAD = (
+    "tokenizer.json splits text with a look-ahead: an ExecuTorch runner must be built with "
+    "SUPPORT_REGEX_LOOKAHEAD=ON, and link that library whole"
+)
 
 
 class ExecuTorchLayout:
@@ -41,6 +48,7 @@ class ExecuTorchLayout:
             "logits_rows": LOGITS_ROWS,
             "prefill_tokens": min(PREFILL_TOKENS, job.context_tokens),
         }
+        self.notes: Sequence[str] = (LOOK_AHEAD,) if looks_ahead(json.loads(job.checkpoint.tokenizer)) else ()
 
     def fill(self, sink: WeightFile) -> None:
         """Nothing: the rotary tables are constants of the program."""

@@ -7,7 +7,7 @@ tensors behind it, and it is written last.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class GgufLayout:
         self.job = job
         self.interleaved: Interleaved = {}
         self.vocabulary: Vocabulary | None = read_vocabulary(job.checkpoint)
+        self.notes: Sequence[str] = notes(job, self.vocabulary)
         slots = list(slots_of(job))
         self.head = write_metadata(job, self.vocabulary, [stored_as(slot) for slot in slots])
         self.slots: Slots = dict(placed(slots, len(self.head)))
@@ -76,11 +77,11 @@ def refuse_switch(job: Job) -> None:
         )
 
 
-def notes(job: Job) -> list[str]:
+def notes(job: Job, vocabulary: Vocabulary | None) -> list[str]:
     """What llama.cpp does otherwise than the model."""
     found = []
     rope, stop = job.checkpoint.config.rope, job.checkpoint.tokens.stop
-    if (vocabulary := read_vocabulary(job.checkpoint)) is None:
+    if vocabulary is None:
         found.append(
             "llama.cpp has no way of splitting text like this tokenizer's, so that model.gguf has no vocabulary: it "
             "takes token ids alone, which `phi-edge run` gives it"

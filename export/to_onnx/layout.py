@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from export.weights.weight_file import WeightFile
 
 class OnnxLayout:
     """model.onnx, model.onnx.data (and more, if a file may not grow so large) and genai_config.json."""
+
+    notes: Sequence[str] = ()
 
     def __init__(self, job: Job) -> None:
         config = job.checkpoint.config
