@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import importlib.util
 import json
@@ -143,8 +144,28 @@ def tiny_web(tiny_export: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_web_half(tiny_export: Callable[..., Path]) -> Path:
+    """The same in float16."""
+    return tiny_export("web-half", target="web", activations="float16", context_tokens=256)
+
+
+@pytest.fixture(scope="session")
+def real_web(real_checkpoint: Callable[[Form], Path], made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """real_web(activations): SmolLM2 in 4 bits for WebGPU. Tests that use it are marked `real`."""
+
+    def make(activations: str) -> Path:
+        request = ExportRequest(
+            checkpoint=str(real_checkpoint("phi3")), out=Path(), target="web", activations=activations,
+            scheme="int4-b32", context_tokens=128,
+        )  # fmt: skip
+        return made_once(f"real-web-{activations}", lambda out: export_model(dataclasses.replace(request, out=out)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_web_float(tiny_export: Callable[..., Path]) -> Path:
-    """The same without quantisation: in software ten times as fast."""
+    """Without quantisation: in software ten times as fast."""
     return tiny_export("web-float", target="web", activations="float32", scheme="fp32", context_tokens=256)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner
@@ -82,6 +82,28 @@ def test_what_cannot_be_bundled_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["bundle", str(artifact.folder), str(tmp_path / "app"), "--for", "android"])
     assert done.exit_code == 2 and "changed since the export" in done.output
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a"]
+
+
+def in_float(folder: Path, activations: str, **changes: Any) -> Path:
+    """The fake artifact as one for WebGPU, in that float type."""
+    manifest = of_format(folder, "onnx", provider="webgpu").manifest
+    scheme = dataclasses.replace(manifest.scheme, activations=activations)
+    return seal(folder, dataclasses.replace(manifest, scheme=scheme, **changes)).folder
+
+
+def test_two_float_types_of_one_model(tmp_path: Path) -> None:
+    half, single = in_float(tmp_path / "half", "float16"), in_float(tmp_path / "single", "float32")
+    text = render_sources(open_artifact(single), "web", open_artifact(half))["README.md"]
+    assert text.index("| `model-float16/` |") < text.index("| `model-float32/` |")
+    other = in_float(tmp_path / "other", "float16", context_tokens=100)
+    for also, kind, message in (
+        (other, "web", f"--also {other}: is another model than {single}, by its context; export both alike"),
+        (single, "web", "both are in float32; export one of them with --activations float16"),
+        (half, "hub", "--also is for --for web: leave it out"),
+    ):
+        command = ["bundle", str(single), str(tmp_path / "site"), "--for", kind, "--also", str(also)]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 2 and message in done.output, done.output
 
 
 def test_texts_are_written_so_that_they_read_back() -> None:

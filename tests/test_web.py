@@ -14,11 +14,8 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Page, Playwright, expect, sync_playwright
 
-from ci.real_model import Form
+from ci.gpu.questions import twenty_questions
 from devices.measure.measurement import read_measurement
-from export.artifact import open_artifact
-from export.pipeline import export_model
-from export.request import ExportRequest
 from fakes.browser import browser_context, served_folder, software_browser
 from phi_edge.main import main
 from runtimes import DoneEvent, GenerateRequest, TokenEvent, open_runtime
@@ -47,10 +44,20 @@ GENERATE = """async ({ requests, model }) => {
   }
   return answers;
 }"""
+# A request that a signal ends after its first token; its events.
+CANCEL = """async () => {
+  const controller = new AbortController(), events = [];
+  const request = { prompt: "The light", max_new_tokens: 50, ignore_stop_ids: true, signal: controller.signal };
+  for await (const event of globalThis.runtime.generate(request)) {
+    events.push(event);
+    controller.abort();
+  }
+  return events;
+}"""
 
 
-def bundle(artifact: Path, out: Path) -> Path:
-    done = CliRunner().invoke(main, ["bundle", str(artifact), str(out), "--for", "web"])
+def bundle(artifact: Path, out: Path, *more: str) -> Path:
+    done = CliRunner().invoke(main, ["bundle", str(artifact), str(out), "--for", "web", *more])
     if "cannot be downloaded" in done.output:
         pytest.skip(f"needs npm's registry once: {done.output}")
     assert done.exit_code == 0, done.output
@@ -58,8 +65,9 @@ def bundle(artifact: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny_bundle(tiny_web: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(tiny_web, tmp_path_factory.mktemp("bundle") / "site")
+def tiny_bundle(tiny_web: Path, tiny_web_half: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the model in both float types."""
+    return bundle(tiny_web, tmp_path_factory.mktemp("bundle") / "site", "--also", str(tiny_web_half))
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +138,7 @@ def test_stop_strings_and_refusals(page: Page) -> None:
 
 
 def test_a_signal_cancels_and_the_runtime_goes_on(page: Page) -> None:
-    events = page.evaluate(
-        """async () => {
-          const controller = new AbortController(), events = [];
-          const request = { prompt: "The light", max_new_tokens: 50, ignore_stop_ids: true, signal: controller.signal };
-          for await (const event of globalThis.runtime.generate(request)) {
-            events.push(event);
-            controller.abort();
-          }
-          return events;
-        }"""
-    )
+    events = page.evaluate(CANCEL)
     assert [event["type"] for event in events] == ["token", "done"] and events[1]["finish"] == "cancelled"
     ((*tokens, _),) = generate(page, {"prompt": "The light", "max_new_tokens": 1})
     assert len(tokens) == 1
@@ -164,21 +162,26 @@ def test_the_chat_page(playwright: Playwright, tiny_bundle: Path, tmp_path: Path
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
         expect(page.locator("#send")).to_be_enabled(timeout=LOADING_MS)
-        expect(page.locator("#model")).to_have_text("tiny, context 256 tokens, on google swiftshader (software)")
+        expect(page.locator("#model")).to_have_text(
+            "tiny, context 256 tokens, float32 on google swiftshader (software)"
+        )
         page.fill("#text", QUESTION)
         page.press("#text", "Enter")
         expect(page.locator(".assistant")).to_contain_text("The", timeout=LOADING_MS)
         page.click("#stop")
         expect(page.locator("#state")).to_contain_text("stopped", timeout=LOADING_MS)
-        assert any(url.endswith("model.onnx.data") for url in asked)
-        assert {url.partition("/model/")[0].rpartition("//")[2].partition("/")[0] for url in asked} == {
-            address.removeprefix("http://")
-        }
+        assert {url.rpartition("//")[2].partition("/")[0] for url in asked} == {address.removeprefix("http://")}
+        files = [url.removeprefix(f"{address}/model-") for url in asked if "/model-" in url]
+        assert "float32/model.onnx.data" in files
+        assert [file for file in files if file.startswith("float16/")] == ["float16/manifest.json"]
         asked.clear()
         page.reload()
         expect(page.locator("#send")).to_be_enabled(timeout=LOADING_MS)
-        assert [url for url in asked if "/model/" in url] == [f"{address}/model/manifest.json"]
-        damage(site / "model")
+        assert sorted(url.removeprefix(address) for url in asked if "/model-" in url) == [
+            "/model-float16/manifest.json",
+            "/model-float32/manifest.json",
+        ]
+        damage(site / "model-float32")
         page.reload()
         expect(page.locator(".error")).to_have_text(
             "tokenizer.json is not the file of the manifest (its SHA-256 differs); copy the folder to the server again",
@@ -195,6 +198,48 @@ def damage(model: Path) -> None:
     file.write_bytes(content[:-1] + b"!")
 
 
+# What is chosen of a bundle's models on an adapter that has float16, or not, and buffers of so many bytes.
+CHOOSE = """async ({ folders, half, most }) => {
+  const { chooseModel } = await import("./adapter.js");
+  const { loadManifest } = await import("./store.js");
+  const adapter = {
+    features: new Set(half ? ["shader-f16"] : []), limits: { maxStorageBufferBindingSize: most },
+    info: { vendor: "acme", architecture: "one", description: "" },
+  };
+  const requestAdapter = navigator.gpu.requestAdapter;
+  navigator.gpu.requestAdapter = async () => adapter;
+  try {
+    const bases = folders.map((name) => new URL(`${name}/`, location.href));
+    const models = bases.map(async (base) => ({ base, manifest: await loadManifest(base) }));
+    return (await chooseModel(await Promise.all(models))).base.pathname;
+  } catch (error) {
+    return error.message;
+  } finally {
+    navigator.gpu.requestAdapter = requestAdapter;
+  }
+}"""
+BOTH = ["model-float16", "model-float32"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "half", "most", "expected"),
+    [
+        (BOTH, True, 1 << 30, "/model-float16/"),
+        (BOTH, False, 1 << 30, "/model-float32/"),
+        (BOTH[1:], True, 1 << 30, "/model-float32/"),
+        (BOTH[:1], False, 1 << 30, "acme one has no float16 (shader-f16), which this model needs; export it with "
+                                   "--activations float32 (phi-edge bundle --also takes both)"),
+        (BOTH, False, 1 << 14, "a layer's keys for 256 tokens have 65536 bytes, and acme one takes 16384 in a buffer; "
+                               "export with a shorter --context"),
+    ],
+)  # fmt: skip
+def test_what_runs_is_decided_by_the_adapter(
+    page: Page, folders: list[str], half: bool, most: int, expected: str
+) -> None:
+    """Before anything but the manifests is downloaded."""
+    assert page.evaluate(CHOOSE, {"folders": folders, "half": half, "most": most}) == expected
+
+
 def test_bench_measures_a_browser(tiny_web_float: Path, tmp_path: Path) -> None:
     lab = software_browser(tmp_path)
     out = tmp_path / "measured.json"
@@ -203,32 +248,33 @@ def test_bench_measures_a_browser(tiny_web_float: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     measurement = read_measurement(out)
-    assert measurement.accelerator is not None and "swiftshader" in measurement.accelerator
+    assert measurement.accelerator == "google swiftshader (software), float32"
     assert [len(each.run.token_at_s) for each in measurement.repetitions] == [4]
 
 
-def test_an_artifact_for_another_target_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_what_a_browser_cannot_run_is_refused(tiny_onnx: Path, tiny_web_half: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["bundle", str(tiny_onnx), str(tmp_path / "site"), "--for", "web"])
     assert done.exit_code == 2 and "export it with --target web" in done.output
     lab = software_browser(tmp_path)
-    done = CliRunner().invoke(main, ["run", str(tiny_onnx), "Hi", "--device", "browser", "--lab", str(lab)])
-    assert done.exit_code == 2 and "a browser needs --target web" in done.output
+    for artifact, message in (
+        (tiny_onnx, "a browser needs --target web"),
+        (tiny_web_half, "google swiftshader (software) has no float16 (shader-f16), which this model needs"),
+    ):
+        done = CliRunner().invoke(main, ["run", str(artifact), "Hi", "--device", "browser", "--lab", str(lab)])
+        assert done.exit_code == 2 and message in done.output, done.output
 
 
 @pytest.mark.real
-def test_a_real_model_in_a_browser(
-    playwright: Playwright, real_checkpoint: Callable[[Form], Path], tmp_path: Path
-) -> None:
-    artifact = tmp_path / "artifact"
-    checkpoint = str(real_checkpoint("phi3"))
-    options: dict[str, Any] = {"target": "web", "activations": "float32", "scheme": "int4-b32", "context_tokens": 64}
-    export_model(ExportRequest(checkpoint=checkpoint, out=artifact, **options))
-    site = bundle(artifact, tmp_path / "site")
-    with served_folder(site) as address, browser_context(playwright, tmp_path / "profile") as context:
+def test_a_real_model_in_a_browser(playwright: Playwright, real_web: Callable[[str], Path], tmp_path: Path) -> None:
+    """A few tokens: twenty answers, which take minutes in software, are those of ci/gpu/browser_check.py."""
+    artifact = real_web("float32")
+    requests = [{"prompt": text, "max_new_tokens": 2, "ignore_stop_ids": True} for text in twenty_questions()[::7]]
+    with (
+        served_folder(bundle(artifact, tmp_path / "site")) as address,
+        browser_context(playwright, tmp_path / "profile") as context,
+    ):
         page = context.new_page()
         page.goto(f"{address}/README.md")
-        (events,) = generate(page, {"prompt": "The capital of France is", "max_new_tokens": 2})
-    text = "".join(event["text"] for event in events)
-    request = GenerateRequest(prompt="The capital of France is", max_new_tokens=2)
-    assert [event["id"] for event in events[:-1]] == greedy(artifact, request) and "Paris" in text
-    assert open_artifact(artifact).manifest.target == "web"
+        answers = generate(page, *requests)
+    expected = [greedy(artifact, GenerateRequest(**request)) for request in requests]  # type: ignore[arg-type]
+    assert [[event["id"] for event in events[:-1]] for events in answers] == expected

@@ -18,6 +18,7 @@ from runtimes.bundle.write import KINDS
     cls=Verb,
     examples=[
         "phi-edge bundle my-artifact my-app --for android",
+        "phi-edge bundle my-web my-site --for web --also my-web-float32",
         "phi-edge bundle my-gguf my-ollama --for ollama",
         "phi-edge bundle my-artifact my-folder --for hub --checkpoint ./my-finetuned-phi3 --push me/phi-3-int4",
     ],
@@ -33,6 +34,14 @@ from runtimes.bundle.write import KINDS
     show_default="they are downloaded",
     help="For web: a folder with the JavaScript packages, as `npm pack` downloads them.",
 )
+@click.option(
+    "--also",
+    type=FOLDER,
+    metavar="ARTIFACT",
+    show_default="one model",
+    help="For web: the same model with the other --activations. The page takes float16 where the graphics adapter has "
+    "it, else float32.",
+)
 @click.option("--checkpoint", metavar="CHECKPOINT", show_default="the hub's, if it was exported from there",
               help="What ARTIFACT was exported from: its config.json is added.")  # fmt: skip
 @click.option("--license", "licence", metavar="ID", show_default="that of the checkpoint's card",
@@ -44,6 +53,7 @@ def bundle_command(
     out: Path,
     kind: str,
     libraries: Path | None,
+    also: Path | None,
     checkpoint: str | None,
     licence: str | None,
     push: str | None,
@@ -61,7 +71,10 @@ def bundle_command(
     given = {"--checkpoint": checkpoint, "--license": licence, "--push": push}
     if kind != "hub" and (wrong := [flag for flag, value in given.items() if value is not None]):
         raise UserError(f"{wrong[0]} is for --for hub: leave it out")
+    if also is not None and KINDS[kind].models is None:
+        raise UserError("--also is for --for web: leave it out")
     opened = open_artifact(artifact)
+    other = None if also is None else open_artifact(also)
     more: dict[str, bytes] = {}
     if kind == "hub":
         from phi_edge.verbs.artifact.hub import hub_files
@@ -70,7 +83,7 @@ def bundle_command(
         if push is not None:
             check_repository(push)
         more = hub_files(opened, checkpoint, licence)
-    write_bundle(opened, out, kind, libraries, more)
+    write_bundle(opened, out, kind, libraries, more, other)
     echo(str(out))
     if push is not None:
         from runtimes.bundle.push import push_folder

@@ -6,6 +6,7 @@ It compiles nothing and installs nothing. The sources are the templates in runti
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from export.artifact import MANIFEST, Artifact, Format, refuse_incomplete, verif
 from runtimes.bundle.foundry import foundry_values
 from runtimes.bundle.libraries import WEB_LIBRARIES, Library, library_files
 from runtimes.bundle.ollama import ollama_values
+from runtimes.bundle.pair import float_type, model_folders
 from runtimes.bundle.values import control_tokens, csharp_text, hidden_tokens, kotlin_text, read_turns, systemd_text
 from runtimes.errors import RequestError
 from runtimes.system.size import PHONE_SYSTEM_BYTES, size_text
@@ -39,6 +41,7 @@ class Kind:
     provider: str | None = None  # of the artifact; None: any
     plain: Sequence[str] = ()  # folders of `runtimes` whose files are copied as they are
     libraries: Sequence[Library] = ()  # what its folder lib gets
+    models: str | None = None  # the file that lists the models' folders, for a kind that can have two
     values: Callable[[Artifact], Mapping[str, Any]] | None = None  # of its sources, beside those of every kind
 
 
@@ -91,6 +94,7 @@ KINDS: dict[str, Kind] = {
         provider="webgpu",
         plain=("page", "bundle/web"),
         libraries=WEB_LIBRARIES,
+        models="models.json",
     ),
     "ollama": Kind(
         str,
@@ -120,9 +124,11 @@ def write_bundle(
     name: str,
     libraries: Path | None = None,
     more: Mapping[str, bytes] | None = None,
+    also: Artifact | None = None,
 ) -> None:
     """Write the bundle aside, then rename it to `out`, which must not exist. `libraries` is a folder with the packages
-    that it ships; None: they are downloaded. `more`: path in the bundle -> content of further files.
+    that it ships; None: they are downloaded. `more`: path in the bundle -> content of further files. `also`: the same
+    model in the other float type.
 
     Raises RequestError, UnsupportedError and ArtifactError.
     """
@@ -131,20 +137,30 @@ def write_bundle(
     if not out.parent.is_dir():
         raise RequestError(f"{out}: its folder does not exist; make it first")
     kind = KINDS[name]
-    sources = render_sources(artifact, name)
-    refuse_incomplete(artifact)
-    verify(artifact)
+    sources = render_sources(artifact, name, also)
+    folders = model_folders(kind.model, artifact, also)
+    for each in folders.values():
+        refuse_incomplete(each)
+        verify(each)
     shipped = {path: text.encode() for path, text in sources.items()} | fixed_files(kind, libraries) | dict(more or {})
+    if kind.models is not None:
+        shipped[kind.models] = json.dumps([f"{folder}/" for folder in folders]).encode()
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         write_files(part, shipped)
-        for file in (*artifact.manifest.files, MANIFEST):
-            target = part / kind.model / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.folder / MANIFEST if file == MANIFEST else artifact.path(file), target)
+        for folder, each in folders.items():
+            copy_model(each, part / folder)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def copy_model(artifact: Artifact, folder: Path) -> None:
+    """The files that its manifest lists, and the manifest."""
+    for file in (*artifact.manifest.files, MANIFEST):
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.folder / MANIFEST if file == MANIFEST else artifact.path(file), target)
 
 
 def write_site(folder: Path, libraries: Path | None = None) -> None:
@@ -169,21 +185,13 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         target.write_bytes(content)
 
 
-def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
-    """Path in the bundle -> text."""
+def render_sources(artifact: Artifact, name: str, also: Artifact | None = None) -> dict[str, str]:
+    """Path in the bundle -> text. Raises RequestError where such an app cannot have these artifacts."""
     import jinja2
 
     kind, form = KINDS[name], artifact.manifest.format
-    if form not in kind.sources:
-        raise RequestError(
-            f"an app for {name} ships the format {', '.join(kind.sources)}, and this artifact's is {form}; export it "
-            "for that target"
-        )
-    if kind.provider not in (None, artifact.manifest.engine.get("provider")):
-        raise RequestError(
-            f"an app for {name} needs an artifact for it, and this one is for {artifact.manifest.target}; export it "
-            f"with --target {name}"
-        )
+    for each in (artifact, *([also] if also else [])):
+        check_artifact(each, name)
     folder = importlib.resources.files("runtimes.bundle") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
@@ -196,9 +204,36 @@ def render_sources(artifact: Artifact, name: str) -> dict[str, str]:
     environment.filters["size"] = size_text
     values = _values(artifact)
     values["libraries"] = kind.libraries
+    values["models"] = [_model(*pair) for pair in model_folders(kind.model, artifact, also).items()]
     if kind.values is not None:
         values |= kind.values(artifact)
     return {path: environment.get_template(template).render(values) for template, path in kind.sources[form].items()}
+
+
+def check_artifact(artifact: Artifact, name: str) -> None:
+    """Raises RequestError where an app of this kind cannot have it."""
+    kind, form = KINDS[name], artifact.manifest.format
+    if form not in kind.sources:
+        raise RequestError(
+            f"an app for {name} ships the format {', '.join(kind.sources)}, and this artifact's is {form}; export it "
+            "for that target"
+        )
+    if kind.provider not in (None, artifact.manifest.engine.get("provider")):
+        raise RequestError(
+            f"an app for {name} needs an artifact for it, and this one is for {artifact.manifest.target}; export it "
+            f"with --target {name}"
+        )
+
+
+def _model(folder: str, artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "folder": folder,
+        "activations": float_type(manifest),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "needed_bytes": manifest.memory.needed_bytes(manifest.context_tokens),
+        "digest": manifest.digest(),
+    }
 
 
 def _values(artifact: Artifact) -> dict[str, Any]:
@@ -207,7 +242,6 @@ def _values(artifact: Artifact) -> dict[str, Any]:
     return {
         "name": manifest.source.name,
         "form": manifest.format,
-        "activations": manifest.scheme.activations.partition(",")[0],
         "digest": manifest.digest(),
         "context_tokens": manifest.context_tokens,
         "stop_ids": list(manifest.tokens.stop),

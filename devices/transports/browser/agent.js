@@ -23,12 +23,13 @@ const loading = load();
 
 async function load() {
   try {
-    const { manifest, engine } = await openEngine(new URL("model/", location.href));
+    const { manifest, engine } = await openEngine([new URL("model/", location.href)]);
     loop = new TokenLoop(engine);
     write({
       event: "ready", protocol: 1, agent: "phi-edge browser", format: manifest.format,
       context_tokens: engine.contextTokens, vocab_size: engine.vocabSize, capabilities: CAPABILITIES,
-      versions: { ...engine.versions, browser: navigator.userAgent }, open_s: seconds(), accelerator: engine.accelerator,
+      versions: { ...engine.versions, browser: navigator.userAgent }, open_s: seconds(),
+      accelerator: `${engine.accelerator}, ${engine.activations}`,
     });
   } catch (error) {
     fail(null, "engine", error.message, true);

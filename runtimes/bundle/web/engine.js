@@ -4,54 +4,11 @@
 // [1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
 // the same buffers of the GPU; the mask's length says how much of them is filled.
 import * as ort from "./lib/onnxruntime-web/ort.webgpu.min.js";
+import { adapterName, cacheBytes, floatType } from "./adapter.js";
 
-const WIDTH = { float32: 4, float16: 2 };
 const PIECE_TOKENS = 512; // a prompt is prefilled in such pieces, so that a cancel need not wait for all of it
 // With subgroups of 4, as SwiftShader has them, onnxruntime-web's attention over 32 tokens and more is wrong.
 const NARROW_SUBGROUP = 8, NARROW_PIECE_TOKENS = 16;
-
-// What the model needs of a graphics adapter, checked before anything is downloaded. -> the adapter.
-export async function chooseAdapter(manifest) {
-  if (!globalThis.navigator?.gpu) {
-    throw new Error("this browser has no WebGPU here; use a newer one, over https or from localhost");
-  }
-  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
-  if (!adapter) throw new Error("this browser offers no graphics adapter for WebGPU; look at chrome://gpu");
-  const type = activations(manifest);
-  if (type === "float16" && !adapter.features.has("shader-f16")) {
-    throw new Error(
-      `${adapterName(adapter)} has no float16 (shader-f16), which this model needs; ` +
-      "export it with --activations float32",
-    );
-  }
-  if (type === "float16" && !globalThis.Float16Array) {
-    throw new Error("this browser has no numbers of 16 bits (Float16Array); use a newer one");
-  }
-  const bytes = cacheBytes(manifest), most = adapter.limits.maxStorageBufferBindingSize;
-  if (bytes > most) {
-    throw new Error(
-      `a layer's keys for ${manifest.context_tokens} tokens have ${bytes} bytes, and ${adapterName(adapter)} takes ` +
-      `${most} in a buffer; export with a shorter --context`,
-    );
-  }
-  return adapter;
-}
-
-// The adapter for people: vendor, architecture, and whether it is software.
-export function adapterName(adapter) {
-  const { vendor, architecture, description, isFallbackAdapter } = adapter.info;
-  const words = [description || [vendor, architecture].filter(Boolean).join(" ") || "the adapter"];
-  return words.concat(isFallbackAdapter ? ["(software)"] : []).join(" ");
-}
-
-function activations(manifest) {
-  return manifest.scheme.activations.startsWith("float16") ? "float16" : "float32";
-}
-
-function cacheBytes(manifest) {
-  const { kv_heads, head_dim } = manifest.model;
-  return kv_heads * manifest.context_tokens * head_dim * WIDTH[activations(manifest)];
-}
 
 export class Engine {
   #session; #kv; #logits; #switchTokens; #buffers;
@@ -80,6 +37,7 @@ export class Engine {
     this.vocabSize = vocab_size;
     this.versions = { "onnxruntime-web": ort.env.versions.web };
     this.accelerator = adapterName(adapter);
+    this.activations = floatType(manifest);
     this.pieceTokens = adapter.info.subgroupMinSize < NARROW_SUBGROUP ? NARROW_PIECE_TOKENS : PIECE_TOKENS;
     this.#switchTokens = manifest.rope.switch_tokens;
     this.#session = session;
@@ -91,7 +49,7 @@ export class Engine {
       for (const part of ["key", "value"]) {
         const buffer = device.createBuffer({ size: cacheBytes(manifest), usage });
         this.#buffers.push(buffer);
-        this.#kv[`${layer}.${part}`] = ort.Tensor.fromGpuBuffer(buffer, { dataType: activations(manifest), dims });
+        this.#kv[`${layer}.${part}`] = ort.Tensor.fromGpuBuffer(buffer, { dataType: this.activations, dims });
       }
     }
   }

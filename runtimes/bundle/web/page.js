@@ -13,7 +13,7 @@ async function open(progress) {
   };
   runtime = await openRuntime({ onProgress });
   const { source, context_tokens } = runtime.manifest;
-  return `${source.name}, context ${context_tokens} tokens, on ${runtime.accelerator}`;
+  return `${source.name}, context ${context_tokens} tokens, ${runtime.activations} on ${runtime.accelerator}`;
 }
 
 async function* answer(messages, signal) {

@@ -7,9 +7,10 @@
 //   }
 //
 // The fields of a request and of the events have the same names, meanings and defaults as in Python (runtimes/api.py).
-import { Engine, chooseAdapter } from "./engine.js";
+import { chooseModel } from "./adapter.js";
+import { Engine } from "./engine.js";
 import { RequestError, TokenLoop } from "./loop.js";
-import { loadFiles, loadManifest } from "./store.js";
+import { dropFiles, loadFiles, loadManifest, loadModels } from "./store.js";
 import { StopScanner, TextJoiner } from "./stream.js";
 import { Tokenizer } from "./text.js";
 
@@ -24,10 +25,11 @@ const DEFAULTS = {
   stop: [], stop_ids: [], ignore_stop_ids: false, deadline_s: null, session: null, signal: null,
 };
 
-// Download, check and load the model in the folder `model`. `onProgress` gets {file, loaded, total, cached} in bytes.
-export async function openRuntime({ model = new URL("model/", import.meta.url), onProgress } = {}) {
-  const base = new URL(model, globalThis.location?.href);
-  const { manifest, engine, files } = await openEngine(base, onProgress);
+// Download, check and load the model in the folder `model`; left out, the one of this bundle that the graphics adapter
+// can run. `onProgress` gets {file, loaded, total, cached} in bytes.
+export async function openRuntime({ model, onProgress } = {}) {
+  const bases = model === undefined ? await loadModels(import.meta.url) : [new URL(model, globalThis.location?.href)];
+  const { manifest, engine, files } = await openEngine(bases, onProgress);
   const json = (name) => (files[name] ? JSON.parse(new TextDecoder().decode(files[name])) : {});
   const template = files["chat_template.jinja"];
   const tokenizer = new Tokenizer(
@@ -36,10 +38,11 @@ export async function openRuntime({ model = new URL("model/", import.meta.url), 
   return new Runtime(manifest, engine, tokenizer);
 }
 
-// The model without text: what openRuntime and the agent share.
-export async function openEngine(base, onProgress) {
-  const manifest = await loadManifest(base);
-  const adapter = await chooseAdapter(manifest);
+// The model without text: what openRuntime and the agent share. `bases` are the folders to choose from.
+export async function openEngine(bases, onProgress) {
+  const models = await Promise.all(bases.map(async (base) => ({ base, manifest: await loadManifest(base) })));
+  const { base, manifest, adapter } = await chooseModel(models);
+  for (const other of bases) if (other !== base) await dropFiles(other); // of when the adapter was another
   const names = Object.keys(manifest.files).filter((name) => name !== "layout.json" && name !== "genai_config.json");
   const files = await loadFiles(base, manifest, names, onProgress);
   const engine = await Engine.open(manifest, files, adapter);
@@ -53,6 +56,7 @@ export class Runtime {
   constructor(manifest, engine, tokenizer) {
     this.manifest = manifest;
     this.accelerator = engine.accelerator;
+    this.activations = engine.activations; // "float16" or "float32"
     this.hasTemplate = tokenizer.hasTemplate;
     this.#engine = engine;
     this.#loop = new TokenLoop(engine);

@@ -15,10 +15,24 @@ export async function loadFiles(base, manifest, names, onProgress = () => {}) {
   return files;
 }
 
-export async function loadManifest(base) {
-  const response = await fetch(new URL("manifest.json", base), { cache: "no-cache" });
-  if (!response.ok) throw new Error(`${response.url}: the server answered ${response.status}`);
+// The folders of the models that a bundle has.
+export async function loadModels(base) {
+  return (await loadJson(new URL("models.json", base))).map((folder) => new URL(folder, base));
+}
+
+export function loadManifest(base) {
+  return loadJson(new URL("manifest.json", base));
+}
+
+async function loadJson(url) {
+  const response = await fetch(url, { cache: "no-cache" });
+  if (!response.ok) throw new Error(`${url}: the server answered ${response.status}`);
   return response.json();
+}
+
+// Remove what the browser keeps of a folder.
+export async function dropFiles(base) {
+  await globalThis.caches?.delete(storeName(base)).catch(() => {}); // a private window has none
 }
 
 async function loadFile(base, name, file, store, report) {
@@ -71,13 +85,17 @@ async function isFile(bytes, file) {
 async function openStore(base, manifest) {
   let store;
   try {
-    store = await caches.open(`phi-edge ${new URL(base).pathname}`);
+    store = await caches.open(storeName(base));
   } catch {
     return null;
   }
   const wanted = new Set(Object.values(manifest.files).map((file) => keyOf(base, file)));
   for (const request of await store.keys()) if (!wanted.has(request.url)) await store.delete(request);
   return store;
+}
+
+function storeName(base) {
+  return `phi-edge ${new URL(base).pathname}`;
 }
 
 function keyOf(base, file) {
