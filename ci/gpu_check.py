@@ -118,10 +118,13 @@ def main(
             for target, type in EXPORTS[provider]:
                 if activations in (None, type):
                     artifact = export_tiny(Path(folder) / f"{target}-{type}", target, type)
-                    rows += check(artifact, f"tiny, {type}", provider, plan, plan.prompts, plan.tokens)
+                    rows += check(
+                        artifact, f"tiny, {type}", provider, plan, held_out_prompts(plan.prompts), plan.tokens
+                    )
             for each in map(open_artifact, artifacts):
                 if each.manifest.engine.get("provider") == provider:
-                    rows += check(each, each.folder.name, provider, plan, plan.full_prompts, plan.full_tokens)
+                    texts = held_out_prompts(plan.full_prompts)
+                    rows += check(each, each.folder.name, provider, plan, texts, plan.full_tokens)
     text = "\n".join([*facts(devices), "", HEAD, *(row.markdown() for row in rows), ""])
     text += "\n".join(
         [f"{row.model}, {row.engine}, nodes beside the GPU: {', '.join(row.outside)}" for row in rows if row.outside]
@@ -160,10 +163,9 @@ def export_tiny(folder: Path, target: str, activations: str) -> Artifact:
     )
 
 
-def check(artifact: Artifact, name: str, provider: str, plan: Plan, prompts: int, tokens: int) -> Iterator[Row]:
-    """Our engine, then the stock one where it has the provider."""
+def check(artifact: Artifact, name: str, provider: str, plan: Plan, texts: Sequence[str], tokens: int) -> Iterator[Row]:
+    """Our engine, then the stock one where it has the provider. After each of `texts`, so many tokens."""
     tokenizer, manifest = Tokenizer(artifact.folder, artifact.manifest.files), artifact.manifest
-    texts = held_out_prompts(prompts)
     asked: dict[str, Any] = {
         "folder": str(artifact.folder), "provider": provider, "adapter": plan.adapter,
         "prompts": [tokenizer.encode_prompt(text) for text in texts], "count": tokens,

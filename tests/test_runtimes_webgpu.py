@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
+from click.testing import CliRunner
+from onnx import helper
 
+from ci.four_engines import held_out_prompts
+from ci.gpu.questions import twenty_questions
+from ci.gpu.result import DEVIATIONS
+from ci.gpu_check import Plan, check
 from ci.placements import read_placements
 from devices.drivers.table import open_device_runtime
 from export.artifact import open_artifact
 from export.coverage import WEBGPU_LENGTHS
 from export.pipeline import export_model
 from export.request import ExportRequest
-from fakes.vulkan import software_vulkan
+from fakes.vulkan import lavapipe, software_vulkan
+from phi_edge.main import main
 from runtimes import GenerateRequest, TokenEvent
 from runtimes.engines.engine import Graphics
 from runtimes.engines.onnx_engine import open_onnx
 from runtimes.engines.webgpu import ALLOW_SOFTWARE, PROVIDER, GpuDevice, choose_device, open_webgpu
+from runtimes.engines.webgpu_probe import GATHER
 from runtimes.errors import EngineError
 from runtimes.proof import prove
 from runtimes.registry import open_runtime
@@ -153,3 +163,57 @@ def test_the_logits_are_the_cpus(tiny_webgpu_float: Path, tmp_path: Path, monkey
     assert "phi-edge: WebGPU on software" in done.stderr
     expected = open_onnx(open_artifact(tiny_webgpu_float), None).forward(list(range(3, 13)), 0)
     assert max(abs(ours - theirs) for ours, theirs in zip(logits, expected.tolist(), strict=True)) < 1e-3
+
+
+TINY = {"float32": "tiny_web", "float16": "tiny_web_half"}
+
+
+@pytest.mark.webgpu
+@pytest.mark.parametrize("activations", ["float32", "float16"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("smollm2", marks=pytest.mark.real)])
+def test_both_float_types_compute_what_the_cpu_does(
+    model: str, activations: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On lavapipe, in 4 bits: logits, the greedy tokens after 20 prompts, and where each node runs."""
+    software_vulkan(tmp_path, monkeypatch, lavapipe())
+    if model == "tiny":
+        folder, texts = request.getfixturevalue(TINY[activations]), held_out_prompts(20)
+    else:
+        folder, texts = request.getfixturevalue("real_web")(activations), twenty_questions()
+    plan = Plan(adapter="software", lengths=(16,), steps=1)
+    (row,) = check(open_artifact(folder), model, "webgpu", plan, texts, 8)
+    assert not row.error and row.difference is not None and row.spread is not None
+    assert row.difference < (1e-3 if activations == "float32" else DEVIATIONS * row.spread)
+    assert (row.equal, row.prompts) == (20, 20), row
+    assert row.nodes[PROVIDER] > 10 * len(row.outside)
+    assert [node for node in row.outside if not node.startswith(WEBGPU_LENGTHS)] == []
+
+
+def test_the_probe_is_a_graph_of_one_node() -> None:
+    for name, kind in (("float16", onnx.TensorProto.FLOAT16), ("float32", onnx.TensorProto.FLOAT)):
+        numbers, one = (helper.make_tensor_value_info(*each) for each in (("x", kind, ["n"]), ("y", kind, [1])))
+        place = helper.make_tensor_value_info("i", onnx.TensorProto.INT64, [1])
+        graph = helper.make_graph([helper.make_node("Gather", ["x", "i"], ["y"])], "g", [numbers, place], [one])
+        model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+        assert model.SerializeToString() == GATHER[name]
+
+
+@pytest.mark.webgpu
+def test_what_the_adapter_cannot_do_is_refused_before_the_weights_are_loaded(
+    tiny_web_half: Path, tiny_web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SwiftShader has no float16, and buffers of up to 1 GiB. Without its weights an artifact cannot be loaded."""
+    lab = software_vulkan(tmp_path, monkeypatch)
+    for source, context_tokens, message in (
+        (tiny_web_half, 256, "has no float16, which this artifact needs; export it with --activations float32"),
+        (tiny_web, 5_000_000, "a layer's keys for 5000000 tokens have 1280000000 bytes, which software on"),
+    ):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        size = (folder / "model.onnx").stat().st_size
+        (folder / "model.onnx").write_bytes(bytes(size))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        changed = manifest | {"target": "webgpu", "context_tokens": context_tokens}
+        (folder / "manifest.json").write_text(json.dumps(changed))
+        done = CliRunner().invoke(main, ["run", str(folder), "Hi", "--device", "gpu", "--lab", str(lab)])
+        assert done.exit_code == 2 and message in done.output, done.output

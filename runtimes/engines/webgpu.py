@@ -17,6 +17,7 @@ from export.artifact import Artifact
 from runtimes.engines.device_cache import DeviceCacheEngine
 from runtimes.engines.engine import ANY_ADAPTER, Engine, Graphics
 from runtimes.engines.onnx_engine import load_session, model_file, open_onnx
+from runtimes.engines.webgpu_probe import check_adapter
 from runtimes.errors import EngineError
 from runtimes.system.telemetry import switch_telemetry_off
 
@@ -79,6 +80,7 @@ def open_webgpu(artifact: Artifact, threads: int | None, *, graphics: Graphics =
             raise
         print(f"phi-edge: on the CPU: {error}", file=sys.stderr)
         return open_onnx(artifact, threads)
+    check_adapter(chosen.handle, chosen.describe(), artifact.manifest)
     print(f"phi-edge: WebGPU on {chosen.describe()}", file=sys.stderr)
     return WebGpuEngine(load_session(model_file(artifact), threads, device=chosen.handle), artifact, chosen)
 
