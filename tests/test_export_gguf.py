@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -21,6 +22,8 @@ import torch
 from click.testing import CliRunner
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ci.gpu.questions import twenty_questions
+from ci.real_model import Form
 from export.artifact import open_artifact
 from export.errors import OptionError
 from export.job import resolve
@@ -92,13 +95,18 @@ def tiny_as(made_once: Callable[..., Path]) -> Callable[[str], Path]:
     return make
 
 
-def reference(ids: Sequence[int], checkpoint: Path = TINY) -> npt.NDArray[np.float32]:
-    """transformers' float logits after each id."""
+@functools.lru_cache(1)
+def float_model(checkpoint: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+def reference(ids: Sequence[int], checkpoint: Path = TINY) -> npt.NDArray[np.float32]:
+    """transformers' float logits after each id."""
     with torch.inference_mode():
-        result: npt.NDArray[np.float32] = model(torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
+        logits = float_model(checkpoint)(torch.tensor([list(ids)]), use_cache=False).logits
+    result: npt.NDArray[np.float32] = logits[0].numpy()
     return result
 
 
@@ -110,15 +118,26 @@ def greedy(folder: Path, ids: Sequence[int], count: int) -> list[int]:
     return found
 
 
-def test_in_float_llama_cpp_gives_transformers_tokens(tiny_as: Callable[[str], Path]) -> None:
-    """20 prompts: each is followed by the tokens that transformers would choose after what was chosen before."""
-    folder, tokenizer = tiny_as("fp32"), Tokenizer.from_file(str(TINY / "tokenizer.json"))
-    held_out = (TINY / "held_out.txt").read_text(encoding="utf-8").split("\n\n")
-    for text in [*HOME, *(part[:60] for part in held_out[:16])]:
+def compare_tokens(folder: Path, checkpoint: Path, texts: Sequence[str], count: int) -> None:
+    """Each text is followed by the tokens that transformers would choose after what was chosen before."""
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    for text in texts:
         ids = tokenizer.encode(text).ids
-        chosen = greedy(folder, ids, 16)
-        expected = reference([*ids, *chosen]).argmax(axis=-1)[len(ids) - 1 : -1]
+        chosen = greedy(folder, ids, count)
+        expected = reference([*ids, *chosen], checkpoint).argmax(axis=-1)[len(ids) - 1 : -1]
         assert chosen == expected.tolist(), text
+
+
+def test_in_float_llama_cpp_gives_transformers_tokens(tiny_as: Callable[[str], Path]) -> None:
+    held_out = (TINY / "held_out.txt").read_text(encoding="utf-8").split("\n\n")
+    compare_tokens(tiny_as("fp32"), TINY, [*HOME, *(part[:60] for part in held_out[:16])], 16)
+
+
+@pytest.mark.real
+def test_in_float_llama_cpp_gives_a_real_models_tokens(real_checkpoint: Callable[[Form], Path], tmp_path: Path) -> None:
+    checkpoint, out = real_checkpoint("phi3"), tmp_path / "out"
+    export_model(ExportRequest(checkpoint=str(checkpoint), out=out, format="gguf", scheme="fp32", context_tokens=64))
+    compare_tokens(out, checkpoint, twenty_questions()[::4], 12)
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "bf16", "fp16", "int4-b32", "uint4-b32-e8-gptq"])
