@@ -1,9 +1,9 @@
-# make setup | demo | test | fuzz | check | format | golden | docs
+# make setup | demo | test | browser | fuzz | check | format | golden | docs
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test fuzz check format golden docs
+.PHONY: setup demo test browser fuzz check format golden docs
 setup: $(VENV)/.ready
 
 # torch comes first and pinned: an unpinned one brings several GB of CUDA.
@@ -21,6 +21,10 @@ demo: setup
 # order of tests/conftest.py.
 test: setup
 	$(BIN)/python -m pytest -n $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )) --dist loadfile --no-loadscope-reorder
+
+# What takes too long for a test: a real model's twenty answers in a browser whose graphics adapter is software.
+browser: setup
+	$(BIN)/python -m ci.gpu.browser_check
 
 # SECONDS for each target; TARGETS="manifest agent_lines" are some of them. What is found is in build/fuzz.
 SECONDS := 60
