@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 
 
 def run() -> None:
@@ -14,6 +16,9 @@ def run() -> None:
     from phi_edge.main import main
 
     signal.signal(signal.SIGINT, handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")  # of a character that cp1252 or latin-1 does not have
     main(prog_name="phi-edge")
 
 

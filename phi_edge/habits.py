@@ -131,6 +131,43 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
     "demo": {**dict.fromkeys(("-o", "--output", "--folder"), "use --out"), "--target": "leave it out: it shows all"},
 }
+_DIRECTML = "Windows' graphics processors are windows-directml (DirectML) or webgpu, its processors cpu"
+_APPLE = "llama.cpp runs an artifact of --format gguf there, and ExecuTorch's Swift package reads one of executorch"
+# An option -> a word that it does not know -> what to do.
+CHOICES: dict[str, dict[str, str]] = {
+    "--for": {
+        **dict.fromkeys(("ios", "iphone", "ipad", "macos", "mac", "apple", "swift"), f"nothing to bundle: {_APPLE}"),
+        **dict.fromkeys(("browser", "javascript", "js", "webgpu", "wasm"), "use web"),
+        **dict.fromkeys(("pi", "pi5", "linux", "systemd"), "use raspberry-pi"),
+        **dict.fromkeys(("huggingface", "hf"), "use hub"),
+        **dict.fromkeys(("llama.cpp", "lmstudio", "gguf"), "nothing to bundle: it reads a GGUF artifact's model.gguf"),
+        **dict.fromkeys(("docker", "server", "openai"), "`phi-edge serve FOLDER` serves over HTTP"),
+    },
+    "--target": {
+        **dict.fromkeys(("ios", "iphone", "ipad"), f"use android: {_APPLE}"),
+        **dict.fromkeys(("macos", "mac", "apple", "linux", "desktop", "server", "x86", "local"), "use cpu"),
+        **dict.fromkeys(("pi", "pi4", "pi5", "rpi", "arm", "arm64"), "use raspberry-pi"),
+        **dict.fromkeys(("phone", "mobile"), "use android"),
+        **dict.fromkeys(("windows", "win", "directml", "dml"), _DIRECTML),
+        **dict.fromkeys(("gpu", "nvidia"), "use cuda for NVIDIA's cards, webgpu or windows-directml for others"),
+        **dict.fromkeys(("browser", "javascript", "js", "wasm"), "use web"),
+    },
+    "--scheme": {
+        **dict.fromkeys(
+            ("int4", "4bit", "4", "q4", "w4"),
+            "leave it out for 4 bits with a calibration, or use int4-b32 for plain ones",
+        ),
+        **dict.fromkeys(("q4_0", "q4_1", "q4_k_m"), "use --format gguf, whose default has ggml's blocks of 4 bits"),
+        **dict.fromkeys(("int8", "8bit", "q8_0"), "layers have 4 bits; --bits-per-weight 8.5 gives most of them 8"),
+        **dict.fromkeys(("none", "float", "float32", "f32"), "use fp32"),
+        **dict.fromkeys(("awq", "gptq"), "use a scheme with -weighted or -gptq in its name"),
+    },
+    "--format": {
+        **dict.fromkeys(("pte", "et"), "use executorch"),
+        **dict.fromkeys(("llama.cpp", "ollama"), "use gguf"),
+        **dict.fromkeys(("ort", "genai"), "use onnx"),
+    },
+}
 _MODEL = ("-m", "--model", "--model-id", "--model-path", "--model_name_or_path", "--input", "-hf", "--hf-repo")
 
 

@@ -11,6 +11,7 @@ import click
 from phi_edge.errors import UNEXPECTED, did_you_mean, one_line, usage_error
 from phi_edge.habits import option_habit
 from phi_edge.quiet import quiet_libraries
+from runtimes.terminal import typed_text
 
 MOST_SECONDS = 1e6
 
@@ -84,11 +85,18 @@ class Verb(click.Command):
 
 
 class Choice(click.Choice[str]):
-    """One of some words; another word is refused with the known ones and the one that was probably meant."""
+    """One of some words; another word is refused with the known ones and the one that was probably meant. `habits` has
+    words that people try -> what to do."""
+
+    def __init__(self, choices: Sequence[str], habits: Mapping[str, str] | None = None) -> None:
+        super().__init__(choices)
+        self.habits = habits or {}
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         known = [str(choice) for choice in self.choices]
-        return f"unknown {str(value)!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}"
+        habit = self.habits.get(str(value).lower())
+        hint = did_you_mean(str(value), known) if habit is None else f"; {habit}"
+        return f"unknown {str(value)!r}; known: {', '.join(known)}{hint}"
 
 
 class Seconds(click.FloatRange):
@@ -102,6 +110,18 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail(f"{value} is no number of seconds", param, ctx)
         return seconds
+
+
+class Text(click.ParamType[str]):
+    """A text for a model, in any locale."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return typed_text(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Parsed(click.ParamType[Any]):

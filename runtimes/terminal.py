@@ -6,6 +6,7 @@ direction can turn a name around.
 
 from __future__ import annotations
 
+import os
 import re
 
 MOST_CHARACTERS = 4000  # of one line
@@ -14,6 +15,18 @@ REPLACEMENT = "\ufffd"
 _COMMANDS = re.compile(
     "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def typed_text(text: str) -> str:
+    """What a person typed, as Python took it from the command line or the terminal. Bytes that the locale's encoding
+    does not have come as half characters; they are read as UTF-8. Raises ValueError where they are something else."""
+    if not _HALF.search(text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise ValueError("it is not text in UTF-8; write it in UTF-8, or set the locale to the terminal's") from error
 
 
 def one_line(text: str) -> str:

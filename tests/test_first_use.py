@@ -17,6 +17,8 @@ MISTAKES: dict[str, dict[str, str]] = {
     "export": {
         "-m tiny out": "the model comes without an option: phi-edge export tiny",
         "tiny out --quantize int4": "use --scheme",
+        "tiny out --target gpu": "use cuda for NVIDIA's cards",
+        "tiny out --scheme int4": "leave it out for 4 bits",
         "tiny full": "full: is not empty; give a new folder",
         "weights.gguf out": "give the folder that has config.json and *.safetensors",
         "microsoft/Phi-3-mini": "an example: phi-edge export tiny my-artifact",
@@ -99,6 +101,7 @@ MISTAKES: dict[str, dict[str, str]] = {
         "art app": "an example: phi-edge bundle my-artifact my-app --for android",
         "art app --target android": "use --for",
         "art app --for andriod": "did you mean android?",
+        "art app --for ios": "nothing to bundle: llama.cpp runs an artifact of --format gguf there",
         "art full --for android": "full: is there already; give a new folder",
         "checkpoint app --for android": "export it first: phi-edge export checkpoint my-artifact",
     },

@@ -24,7 +24,9 @@ main(["run", *sys.argv[1:]])
 FULL = "[the conversation is full: its "
 
 
-def converse(folder: Path, *lines: str, options: tuple[str, ...] = ()) -> tuple[str, str]:
+def converse(
+    folder: Path, *lines: str | bytes, options: tuple[str, ...] = (), locale: str = "utf-8"
+) -> tuple[str, str]:
     """stdout and stderr of a conversation whose user types these lines."""
     terminal, other = pty.openpty()
     child = subprocess.Popen(
@@ -33,9 +35,10 @@ def converse(folder: Path, *lines: str, options: tuple[str, ...] = ()) -> tuple[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONIOENCODING": locale},
     )
     os.close(other)
-    os.write(terminal, "".join(f"{line}\n" for line in lines).encode())
+    os.write(terminal, b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
     out, err = child.communicate(timeout=60)
     os.close(terminal)
     assert child.returncode == 0, err
@@ -63,6 +66,12 @@ def test_commands_are_not_answered(folder: Path) -> None:
     assert err.count("forget the conversation so far") == 2
     assert "Error: unknown command /clera; these are known:" in err
     assert "The conversation starts anew." in err
+
+
+@pytest.mark.parametrize("locale", ["utf-8:strict", "utf-8:surrogateescape"])
+def test_a_line_that_is_no_text_is_refused_and_the_conversation_goes_on(folder: Path, locale: str) -> None:
+    out, err = converse(folder, b"Is the l\xe4mp on?", "Is the lämp on?", "/bye", locale=locale)
+    assert out == "Well.\n" and err.count("Error: this line is not text in UTF-8; set the terminal to UTF-8") == 1
 
 
 @pytest.mark.parametrize("system", [(), ("--system", "Be kind")], ids=["", "system"])

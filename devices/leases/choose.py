@@ -14,6 +14,7 @@ from devices.lab import Device, Lab
 from devices.leases.labgrid import LabgridStore
 from devices.leases.lease import TIMES, Lease, LeaseTimes, Say, Store, leased
 from devices.leases.sqlite import SqliteStore
+from runtimes.terminal import one_line
 
 FILE = "phi-edge/leases.sqlite"
 
@@ -57,6 +58,6 @@ def lease_device(
     device = lab.device(name)
     with (
         contextlib.closing(open_store(lab, device, times)) as store,
-        leased(store, lease_key(device), name, job, wait_s=wait_s, say=say, times=times) as lease,
+        leased(store, lease_key(device), name, one_line(job), wait_s=wait_s, say=say, times=times) as lease,
     ):
         yield lease

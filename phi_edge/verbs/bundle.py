@@ -8,6 +8,7 @@ import click
 
 from phi_edge.errors import UserError
 from phi_edge.files import FOLDER
+from phi_edge.habits import CHOICES
 from phi_edge.terminal import echo
 from phi_edge.verb import Choice, Verb
 from runtimes.bundle.write import KINDS
@@ -26,7 +27,8 @@ from runtimes.bundle.write import KINDS
 )
 @click.argument("artifact", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("--for", "kind", type=Choice(list(KINDS)), required=True, help="The kind of app, or the other program.")
+@click.option("--for", "kind", type=Choice(list(KINDS), CHOICES["--for"]), required=True,
+              help="The kind of app, or the other program.")  # fmt: skip
 @click.option(
     "--libraries",
     type=FOLDER,

@@ -10,6 +10,7 @@ import click
 from export.artifact import Adapter, Artifact
 from export.request import ExportRequest, Option, export_options
 from phi_edge.files import FOLDER
+from phi_edge.habits import CHOICES
 from phi_edge.terminal import echo
 from phi_edge.verb import Choice, Parsed, Verb
 from runtimes.system.size import size_text
@@ -22,7 +23,7 @@ def click_option(option: Option) -> click.Option:
         return click.Option([option.flag, option.field], is_flag=True, help=option.help)
     kind: click.ParamType[Any] = Parsed(option.metavar or "text", option.parse)
     if option.choices is not None:
-        kind = Choice(option.choices)
+        kind = Choice(option.choices, CHOICES.get(option.flag))
     elif option.parse is int:
         kind = click.INT
     return click.Option(

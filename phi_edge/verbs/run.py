@@ -17,11 +17,12 @@ from export.artifact import open_artifact
 from phi_edge.files import Folder
 from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo, echo_answer
-from phi_edge.verb import Seconds, Verb
+from phi_edge.verb import Seconds, Text, Verb
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError
 from runtimes.registry import open_runtime
+from runtimes.terminal import typed_text
 from runtimes.text.chat import chat
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Fields of events that no option of this verb asks for.
 NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
+MOST_PROMPT_BYTES = 1 << 26  # no context is as long
 
 
 @click.command(
@@ -60,10 +62,10 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
     },
 )
 @click.argument("artifact", type=Folder(path_type=str))
-@click.argument("prompt", required=False)
+@click.argument("prompt", type=Text(), required=False)
 @click.option("--chat/--raw", "as_chat", default=None, show_default="--chat, if the artifact has a chat template",
               help="Treat PROMPT as a chat message, by the chat template, or continue it as it is.")  # fmt: skip
-@click.option("--system", metavar="TEXT", show_default="none",
+@click.option("--system", type=Text(), metavar="TEXT", show_default="none",
               help="In a chat: a system message before the first one.")  # fmt: skip
 @click.option("--max-new-tokens", type=int, default=256, metavar="N", help="End the answer after N tokens.")
 @click.option("--temperature", type=float, default=0.0, metavar="T",
@@ -74,7 +76,7 @@ NOT_ASKED = ("logprob", "top_logprobs", "tool_calls")
               help="Draw from the likeliest tokens that together have probability P.")  # fmt: skip
 @click.option("--seed", type=int, metavar="S", show_default="a random one",
               help="The same seed gives the same text, on every target.")  # fmt: skip
-@click.option("--stop", multiple=True, metavar="TEXT", show_default="the model's own stop tokens only",
+@click.option("--stop", type=Text(), multiple=True, metavar="TEXT", show_default="the model's own stop tokens only",
               help="End the answer before this text. May be repeated.")  # fmt: skip
 @click.option("--deadline", type=Seconds(), metavar="SECONDS", show_default="none",
               help="End the answer after this time.")  # fmt: skip
@@ -139,7 +141,7 @@ def run_command(
                 "--adapter and --allow-cpu"
             )
         with contextlib.closing(service.open_runtime()) as answering:
-            question = Message("user", _read_stdin() if artifact == "-" else artifact)
+            question = Message("user", _read_stdin() if artifact == "-" else _typed(artifact))
             request = dataclasses.replace(template, messages=[*opening, question])
             (_print_json if as_json else _print_text)(answering, request)
         return
@@ -205,10 +207,20 @@ def _quoted(given: Mapping[str, Any], rest: str) -> str:
 def _read_stdin() -> str:
     if sys.stdin is None:
         raise RequestError("the prompt is -, and stdin is closed; give the prompt itself")
+    data = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
+    if len(data) > MOST_PROMPT_BYTES:
+        raise RequestError(f"the prompt on stdin has more than {MOST_PROMPT_BYTES} bytes; give a shorter one")
+    for encoding in ("utf-8-sig", sys.stdin.encoding):
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(encoding).replace("\r\n", "\n")
+    raise RequestError("the prompt on stdin is not text in UTF-8; save it as UTF-8")
+
+
+def _typed(text: str) -> str:
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the prompt on stdin is not text in {error.encoding} (byte {error.start})") from error
+        return typed_text(text)
+    except ValueError as error:
+        raise RequestError(f"the prompt: {error}") from error
 
 
 def _print_text(runtime: Runtime, request: GenerateRequest) -> None:

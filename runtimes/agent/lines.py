@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from runtimes.agent.wire import MAX_LINE_BYTES, Code, encode
+from runtimes.terminal import one_line
 
 TOO_LONG = f"the line is longer than {MAX_LINE_BYTES} bytes; it was skipped"
 CLOSE_S = 1.0
@@ -63,8 +64,8 @@ class LineWriter:
             self.count += 1
 
     def error(self, number: int | None, code: Code, message: str, *, fatal: bool = False) -> None:
-        """Write an error line; the message is put on one line."""
-        text = " ".join(message.split())
+        """Write an error line; the message is put on one line, and half characters of a path are replaced."""
+        text = one_line(message)
         self.write({"event": "error", "request": number, "code": code, "message": text, "fatal": fatal})
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import click
 
 from runtimes.api import DoneEvent, Event, GenerateRequest, Message
 from runtimes.errors import RequestError
-from runtimes.terminal import harmless, one_line
+from runtimes.terminal import harmless, one_line, typed_text
 from runtimes.text.conversation import Conversation
 from runtimes.text.runtime import TextRuntime
 
@@ -31,10 +31,13 @@ def chat(runtime: TextRuntime, opening: Sequence[Message], template: GenerateReq
     conversation = Conversation(runtime, opening, template)
     while True:
         try:
-            line = click.prompt(">", prompt_suffix=" ", default="", show_default=False, err=True)
+            line = typed_text(click.prompt(">", prompt_suffix=" ", default="", show_default=False, err=True))
         except click.Abort:
             click.echo(err=True)
             return
+        except ValueError:  # Python's own too, where the locale's encoding is a strict one
+            click.echo("Error: this line is not text in UTF-8; set the terminal to UTF-8", err=True)
+            continue
         word = line.strip().lower()
         if word in ENDINGS:
             return

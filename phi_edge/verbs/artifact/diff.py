@@ -15,7 +15,7 @@ import click
 from phi_edge.errors import Failed
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.terminal import echo
-from phi_edge.verb import Verb
+from phi_edge.verb import Text, Verb
 from runtimes.terminal import one_line
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MOST_LINES = 40  # of one table, for people; --json has them all
 )
 @click.argument("a", type=FOLDER)
 @click.argument("b", type=FOLDER)
-@click.option("--run", "prompts", multiple=True, metavar="PROMPT", show_default="neither is run",
+@click.option("--run", "prompts", type=Text(), multiple=True, metavar="PROMPT", show_default="neither is run",
               help="Also compare the greedy tokens of both after this prompt. May be repeated.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(1), default=32, metavar="N", help="With --run: at most N tokens.")
 @click.option("--json", "out", type=FILE, metavar="FILE", show_default="no file",
