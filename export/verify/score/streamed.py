@@ -1,7 +1,7 @@
 """The float model over many blocks, with one layer's weights in memory at a time.
 
-Every block goes through a layer before the next layer is read, so that the checkpoint is read once and memory holds one
-layer in float32, the blocks' hidden states, and at the end the head.
+Every block goes through a layer before the next layer is read, so that the checkpoint is read once and memory contains
+one layer in float32 (before the first the embedding, after the last the head) and the blocks' hidden states.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ class StreamedReference:
         """The logits [predicted tokens, vocab] of one block after the other; all layers run before the first."""
         model = on_meta(self._checkpoint.config)
         groups = layer_names(model)
-        outer = [name for name in self._checkpoint.tensors if not any(name in group for group in groups)]
+        tensors = self._checkpoint.tensors
+        outer = {name for name in tensors if not any(name in group for group in groups)}
+        # Never both tables at once; with a tied head the embedding is read again.
+        at_end = outer - {EMBEDDING} | ({TIED_HEAD} if TIED_HEAD not in tensors else set())
         # A block is read to its last token but one: nothing follows the last.
         steps = [self._steps(model, len(block.ids) - 1) for block in blocks]
         values = [torch.tensor([list(block.ids[:-1])]) for block in blocks]
-        for number, names in enumerate([outer, *groups]):
+        for number, names in enumerate([{EMBEDDING}, *groups]):
             done(number, len(groups))
             with self._loaded(model, names):
                 for index, value in enumerate(values):
                     values[index] = steps[index][number](value)
-        with self._loaded(model, outer):
+        with self._loaded(model, at_end):
             for block, value, own in zip(blocks, values, steps, strict=True):
                 logits: Rows = own[-1](value[:, block.first - 1 :])[0].numpy()
                 yield logits
@@ -53,9 +56,7 @@ class StreamedReference:
     def _loaded(self, model: Model, names: Iterable[str]) -> Iterator[None]:
         """These weights are in the model, and are forgotten afterwards."""
         tensors = self._checkpoint.tensors
-        weights = {name: tensors[name].read() for name in names}
-        if EMBEDDING in weights and TIED_HEAD not in tensors:
-            weights[TIED_HEAD] = weights[EMBEDDING]
+        weights = {name: tensors[name if name in tensors else EMBEDDING].read() for name in names}
         model.load_state_dict(weights, strict=False, assign=True)
         yield
         empty = {name: torch.empty_like(weight, device="meta") for name, weight in weights.items()}
