@@ -164,9 +164,28 @@ def real_web(real_checkpoint: Callable[[Form], Path], made_once: Callable[..., P
 
 
 @pytest.fixture(scope="session")
-def tiny_web_float(tiny_export: Callable[..., Path]) -> Path:
-    """Without quantisation: in software ten times as fast."""
-    return tiny_export("web-float", target="web", activations="float32", scheme="fp32", context_tokens=256)
+def first_layers(made_once: Callable[..., Path]) -> Callable[[int], Path]:
+    """first_layers(count): the tiny model without its other layers, as a checkpoint. It says words."""
+
+    def cut(folder: Path, count: int) -> None:
+        from safetensors.torch import load_file, save_file
+
+        shutil.copytree(TINY, folder)
+        tensors = load_file(folder / "model.safetensors")
+        others = tuple(f"model.layers.{layer}." for layer in range(count, 4))
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": count}))
+
+    return lambda count: made_once(f"first-layers-{count}", lambda folder: cut(folder, count))
+
+
+@pytest.fixture(scope="session")
+def tiny_web_float(tiny_export: Callable[..., Path], first_layers: Callable[[int], Path]) -> Path:
+    """One layer, without quantisation: in software a token takes tens of milliseconds instead of a second."""
+    options = {"target": "web", "activations": "float32", "scheme": "fp32", "context_tokens": 256}
+    return tiny_export("web-float", checkpoint=first_layers(1), **options)
 
 
 @pytest.fixture(scope="session")

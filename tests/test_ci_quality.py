@@ -43,16 +43,22 @@ RESULT = Result(
 FLOAT_RESULT = replace(RESULT, name="float32", label="the checkpoint", group="float", bytes=269_000_000)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was measured before, which all tests may find or leave there."""
+    return tmp_path_factory.mktemp("quality") / "cache"
+
+
 def quality(cache: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "ci/bench/quality.py", "--checkpoint", "export/tiny", "--cache", str(cache)]
     command += ["--out", str(out), "--tokens", "300", "--threads", "1", *options]
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=500, check=False)
 
 
-def test_a_row_of_ours_is_measured_once(tmp_path: Path) -> None:
+def test_a_row_of_ours_is_measured_once(cache: Path, tmp_path: Path) -> None:
     page = tmp_path / "quality.md"
     page.write_text(PAGE)
-    first = quality(tmp_path / "cache", tmp_path, "--rows", "cpu")
+    first = quality(cache, tmp_path, "--rows", "cpu")
     assert first.returncode == 0, first.stderr
     results = {each["name"]: each for each in json.loads((tmp_path / "quality.json").read_text())}
     assert list(results) == ["float32", "cpu"]
@@ -65,14 +71,14 @@ def test_a_row_of_ours_is_measured_once(tmp_path: Path) -> None:
     assert "phi-edge export CHECKPOINT OUT --target cpu" in text
     assert "<svg" in (tmp_path / "quality.svg").read_text()
 
-    again = quality(tmp_path / "cache", tmp_path, "--rows", "cpu")
+    again = quality(cache, tmp_path, "--rows", "cpu")
     assert again.stderr.count("measured before") == 2
     assert page.read_text() == text
 
 
-def test_a_row_that_fails_is_named_and_the_others_are_written(tmp_path: Path) -> None:
+def test_a_row_that_fails_is_named_and_the_others_are_written(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "quality.md").write_text(PAGE)
-    ended = quality(tmp_path / "cache", tmp_path, "--rows", "cpu/no-such-scheme")
+    ended = quality(cache, tmp_path, "--rows", "cpu/no-such-scheme")
     assert ended.returncode == 1
     assert "cpu/no-such-scheme" in ended.stderr and ".log" in ended.stderr
     assert "1 of 2 rows failed" in ended.stderr

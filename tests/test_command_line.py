@@ -66,7 +66,7 @@ def test_help_needs_click_alone(words: list[str]) -> None:
     assert shown.stdout.startswith("Usage: phi-edge")
 
 
-@pytest.mark.parametrize("artifact", ["tiny_onnx", "tiny_executorch"])
+@pytest.mark.parametrize("artifact", ["tiny_onnx_short", "tiny_executorch"])
 @pytest.mark.parametrize("options", [[], ["--against", "tiny"]], ids=["whole", "against"])
 def test_check_prints_nothing_of_its_libraries(
     artifact: str, options: list[str], request: pytest.FixtureRequest

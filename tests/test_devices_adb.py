@@ -25,7 +25,7 @@ from devices.measure.measurement import DeviceFacts, read_measurement
 from devices.measure.metrics import METRICS, summarize
 from devices.measure.validity import problems
 from devices.transports.adb.devices import Client
-from devices.transports.timeouts import Timeouts
+from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact, open_artifact, verify
 from fakes.adbd import FakeAdbd
 from fakes.android import AndroidSoftware, llama_main_row
@@ -42,6 +42,8 @@ from runtimes.registry import open_tokens, text_runtime
 from runtimes.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.emulated
+# An unplugged phone is waited for: the others come back, however busy this machine is.
+WAITS = {"unplug": Timeouts(connect_s=1.0)}
 
 
 @pytest.fixture
@@ -58,11 +60,11 @@ def device(phone: FakeAdbd, adb: Client, android: AndroidSoftware) -> AdbDevice:
 
 
 @contextlib.contextmanager
-def opened(device: AdbDevice, artifact: Artifact, *, hold: bool = False) -> Iterator[TokenSource]:
+def opened(device: AdbDevice, artifact: Artifact, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> Iterator[TokenSource]:
     """Staged and loaded; closed afterwards."""
-    with contextlib.closing(AdbDriver("phone", device)) as driver:
+    with contextlib.closing(AdbDriver("phone", device, timeouts)) as driver:
         driver.stage(artifact, lambda what: None)
-        source = driver.open(artifact, Loading(threads=2, hold=hold, wait_s=100)).source
+        source = driver.open(artifact, Loading(threads=2, wait_s=100)).source
         with contextlib.closing(source):
             yield source
 
@@ -218,7 +220,7 @@ def test_faults_in_the_middle_of_an_answer(
         "server": (lambda: kill_server(adb), "the connection was cut"),
     }
     act, reason = acts[fault]
-    with opened(device, artifact) as source:
+    with opened(device, artifact, WAITS.get(fault, DEFAULT_TIMEOUTS)) as source:
         stream = source.stream(TokenRequest(ids=[5, 6, 7], max_new_tokens=400))
         next(stream)
         act()
@@ -394,7 +396,7 @@ def test_faults_in_an_answer_of_llama_main(
             time.sleep(0.01)
         act()
 
-    with opened(endless, artifact) as source:
+    with opened(endless, artifact, WAITS.get(fault, DEFAULT_TIMEOUTS)) as source:
         saboteur = threading.Thread(target=in_the_answer)
         saboteur.start()
         with pytest.raises(TransportError, match=reason):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -13,11 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from export.artifact import open_artifact, verify
-from export.errors import ArtifactError
+from export.artifact import open_artifact
 from export.pipeline import export_model
 from export.request import ExportRequest
-from fakes.killed import export_until, journal_lines, never
 from phi_edge.main import main
 
 
@@ -122,32 +119,6 @@ def test_same_bytes_twice(random_checkpoint: Callable[..., Path], tmp_path: Path
     for name in first.manifest.files:
         assert first.path(name).read_bytes() == second.path(name).read_bytes(), name
     assert first.manifest.digest() == second.manifest.digest()
-
-
-def test_killed_export_leaves_no_artifact(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    checkpoint, out = random_checkpoint(num_hidden_layers=4), tmp_path / "out"
-    part, words = tmp_path / "out.part", [str(checkpoint), str(out), "--scheme", "int4-b32"]
-    assert export_until(words, never) == 0
-    digest = open_artifact(out).manifest.digest()
-    shutil.rmtree(out)
-    moments: list[Callable[[], bool]] = [part.exists, (part / "artifact").exists]
-    moments += [functools.partial(lambda lines: journal_lines(part) >= lines, lines) for lines in range(1, 6)]
-    moments += [out.exists]  # sealed: what is accepted then must be the whole artifact
-    killed = 0
-    for reached in moments:
-        code = export_until(words, reached)
-        killed += code is None
-        for folder in tmp_path.iterdir():
-            try:
-                accepted = open_artifact(folder)
-                verify(accepted)
-            except ArtifactError:
-                assert code is None
-            else:
-                assert folder == out and accepted.manifest.digest() == digest
-        for folder in tmp_path.iterdir():
-            shutil.rmtree(folder)
-    assert killed >= 4
 
 
 def test_optimum_command_line(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_gated_repository_says_what_to_do(hub: FakeHub) -> None:
 def test_a_process_downloads_once_and_needs_the_hub_no_more(hub: FakeHub, tmp_path: Path) -> None:
     """With nothing patched: the environment names the hub."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    command = [sys.executable, "-P", "-m", "phi_edge", "export", ID, "out", "--quiet"]
+    command = [sys.executable, "-P", "-m", "phi_edge", "export", ID, "out", "--quiet", "--scheme", "fp32"]
     done = subprocess.run(
         command,
         env=environment | hub.environment(tmp_path),

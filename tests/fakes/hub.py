@@ -29,7 +29,7 @@ class FakeHub:
         self.sent: dict[str, int] = {}
         self.uploaded: dict[str, dict[str, bytes]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def endpoint(self) -> str:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 LIMIT_S = 500.0
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["export.pipeline", "export.to_onnx.layout", "export.to_executorch.layout"])
+# The last ones are what torch.export and numba import at their first use.
+_FORKED.set_forkserver_preload(
+    [
+        *("phi_edge.verbs.export", "export.pipeline", "export.to_onnx.layout", "export.to_executorch.layout"),
+        *("torch.export._trace", "numba.np.arraymath", "scipy.linalg"),
+    ]
+)
 
 
 def export_until(words: Sequence[str], reached: Callable[[], bool]) -> int | None:

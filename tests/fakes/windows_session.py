@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from ci.placements import Placement, count, fallen_back, read_placements
 SCRIPT = Path(__file__).parent / "wine" / "session.js"
 DIRECTML = "DmlExecutionProvider"
 LIMIT_S = 400
+LEFT_S = 24 * 3600.0
 
 
 def windows_folder() -> Path:
@@ -63,6 +65,9 @@ def own_windows() -> Iterator[Windows]:
     """Under one prefix all programs share one server and one screen, and die with whoever started these. A copy costs
     nothing: its libraries are links. The registry is written in place, and is copied."""
     folder = build_windows()
+    for left in folder.glob("prefix-*"):  # by a run that was killed
+        if time.time() - left.stat().st_mtime > LEFT_S:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="prefix-", dir=folder, ignore_cleanup_errors=True) as own:
         windows = Windows(folder, Path(own) / "prefix")
         subprocess.run(["cp", "-al", str(folder / "prefix"), str(windows.prefix)], check=True)
