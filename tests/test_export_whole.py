@@ -199,8 +199,8 @@ def whole_program(checkpoint: Path, artifact: Artifact) -> bytes:
 
 def exported(checkpoint: Path, target: str, scheme: str, out: Path) -> Artifact:
     """Data-free, so that a few lines of numpy can quantise it."""
-    options = {"target": target, "scheme": scheme, "context_tokens": CONTEXT}
-    return export_model(ExportRequest(checkpoint=str(checkpoint), out=out, **options))
+    request = ExportRequest(checkpoint=str(checkpoint), out=out, target=target, scheme=scheme, context_tokens=CONTEXT)
+    return export_model(request)
 
 
 def test_onnx_gives_the_tokens_of_a_plain_export(tmp_path: Path) -> None:
