@@ -26,7 +26,7 @@ from fakes.sshd import SSHD, LocalSshd, all_pids
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "pi5"
-UNUSED_S = 7 * 24 * 3600.0
+UNUSED_S = 2 * 24 * 3600.0
 # A disk of its own to fill would need root.
 FULL_DISK = """#!/bin/sh
 /usr/bin/dd "$@" count=1 iflag=fullblock 2>/dev/null
@@ -69,7 +69,7 @@ def build_pi() -> Path:
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove an emulated Pi (200 to 600 MB) that no test has used for a week, unless another run builds it now."""
+    """Remove an emulated Pi (200 to 600 MB) that no test has used for two days, unless another run builds it now."""
     used = folder / "used" if (folder / "used").exists() else folder / "version"
     if not used.exists() or time.time() - used.stat().st_mtime < UNUSED_S:
         return
