@@ -16,11 +16,12 @@ from runtimes.agent.wire import CAPABILITIES, MAX_LINE_BYTES, PROTOCOL
 from runtimes.loop.grammar import can_constrain
 from runtimes.system.cores import available_cores
 
-# distribution -> the import package that shows whether it is loaded; on Windows they have other names
+# distribution -> the module that shows whether it is loaded; on Windows they have other names
 LIBRARIES = {
     **{name: name.replace("-", "_") for name in ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")},
     **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "gpu", "windowsml")},
     **{f"onnxruntime-genai-{kind}": "onnxruntime_genai" for kind in ("cuda", "directml", "winml")},
+    "xllamacpp": "runtimes.engines.llama_library",  # which takes its library without importing it
 }
 
 

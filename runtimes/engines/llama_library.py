@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,12 @@ def last_errors() -> str:
 
 @functools.cache
 def load_llama() -> Any:
-    """The library, loaded once. Raises EngineError."""
+    """The library, loaded once. Raises EngineError.
+
+    Its threads meet some hundred times a token, and by OpenMP's default each spins until the others are there. Where
+    other programs use the cores too, a token of the tiny model took 90 ms so, and 2 ms with threads that sleep. OpenMP
+    reads the variable once, while it loads.
+    """
     spec = importlib.util.find_spec("xllamacpp")
     files = list(Path(spec.origin).parent.glob("xllamacpp.*")) if spec and spec.origin else []
     file = next((file for file in files if file.suffix in (".so", ".pyd")), None)
@@ -98,6 +104,7 @@ def load_llama() -> Any:
             "this artifact needs xllamacpp, which has llama.cpp and is not installed: pip install 'phi-edge[gguf]'; "
             "or give model.gguf to llama-server, llama-cli or Ollama"
         )
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         library = ctypes.CDLL(str(file))
         for name, (result, arguments) in _SIGNATURES.items():
