@@ -20,9 +20,9 @@ from devices.leases.choose import lease_device
 from devices.leases.lease import Lease, Say
 from devices.measure.bench import Plan, measure
 from devices.measure.cloud import measure_service
+from devices.measure.contender import Contender, name_of, path_of
 from devices.measure.interleave import measure_in_turns
 from devices.measure.measurement import DeviceFacts, Measurement
-from export.artifact import Artifact
 from phi_edge.files import check_writable, write_text
 from phi_edge.progress import steps
 from runtimes.errors import RuntimesError
@@ -32,7 +32,7 @@ from runtimes.errors import RuntimesError
 class Cell:
     """One measurement to be made, and its file."""
 
-    artifact: Artifact | None  # None: the model that the device, a service, runs
+    artifact: Contender | None  # None: the model that the device, a service, runs
     device: str
     plan: Plan
     out: Path
@@ -40,7 +40,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The artifact's folder; of a service the device."""
-        return self.device if self.artifact is None else self.artifact.folder.resolve().name
+        return self.device if self.artifact is None else name_of(self.artifact)
 
     @property
     def title(self) -> str:
@@ -58,25 +58,27 @@ class Outcome:
     error: DeviceError | RuntimesError | None = None
 
 
-def what_is_measured(artifacts: Sequence[Artifact], devices: Mapping[str, Device]) -> list[tuple[Artifact | None, str]]:
+def what_is_measured(
+    artifacts: Sequence[Contender], devices: Mapping[str, Device]
+) -> list[tuple[Contender | None, str]]:
     """Each artifact on each device, and each service once, without one. Raises DeviceError where either is missing."""
     services = {name for name, device in devices.items() if isinstance(device, CloudDevice)}
     if artifacts and services == set(devices):
         raise DeviceError(
-            f"device {min(services)} is a service that runs its own model: leave {artifacts[0].folder} out, or give a "
-            "device for it, too"
+            f"device {min(services)} is a service that runs its own model: leave {path_of(artifacts[0])} out, or give "
+            "a device for it, too"
         )
     if not artifacts and services != set(devices):
         raise DeviceError(
             f"ARTIFACT is missing, and device {min(set(devices) - services)} needs one; an example: phi-edge bench "
             "my-artifact --out here.json"
         )
-    every: dict[str, Sequence[Artifact | None]] = {name: [None] if name in services else artifacts for name in devices}
+    every: dict[str, Sequence[Contender | None]] = {name: [None] if name in services else artifacts for name in devices}
     return [(artifact, name) for name, own in every.items() for artifact in own]
 
 
 def cells_of(
-    pairs: Sequence[tuple[Artifact | None, str]], plans: Mapping[str, Plan], prompts: Sequence[int], folder: Path
+    pairs: Sequence[tuple[Contender | None, str]], plans: Mapping[str, Plan], prompts: Sequence[int], folder: Path
 ) -> list[Cell]:
     """What is measured, with every prompt length; a file of its own for each. `plans` by device.
 
@@ -84,7 +86,7 @@ def cells_of(
     """
     cells = []
     for (artifact, device), tokens in itertools.product(pairs, prompts):
-        names = [device] if artifact is None else [artifact.folder.resolve().name, device]
+        names = [device] if artifact is None else [name_of(artifact), device]
         parts = [*names, *([str(tokens)] if len(prompts) > 1 else [])]
         own = dataclasses.replace(plans[device], prompt_tokens=tokens)
         cells.append(Cell(artifact=artifact, device=device, plan=own, out=folder / f"{'-'.join(parts)}.json"))
@@ -145,7 +147,7 @@ def _bench(cell: Cell, facts: DeviceFacts, driver: Driver, lease: Lease) -> Outc
 
 
 def bench_against(
-    cell: Cell, old: Artifact, lab: Lab, wait_s: float, rounds: int, say: Say
+    cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: int, say: Say
 ) -> tuple[Measurement, Measurement]:
     """Measure the cell's artifact and `old` in turns, A B B A, and write both; the old one's file is `old_file(cell)`.
 

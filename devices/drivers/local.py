@@ -11,11 +11,14 @@ from typing import Literal
 from devices.drivers.driver import Finding, Loading, Opened, Say, Transport
 from devices.drivers.identity import Identity, identity_of
 from devices.drivers.opening import AGENT, open_agent
+from devices.drivers.stock.runner import open_runner
 from devices.lab import Device
 from devices.transports.local import LocalHost
 from devices.transports.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from export.artifact import Artifact
 from runtimes.engines.engine import Graphics
+from runtimes.stock.model import StockModel
+from runtimes.stock.table import STOCK
 from runtimes.system.conditions import Conditions, read_conditions
 from runtimes.system.energy import EnergyMeter
 
@@ -65,6 +68,14 @@ class LocalDriver:
             here=True,
             graphics=self._graphics,
         )
+        return dataclasses.replace(opened, energy=EnergyMeter)
+
+    def open_stock(self, model: StockModel, loading: Loading, context_tokens: int) -> Opened:
+        """See StockDriver."""
+        if STOCK[model.engine].open is None:
+            return open_runner(self._host, model, loading)
+        stock = ["--stock", model.engine, "--context", str(context_tokens)]
+        opened = open_agent(self._host, [*self._agent, str(model.path), *stock], None, loading, here=True)
         return dataclasses.replace(opened, energy=EnergyMeter)
 
     def examine(self) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ AGENT = ("-P", "-m", "runtimes.agent")
 def open_agent(
     host: Host,
     command: Sequence[str],
-    artifact: Artifact,
+    artifact: Artifact | None,
     loading: Loading,
     *,
     lock: str | None = None,
@@ -33,9 +33,9 @@ def open_agent(
     diagnose: Callable[[str | None], str | None] | None = None,
     graphics: Graphics = ANY_ADAPTER,
 ) -> Opened:
-    """`command` starts the agent on its artifact; the options are added. `here`: the device is this machine, whose
-    clock is finer than the kernel's ticks. `diagnose` gets the boot id that the agent started under, and returns why
-    the agent was lost."""
+    """`command` starts the agent on its artifact (None: on another tool's model); the options are added. `here`: the
+    device is this machine, whose clock is finer than the kernel's ticks. `diagnose` gets the boot id that the agent
+    started under, and returns why the agent was lost."""
     full = [*command, "--silence-s", str(host.timeouts.unheard_s)]
     full += [] if loading.threads is None else ["--threads", str(loading.threads)]
     full += ["--cold"] if loading.cold else []
@@ -46,7 +46,7 @@ def open_agent(
     until_s = math.inf if loading.total_s is None else time.monotonic() + loading.total_s
     source = open_remote(
         host.start(full),
-        manifest=artifact.manifest,
+        manifest=None if artifact is None else artifact.manifest,
         hold=loading.hold,
         timeouts=dataclasses.replace(host.timeouts, load_s=loading.wait_s, progress_s=loading.wait_s),
         until_s=until_s,

@@ -11,7 +11,8 @@ from devices.drivers.driver import Driver, Say
 from devices.jobs.plan import Cell
 from devices.jobs.store import CellStore
 from devices.measure.bench import assemble, describe_workload, give_up, repeat
-from devices.measure.measurement import DeviceFacts, Measurement, Repetition, describe_artifact
+from devices.measure.contender import facts_of, stage
+from devices.measure.measurement import DeviceFacts, Measurement, Repetition
 
 # measured: its figures are there, and `invalid` ones too, with the reason that no verdict may rest on them.
 # refused: it cannot run there (its format, its size, the disk). crashed: its process ended, twice.
@@ -32,9 +33,9 @@ class Row:
 def identity(cell: Cell) -> Mapping[str, object]:
     """What must be the same for a repetition to belong to the cell."""
     return {
-        "artifact": describe_artifact(cell.artifact).digest,
+        "artifact": facts_of(cell.artifact).digest,
         "device": cell.device,
-        "workload": dataclasses.asdict(describe_workload(cell.artifact.manifest, cell.plan)),
+        "workload": dataclasses.asdict(describe_workload(cell.artifact, cell.plan)),
     }
 
 
@@ -47,7 +48,7 @@ def measure_cell(
     """
     finished, plan = store.finished, cell.plan
     if finished.after is None:
-        driver.stage(cell.artifact, say)
+        stage(driver, cell.artifact, say)
         session = store.started(driver.conditions())
         drops_before = len(finished.dropped)
         while (number := len(finished.repetitions)) < plan.repetitions:

@@ -20,10 +20,10 @@ from typing import Any
 from devices.errors import PlanError
 from devices.lab import Lab
 from devices.measure.bench import Plan, check_context
+from devices.measure.contender import Contender, name_of, open_contender
 from devices.measure.measurement import MOST_REPETITIONS
 from devices.measure.metrics import METRICS
 from devices.measure.readiness import Readiness
-from export.artifact import Artifact, open_artifact
 from export.strict import build, read_toml
 from runtimes.system.cores import MOST_THREADS
 
@@ -60,7 +60,7 @@ class PlanFile:
 class Cell:
     """One measurement to be made."""
 
-    artifact: Artifact
+    artifact: Contender
     device: str
     plan: Plan
 
@@ -68,7 +68,7 @@ class Cell:
     def name(self) -> str:
         """Also of its files."""
         size = f"{self.plan.prompt_tokens}x{self.plan.generate_tokens}"
-        return f"{self.artifact.folder.resolve().name}-{self.device}-{size}"
+        return f"{name_of(self.artifact)}-{self.device}-{size}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def read_plan(path: Path, lab: Lab) -> Job:
         raise PlanError(f"{path}: write each workload as a table [[workload]]")
     plan = build(PlanFile, content, str(path), PlanError)
     _check(plan, str(path))
-    artifacts = [open_artifact(path.parent / name) for name in plan.artifacts]
+    artifacts = [open_contender(path.parent / name) for name in plan.artifacts]
     cells = []
     for device in plan.devices:
         row = lab.device(device)

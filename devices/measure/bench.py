@@ -6,13 +6,21 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from devices.drivers.driver import Driver, Loading, Opened
 from devices.errors import DeviceError, NotReadyError
+from devices.measure.contender import (
+    Contender,
+    context_of,
+    facts_of,
+    open_on,
+    prompt_of,
+    reference_of,
+    stage,
+)
 from devices.measure.measurement import (
     SCHEMA,
     DeviceFacts,
@@ -23,11 +31,9 @@ from devices.measure.measurement import (
     Repetition,
     Run,
     Workload,
-    describe_artifact,
     sha256_ids,
 )
 from devices.measure.readiness import NO_GATE, Readiness, wait_until_ready
-from export.artifact import Artifact, Manifest
 from runtimes.api import MemoryUse
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone
 from runtimes.system.conditions import Conditions
@@ -49,38 +55,43 @@ class Plan:
     readiness: Readiness = NO_GATE
 
     @property
+    def tokens(self) -> int:
+        """Of prompt and answer."""
+        return self.prompt_tokens + self.generate_tokens
+
+    @property
     def requests(self) -> int:
         """How many requests all repetitions make."""
         return self.repetitions * (self.warmups + 1)
 
 
-def measure(artifact: Artifact, device: DeviceFacts, driver: Driver, plan: Plan, step: Step) -> Measurement:
+def measure(contender: Contender, device: DeviceFacts, driver: Driver, plan: Plan, step: Step) -> Measurement:
     """Run the plan on the device.
 
     Raises DeviceError or TransportError when a repetition fails: there are no partial measurements.
     """
-    check_context(artifact, plan)
-    driver.stage(artifact, functools.partial(step, 0))
+    check_context(contender, plan)
+    stage(driver, contender, functools.partial(step, 0))
     before = driver.conditions()
     repetitions: list[Repetition] = []
     dropped: list[Dropped] = []
     while len(repetitions) < plan.repetitions:
-        made = repeat(artifact, driver, plan, len(repetitions), step)
+        made = repeat(contender, driver, plan, len(repetitions), step)
         if isinstance(made, Repetition):
             repetitions.append(made)
         else:
             dropped.append(made)
             give_up(dropped)
-    return assemble(artifact, device, plan, (before, driver.conditions()), repetitions, dropped)
+    return assemble(contender, device, plan, (before, driver.conditions()), repetitions, dropped)
 
 
-def check_context(artifact: Artifact, plan: Plan) -> None:
-    """Refuse a workload that is longer than the artifact's context. Raises DeviceError."""
-    total = plan.prompt_tokens + plan.generate_tokens
-    if total > artifact.manifest.context_tokens:
+def check_context(contender: Contender, plan: Plan) -> None:
+    """Refuse a workload that is longer than the context. Raises DeviceError."""
+    context = context_of(contender)
+    if context is not None and plan.tokens > context:
         raise DeviceError(
             f"{plan.prompt_tokens} prompt + {plan.generate_tokens} generated tokens are more than the artifact's "
-            f"context of {artifact.manifest.context_tokens}; lower --prompt-tokens or --generate-tokens"
+            f"context of {context}; lower --prompt-tokens or --generate-tokens"
         )
 
 
@@ -90,8 +101,8 @@ def give_up(dropped: Sequence[Dropped]) -> None:
         raise NotReadyError(f"{dropped[-1].reason}; it is given up after {MOST_DROPPED} such waits")
 
 
-def repeat(artifact: Artifact, driver: Driver, plan: Plan, number: int, step: Step) -> Repetition | Dropped:
-    """Repetition `number` of a staged artifact: wait until the device is ready, then one fresh process.
+def repeat(contender: Contender, driver: Driver, plan: Plan, number: int, step: Step) -> Repetition | Dropped:
+    """Repetition `number` of what was staged: wait until the device is ready, then one fresh process.
 
     Raises DeviceError and TransportError.
     """
@@ -102,14 +113,14 @@ def repeat(artifact: Artifact, driver: Driver, plan: Plan, number: int, step: St
             ready = wait_until_ready(driver.conditions, plan.readiness, functools.partial(counted, 0))
         except NotReadyError as error:
             return Dropped(number=number, waited_s=plan.readiness.wait_s, reason=str(error))
-    repetition = _repeat(artifact, driver, plan, cold=number == 0, step=counted)
+    repetition = _repeat(contender, driver, plan, cold=number == 0, step=counted)
     if ready is None:
         return repetition
     return dataclasses.replace(repetition, entered=ready.conditions, left=driver.conditions(), waited_s=ready.waited_s)
 
 
 def assemble(
-    artifact: Artifact,
+    contender: Contender,
     device: DeviceFacts,
     plan: Plan,
     conditions: tuple[Conditions, Conditions],
@@ -121,9 +132,9 @@ def assemble(
     return Measurement(
         schema=SCHEMA,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        artifact=describe_artifact(artifact),
+        artifact=facts_of(contender),
         device=device,
-        workload=describe_workload(artifact.manifest, plan),
+        workload=describe_workload(contender, plan),
         versions=last.versions or {},
         accelerator=last.accelerator,
         before=conditions[0],
@@ -133,11 +144,11 @@ def assemble(
     )
 
 
-def describe_workload(manifest: Manifest, plan: Plan) -> Workload:
+def describe_workload(contender: Contender, plan: Plan) -> Workload:
     """What every repetition of the plan does."""
     return Workload(
         prompt_tokens=plan.prompt_tokens,
-        prompt_sha256=sha256_ids(prompt_ids(manifest, plan.prompt_tokens)),
+        prompt_sha256=sha256_ids(prompt_of(contender, plan.prompt_tokens)),
         generate_tokens=plan.generate_tokens,
         repetitions=plan.repetitions,
         warmups=plan.warmups,
@@ -145,68 +156,58 @@ def describe_workload(manifest: Manifest, plan: Plan) -> Workload:
     )
 
 
-def prompt_ids(manifest: Manifest, count: int) -> list[int]:
-    """The prompt: ordinary ids, the same for every artifact of one vocabulary.
-
-    Speed does not depend on which ids they are; ids need no tokenizer and give exactly `count`.
-    """
-    tokens = manifest.tokens
-    special = {tokens.bos, tokens.pad, *tokens.stop}
-    ordinary = [id_ for id_ in range(manifest.model.vocab_size) if id_ not in special]
-    return random.Random(0).choices(ordinary, k=count)
-
-
-def _repeat(artifact: Artifact, driver: Driver, plan: Plan, *, cold: bool, step: Step) -> Repetition:
+def _repeat(contender: Contender, driver: Driver, plan: Plan, *, cold: bool, step: Step) -> Repetition:
     """One fresh process from its start to its end."""
-    prompt = prompt_ids(artifact.manifest, plan.prompt_tokens)
     step(0, "loading")
     # The tokens are sent at the end of each answer: writing between two of them would count as their gap.
     limit_s = plan.deadline_s
     loading = Loading(threads=plan.threads, hold=True, cold=cold, wait_s=limit_s, total_s=limit_s)
-    opened = driver.open(artifact, loading)
-    warmups: list[Run] = []
-    followed = meter = None
-    open_s = opened.open_s
+    opened = open_on(driver, contender, loading, plan.tokens)
     try:
         if opened.timed is not None:
             step(0, "measuring")
-            run, open_s = _self_timed(opened, plan)
+            repetition = _self_timed(opened, plan)
         else:
-            request = TokenRequest(ids=prompt, max_new_tokens=plan.generate_tokens)
-            for number in range(plan.warmups):
-                step(number, "warming up")
-                warmups.append(_run(list(opened.source.stream(request))))
-            step(plan.warmups, "measuring")
-            with contextlib.nullcontext() if opened.energy is None else opened.energy() as meter:
-                records = list(opened.source.stream(request))
-            run = _run(records)
-            followed = _follow(opened, artifact.manifest)
+            repetition = _streamed(opened, contender, plan, step)
         opened.finish()
     finally:
         opened.source.close()
     step(plan.warmups + 1, "done")
+    return repetition
+
+
+def _streamed(opened: Opened, contender: Contender, plan: Plan, step: Step) -> Repetition:
+    """The warm-ups, the measured request and the reference, of a source that stamps each token."""
+    request = TokenRequest(ids=prompt_of(contender, plan.prompt_tokens), max_new_tokens=plan.generate_tokens)
+    warmups: list[Run] = []
+    for number in range(plan.warmups):
+        step(number, "warming up")
+        warmups.append(_run(list(opened.source.stream(request))))
+    step(plan.warmups, "measuring")
+    with contextlib.nullcontext() if opened.energy is None else opened.energy() as meter:
+        records = list(opened.source.stream(request))
     return Repetition(
         page_cache=_page_cache(opened.cached_share),
         cached_share=opened.cached_share,
         load_s=opened.load_s,
-        open_s=open_s,
+        open_s=opened.open_s,
         load_mode=opened.load_mode,
         warmups=warmups,
-        run=run,
+        run=_run(records),
         versions=dict(opened.versions),
         accelerator=opened.accelerator,
         energy_j=None if meter is None else meter.joules,
         energy_source=None if meter is None else meter.source,
-        reference=followed,
+        reference=_follow(opened, contender),
     )
 
 
-def _follow(opened: Opened, manifest: Manifest) -> Followed | None:
+def _follow(opened: Opened, contender: Contender) -> Followed | None:
     """Does this fast run compute what the export's engine did? Asked behind the measured request, which it leaves as it
     was."""
-    reference = manifest.reference or {}
+    reference, context = reference_of(contender), context_of(contender)
     prompt, kept = reference.get("prompt", ()), reference.get("answer", ())
-    if not prompt or not kept or len(prompt) + len(kept) > manifest.context_tokens:
+    if not prompt or not kept or (context is not None and len(prompt) + len(kept) > context):
         return None
     answer = _run(list(opened.source.stream(TokenRequest(ids=prompt, max_new_tokens=len(kept))))).token_ids
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(answer, kept, strict=False))
@@ -223,12 +224,13 @@ def _page_cache(cached_share: float | None) -> PageCache | None:
     return "cold" if cached_share <= 0.05 else "warm" if cached_share >= 0.95 else "mixed"
 
 
-def _self_timed(opened: Opened, plan: Plan) -> tuple[Run, float | None]:
-    """One answer of a runner that reports the times of the whole alone; and how long it took to open the artifact."""
+def _self_timed(opened: Opened, plan: Plan) -> Repetition:
+    """One answer of a runner that reports the times itself. Where a process of ours is around it, that knows more."""
     assert opened.timed is not None
     if plan.warmups > 1:
         raise DeviceError(f"the device's runner warms up once at most, and --warmup is {plan.warmups}")
     answer = opened.timed(plan.prompt_tokens, plan.generate_tokens, plan.warmups == 1)
+    process = answer.process
     run = Run(
         finish="length" if answer.completion_tokens == plan.generate_tokens else "eos",
         prompt_tokens=answer.prompt_tokens,
@@ -240,11 +242,25 @@ def _self_timed(opened: Opened, plan: Plan) -> tuple[Run, float | None]:
         token_ids_sha256=sha256_ids(answer.token_ids),
         token_ids=answer.token_ids,
         token_at_s=(),
-        memory=MemoryUse(),
+        memory=MemoryUse() if process is None else process.memory,
         first_token_s=answer.first_token_s,
         last_token_s=answer.last_token_s,
+        piece_at_s=answer.piece_at_s,
     )
-    return run, answer.load_s
+    known = opened if process is None else process
+    return Repetition(
+        page_cache=_page_cache(known.cached_share),
+        cached_share=known.cached_share,
+        load_s=known.load_s,
+        open_s=answer.load_s,
+        load_mode=known.load_mode,
+        warmups=[],
+        run=run,
+        versions=dict(known.versions),
+        accelerator=opened.accelerator,
+        energy_j=None if process is None else process.energy_j,
+        energy_source=None if process is None else process.energy_source,
+    )
 
 
 def _run(records: Sequence[TokenRecord]) -> Run:

@@ -8,12 +8,12 @@ import uuid
 
 from devices.drivers.driver import Driver
 from devices.measure.bench import Plan, Step, assemble, check_context, give_up, repeat
+from devices.measure.contender import Contender, stage
 from devices.measure.measurement import DeviceFacts, Dropped, Measurement, Repetition
-from export.artifact import Artifact
 
 
 def measure_in_turns(
-    new: Artifact, old: Artifact, device: DeviceFacts, driver: Driver, plan: Plan, rounds: int, step: Step
+    new: Contender, old: Contender, device: DeviceFacts, driver: Driver, plan: Plan, rounds: int, step: Step
 ) -> tuple[Measurement, Measurement]:
     """`rounds` times A B B A: two sessions of each artifact a round, with the plan's repetitions in each.
 
@@ -22,7 +22,7 @@ def measure_in_turns(
     whole = dataclasses.replace(plan, repetitions=2 * rounds * plan.repetitions)
     for artifact in (new, old):
         check_context(artifact, plan)
-        driver.stage(artifact, functools.partial(step, 0))
+        stage(driver, artifact, functools.partial(step, 0))
     before = driver.conditions()
     made: tuple[list[Repetition], list[Repetition]] = ([], [])
     dropped: list[Dropped] = []

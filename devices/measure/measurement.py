@@ -36,6 +36,16 @@ class ServiceFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StockFacts:
+    """Who ran a model that another tool exported, on the device."""
+
+    engine: str
+    package: str  # whose version counts; it is in the measurement's versions
+    loop: str  # whose generation loop called it
+    lacks: Mapping[str, str]  # metric -> why it is not measured
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtifactFacts:
     """What was measured, from its manifest; or a model that a service runs, with None for what it keeps to itself."""
 
@@ -52,7 +62,8 @@ class ArtifactFacts:
     weights_bytes: int | None
     kv_bytes_per_token: int | None
     provider: str = "cpu"  # the execution provider that it was exported for
-    service: ServiceFacts | None = None  # None: it is an artifact, and ran on the device
+    service: ServiceFacts | None = None  # None: it ran on the device
+    stock: StockFacts | None = None  # None: it is an artifact of ours, or a service's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, Repetition, ServiceFacts
+from devices.measure.measurement import ArtifactFacts, DeviceFacts, Measurement, Repetition, ServiceFacts, StockFacts
 from devices.measure.metrics import METRICS, Summary
 from devices.measure.result import Result
 from devices.measure.score import Score
@@ -37,13 +37,18 @@ class Column:
 
 def labels(results: Sequence[Result]) -> list[str]:
     """A name for each: artifact, format and device, numbered where several have the same."""
-    names = [f"{each.artifact.name} · {each.artifact.format} · {each.device.name}" for each in results]
+    names = [f"{each.artifact.name} · {_engine(each.artifact)} · {each.device.name}" for each in results]
     seen: Counter[str] = Counter()
     found = []
     for name in names:
         seen[name] += 1
         found.append(name if names.count(name) == 1 else f"{name} #{seen[name]}")
     return found
+
+
+def _engine(artifact: ArtifactFacts) -> str:
+    """The format, which says the engine; another tool's engine by its name."""
+    return artifact.format if artifact.stock is None else artifact.stock.engine
 
 
 def make_columns(results: Sequence[Result]) -> list[Column]:
@@ -145,6 +150,8 @@ def _footnote(column: Column) -> str:
     artifact, measurement, score = column.artifact, column.measurement, column.score
     service = artifact.service
     facts = [f"{artifact.source}, {artifact.scheme}" if service is None else f"a service at {service.url}"]
+    if artifact.stock is not None:
+        facts = [artifact.source, _stock(artifact, artifact.stock, {} if measurement is None else measurement.versions)]
     if measurement is not None and service is not None:
         workload = measurement.workload
         facts += [
@@ -168,6 +175,16 @@ def _footnote(column: Column) -> str:
     if service is None:
         facts.append(f"artifact {artifact.digest[:12]}")
     return f"- {escape_markdown(column.label)}: {escape_markdown('; '.join(facts))}"
+
+
+def _stock(artifact: ArtifactFacts, stock: StockFacts, versions: Mapping[str, str]) -> str:
+    engine = stock.engine if stock.engine == stock.package else f"{stock.engine} of {stock.package}"
+    names = {name: METRICS[name].label if name in METRICS else name for name in stock.lacks}
+    lacks = ", ".join(f"{names[name]} ({why})" for name, why in stock.lacks.items())
+    return (
+        f"another tool's export (scheme {artifact.scheme}) in {engine} {versions.get(stock.package, '')}, {stock.loop} "
+        f"loop; without {lacks}"
+    )
 
 
 def _price(service: ServiceFacts) -> str:

@@ -39,7 +39,9 @@ def open_llama_main(
     """`start` is the command that starts the program; `folder` is the artifact's on the device. `deadline_s` ends a
     request that takes longer. `diagnose` says why the device is gone, if it is. Loads nothing yet: the runner loads for
     each request. Raises EngineError for a tokenizer that cannot be loaded."""
-    return LlamaMain(host, start, artifact, folder, Texts(artifact), threads, deadline_s, diagnose)
+    return LlamaMain(
+        host, start, artifact, folder, Texts(artifact.path("tokenizer.json")), threads, deadline_s, diagnose
+    )
 
 
 class LlamaMain:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from devices.transports.texts import Texts
 from export.artifact import Tokens
+from runtimes.api import MemoryUse
 from runtimes.errors import UnsupportedError
 
 # A token that begins a word: "▁" and "Ġ" are SentencePiece's and byte-level BPE's blank.
@@ -16,6 +18,19 @@ WORD = re.compile("[▁Ġ][A-Za-z]{3,}")
 # How many ids before a new one can decide whether it is read as it was written.
 SEEN = 8
 TRIES = 100  # for each id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessFacts:
+    """What a process of ours around the runner can tell besides."""
+
+    load_s: float | None  # from its start until the runner could be asked
+    load_mode: Literal["mmap", "read"] | None
+    cached_share: float | None
+    memory: MemoryUse
+    versions: Mapping[str, str]
+    energy_j: float | None
+    energy_source: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +44,8 @@ class SelfTimed:
     prefill_s: float | None
     first_token_s: float | None
     last_token_s: float | None
+    piece_at_s: Sequence[float] = ()  # where it gives its answer in pieces
+    process: ProcessFacts | None = None
 
 
 # (prompt tokens, new tokens, whether to warm up before, in the same process)

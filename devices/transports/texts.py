@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from export.artifact import Artifact
 from export.tokenizer.limited import TokenizerError, read_tokenizer
 from runtimes.errors import EngineError, UnsupportedError
 
@@ -12,10 +12,10 @@ from runtimes.errors import EngineError, UnsupportedError
 class Texts:
     """Raises UnsupportedError where the tokenizer cannot do it."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        """Raises EngineError where the tokenizer cannot be loaded."""
+    def __init__(self, tokenizer: Path) -> None:
+        """`tokenizer` is a tokenizer.json. Raises EngineError where it cannot be loaded."""
         try:
-            self._tokenizer = read_tokenizer(artifact.path("tokenizer.json"))
+            self._tokenizer = read_tokenizer(tokenizer)
         except TokenizerError as error:
             raise EngineError(str(error)) from error
 

@@ -20,7 +20,7 @@ from runtimes.terminal import one_line
 
 if TYPE_CHECKING:
     from devices.lab import Lab
-    from export.artifact import Artifact
+    from devices.measure.contender import Contender
     from phi_edge.benching import Cell, Outcome
 
 TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
@@ -34,6 +34,7 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
         "phi-edge bench my-artifact --device pi5 --prompt-tokens 512 --out pi5.json",
         "phi-edge bench new --against old --reps 3 --out new.json",
         "phi-edge bench my-artifact --device local --device claude --out-dir beside-claude",
+        "phi-edge bench my-artifact genai-folder model.gguf --out-dir beside-others",
         "phi-edge bench a b --device pi5 --device phone --prompt-tokens 128 --prompt-tokens 512 --out-dir night",
     ],
     groups={
@@ -91,16 +92,19 @@ def bench_command(
 ) -> None:
     """Measure every ARTIFACT on every device: load time, first token, speed, memory.
 
-    ARTIFACT is a folder that `phi-edge export` wrote. The measurement file keeps the raw times of every token; show it
-    with `phi-edge report`, judge it with `phi-edge gate`. With --out-dir many are measured, one after the other. Where
-    a device does not answer, the others are measured all the same, and the exit code is 2. A device that is a service
-    (docs/lab.md) is measured with its own model: leave ARTIFACT out.
+    ARTIFACT is a folder that `phi-edge export` wrote. On this machine it may also be what another tool exported, which
+    its own engine runs: a folder of onnxruntime-genai, a .pte beside its tokenizer.json, a .gguf (docs/lab.md).
+
+    The measurement file keeps the raw times of every token; show it with `phi-edge report`, judge it with `phi-edge
+    gate`. With --out-dir many are measured, one after the other. Where a device does not answer, the others are
+    measured all the same, and the exit code is 2. A device that is a service (docs/lab.md) is measured with its own
+    model: leave ARTIFACT out.
     """
     from devices.drivers.cloud.device import CloudDevice
     from devices.drivers.table import open_lab
     from devices.measure.bench import Plan
+    from devices.measure.contender import open_contender
     from devices.measure.readiness import Readiness
-    from export.artifact import open_artifact
     from phi_edge.benching import Cell, bench_cells, cells_of, what_is_measured
 
     the_lab = open_lab(lab)
@@ -131,14 +135,14 @@ def bench_command(
         )
         for name, device in devices.items()
     }
-    pairs = what_is_measured([open_artifact(artifact) for artifact in dict.fromkeys(artifacts)], devices)
+    pairs = what_is_measured([open_contender(artifact) for artifact in dict.fromkeys(artifacts)], devices)
     if out is not None:
         check_writable(out, artifacts)
         ((artifact, name),), (tokens,) = pairs, set(prompts)
         plan = dataclasses.replace(plans[name], prompt_tokens=tokens)
         cells = [Cell(artifact=artifact, device=name, plan=plan, out=out)]
         if against is not None:
-            show_turns(cells[0], open_artifact(against), the_lab, wait_s, rounds, noise)
+            show_turns(cells[0], open_contender(against), the_lab, wait_s, rounds, noise)
             return
     else:
         assert out_dir is not None
@@ -182,7 +186,7 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
         raise DeviceError(f"{len(missing)} of {count} were not measured; the lines above say why")
 
 
-def show_turns(cell: Cell, old: Artifact, lab: Lab, wait_s: float, rounds: int, noise: Path | None) -> None:
+def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: int, noise: Path | None) -> None:
     """Measure in turns with `old`, and print what differs; of an artifact against itself, what is noise."""
     from devices.judge.compare import compare
     from devices.judge.noise import floors_of, read_floors, with_new

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from devices.errors import DeviceError
+from devices.measure.contender import name_of
 from phi_edge.files import FILE, make_folder, write_text
 from phi_edge.lab import Wait, lab_option
 from phi_edge.progress import board
@@ -99,7 +100,7 @@ def _cells_json(rows: Sequence[Row]) -> str:
     """Every cell with its state, for scripts."""
     content = [
         {
-            "artifact": row.cell.artifact.folder.resolve().name,
+            "artifact": name_of(row.cell.artifact),
             "device": row.cell.device,
             "prompt_tokens": row.cell.plan.prompt_tokens,
             "generate_tokens": row.cell.plan.generate_tokens,
@@ -129,6 +130,6 @@ def _table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
                 for name, summary in zip(names, summaries, strict=True)
             ]
         workload = f"{plan.prompt_tokens}+{plan.generate_tokens}"
-        lines.append([row.cell.artifact.folder.resolve().name, row.cell.device, workload, row.state, *figures])
+        lines.append([name_of(row.cell.artifact), row.cell.device, workload, row.state, *figures])
     reasons = [f"{row.cell.name}: {row.state}: {one_line(row.reason)}" for row in rows if row.reason]
     return "\n".join([figures_table(lines, left=range(4)), *reasons])

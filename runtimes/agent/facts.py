@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +29,23 @@ LIBRARIES = {
 def describe(artifact: Artifact, threads: int | None) -> dict[str, Any]:
     """The part of the ready line that does not depend on this moment."""
     manifest = artifact.manifest
+    return describe_agent(threads) | {
+        "artifact": manifest.digest(),
+        "format": manifest.format,
+        "context_tokens": manifest.context_tokens,
+        "vocab_size": manifest.model.vocab_size,
+        "capabilities": [*CAPABILITIES, *(GRAMMARS if can_constrain() else ())],
+    }
+
+
+def describe_agent(threads: int | None) -> dict[str, Any]:
+    """What of it does not depend on the model either."""
     return {
         "event": "ready",
         "protocol": PROTOCOL,
         "agent": f"phi-edge {_version('phi-edge') or 'from source'} python",
         "pid": os.getpid(),
-        "artifact": manifest.digest(),
-        "format": manifest.format,
-        "context_tokens": manifest.context_tokens,
-        "vocab_size": manifest.model.vocab_size,
         "threads": available_cores() if threads is None else threads,
-        "capabilities": [*CAPABILITIES, *(GRAMMARS if can_constrain() else ())],
         "versions": versions(),
         "max_line_bytes": MAX_LINE_BYTES,
     }
@@ -53,23 +60,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def weights(artifact: Artifact) -> list[Path]:
-    """The files that make up the artifact's size; a runtime may never read the small ones beside them."""
-    files = artifact.manifest.files
-    largest = max(file.bytes for file in files.values())
-    return [artifact.folder / name for name, file in files.items() if file.bytes * 20 >= largest]
+def weights(files: Sequence[Path]) -> list[Path]:
+    """Those that make up a model's size; a runtime may never read the small ones beside them."""
+    largest = max(file.stat().st_size for file in files)
+    return [file for file in files if file.stat().st_size * 20 >= largest]
 
 
-def load_mode(artifact: Artifact) -> Literal["mmap", "read"] | None:
-    """`mmap` if the artifact's largest file is mapped into this process; None where the system does not report it."""
-    largest = max(artifact.manifest.files, key=lambda name: artifact.manifest.files[name].bytes)
+def load_mode(files: Sequence[Path]) -> Literal["mmap", "read"] | None:
+    """`mmap` if the largest file is mapped into this process; None where the system does not report it."""
+    largest = max(files, key=lambda file: file.stat().st_size)
     if sys.platform == "win32":
         return None
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    path = str((artifact.folder / largest).resolve())
+    path = str(largest.resolve())
     return "mmap" if any(line.endswith(path) for line in maps.splitlines()) else "read"
 
 

@@ -24,6 +24,7 @@ from runtimes.agent.generating import done_fields, token_fields
 from runtimes.agent.lines import TOO_LONG, LineReader, LineWriter
 from runtimes.agent.lock import hold_lock
 from runtimes.agent.scoring import ScoreRequest, open_rows, predict, scored_fields
+from runtimes.agent.stock import open_stock
 from runtimes.agent.watch import start_watch
 from runtimes.agent.wire import Code, Command, LineError, decode_command
 from runtimes.engines.engine import EngineOpener, Graphics
@@ -31,6 +32,7 @@ from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, Unsupp
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import open_tokens
+from runtimes.stock.table import StockTokens
 from runtimes.system import pagecache
 from runtimes.system.boot import boot_id
 from runtimes.system.conditions import read_conditions
@@ -64,7 +66,7 @@ class Agent:
         self._lock = threading.Lock()  # guards _job and _loop, which both threads use
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._job: Job | None = None
-        self._loop: TokenLoop | None = None
+        self._loop: TokenLoop | StockTokens | None = None
         self._ended = threading.Event()
         self.last_line_s = time.perf_counter()
         self.line_count = 0
@@ -89,7 +91,7 @@ class Agent:
         if loading or not self._ended.wait(LAST_FORWARD_S):
             os._exit(0)  # a load or a forward cannot be interrupted
 
-    def serve(self, loop: TokenLoop) -> None:
+    def serve(self, loop: TokenLoop | StockTokens) -> None:
         """Run the jobs until the input ends."""
         with self._lock:
             self._loop = loop
@@ -128,9 +130,11 @@ class Agent:
             self._job = job
             self._jobs.put(job)
 
-    def _answer(self, job: Job, loop: TokenLoop) -> None:
+    def _answer(self, job: Job, loop: TokenLoop | StockTokens) -> None:
         try:
             if isinstance(job.request, ScoreRequest):
+                if not isinstance(loop, TokenLoop):
+                    raise UnsupportedError("a stock engine is only measured; score an artifact of phi-edge")
                 self._score(job, job.request, loop)
             else:
                 self._generate(job, job.request, loop)
@@ -149,7 +153,7 @@ class Agent:
         self._end(job)
         self._writer.write({"event": "scored", "request": job.number} | scored_fields(predictions))
 
-    def _generate(self, job: Job, request: TokenRequest, loop: TokenLoop) -> None:
+    def _generate(self, job: Job, request: TokenRequest, loop: TokenLoop | StockTokens) -> None:
         waited_s = time.perf_counter() - job.accepted_s
         if request.deadline_s is not None:
             request = dataclasses.replace(request, deadline_s=request.deadline_s - waited_s)
@@ -226,28 +230,35 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--silence-s", type=float, metavar="S")
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--sample", action="store_true")
+    parser.add_argument("--stock", metavar="ENGINE")
+    parser.add_argument("--context", type=int, metavar="N")
     options = parser.parse_args(arguments)
     if (options.artifact is None) != options.sample:
         parser.error("give an artifact's folder, or --sample")
+    if (options.stock is None) != (options.context is None):
+        parser.error("--stock and --context belong together")
     if options.silence_s is not None and not 0 < options.silence_s <= MOST_SILENCE_S:
         parser.error(f"--silence-s is not a number of seconds above 0, at most {MOST_SILENCE_S:.0f}")
     return options
 
 
-def _open(options: argparse.Namespace, engine: EngineOpener | None) -> tuple[TokenLoop, dict[str, Any]]:
+def _open(options: argparse.Namespace, engine: EngineOpener | None) -> tuple[TokenLoop | StockTokens, dict[str, Any]]:
     """The loaded model and the ready line."""
+    if options.stock is not None:
+        return open_stock(options.artifact, options.stock, options.context, options.threads, cold=options.cold)
     began_s = time.perf_counter()
     artifact: Artifact = open_artifact(options.artifact)
+    files = [artifact.folder / name for name in artifact.manifest.files]
     if options.cold:
-        pagecache.drop([artifact.folder / name for name in artifact.manifest.files])
-    cached_share = pagecache.cached_share(weights(artifact))
+        pagecache.drop(files)
+    cached_share = pagecache.cached_share(weights(files))
     graphics = Graphics(adapter=options.adapter, allow_cpu=options.allow_cpu)
     loop = open_tokens(artifact, threads=options.threads, engine=engine, graphics=graphics)
     return loop, describe(artifact, options.threads) | {
         "boot_id": boot_id(),
         "load_s": age_s(),
         "open_s": time.perf_counter() - began_s,
-        "load_mode": load_mode(artifact),
+        "load_mode": load_mode(files),
         "cached_share": cached_share,
         "accelerator": loop.accelerator,
     }

@@ -40,12 +40,12 @@ def open_executorch(artifact: Artifact, threads: int | None) -> Engine:
     ExecuTorch has one thread pool per process, so `threads` applies to all of its models: another number is refused
     while one is open, since its program would go on with the old pool's memory.
     """
-    library = _load_library()
+    library = load_library()
     names = [name for name in artifact.manifest.files if name.endswith(".pte")]
     if len(names) != 1:
         raise EngineError(f"{artifact.folder}: has {len(names)} .pte files, expected one; export it again")
     path = artifact.path(names[0])
-    _check_header(path)
+    check_header(path)
     wanted = available_cores() if threads is None else threads
     with _quiet() as last_lines:
         threads_now = library._threadpool_get_thread_count()
@@ -128,7 +128,7 @@ class ExecutorchEngine:
         _OPEN.discard(self)
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
     """Refuse a file that is no whole program: ExecuTorch's own library would abort the process. Raises EngineError.
 
     A flatbuffer's offset and identifier, then the extended header: "eh00", its length, the sizes of the program, of
@@ -142,7 +142,7 @@ def _check_header(path: Path) -> None:
         raise EngineError(f"{path}: is no whole ExecuTorch program; export it again")
 
 
-def _load_library() -> Any:
+def load_library() -> Any:
     """ExecuTorch's C++ bindings, with the kernels that our programs use registered.
 
     Its public Python modules for the same (`portable_lib`, `custom_ops`) also import the exporter and torch's

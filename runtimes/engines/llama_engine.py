@@ -7,6 +7,7 @@ one size or of the other, and the loop above prefills again where a sequence cro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact
@@ -25,24 +26,37 @@ DEFAULTS = [512, 2048, 512, 1]
 
 def open_llama(artifact: Artifact, threads: int | None) -> Engine:
     """Load the artifact's one .gguf file. Raises EngineError."""
-    library = load_llama()
     names = [name for name in artifact.manifest.files if name.endswith(".gguf")]
     if len(names) != 1:
         raise EngineError(f"{artifact.folder}: has {len(names)} .gguf files, expected one; export it again")
-    path = artifact.path(names[0])
+    manifest = artifact.manifest
+    engine = open_file(artifact.path(names[0]), manifest.context_tokens, threads, manifest.rope.switch_tokens)
+    if engine.vocab_size != manifest.model.vocab_size:
+        engine.close()
+        raise EngineError(
+            f"{artifact.folder}: {names[0]} has {engine.vocab_size} tokens, the manifest says "
+            f"{manifest.model.vocab_size}; export it again"
+        )
+    return engine
+
+
+def open_file(path: Path, context_tokens: int, threads: int | None, switch_tokens: int | None = None) -> LlamaEngine:
+    """Load a GGUF file. `switch_tokens`: see Engine; without it the context decides. Raises EngineError."""
+    library = load_llama()
     model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
     if not model:
         raise EngineError(f"llama.cpp cannot load {path}: {last_errors()}")
-    return LlamaEngine(library, model, artifact, available_cores() if threads is None else threads)
+    threads = available_cores() if threads is None else threads
+    return LlamaEngine(library, model, context_tokens, switch_tokens, threads)
 
 
 class LlamaEngine:
     """See Engine."""
 
-    def __init__(self, library: Any, model: int, artifact: Artifact, threads: int) -> None:
-        self.context_tokens = artifact.manifest.context_tokens
-        self.vocab_size = artifact.manifest.model.vocab_size
-        self.switch_tokens = artifact.manifest.rope.switch_tokens
+    def __init__(self, library: Any, model: int, context_tokens: int, switch_tokens: int | None, threads: int) -> None:
+        self.context_tokens = context_tokens
+        self.vocab_size: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        self.switch_tokens = switch_tokens
         self.max_forward_tokens = min(MOST_TOKENS, self.context_tokens)
         self.most_rows = MOST_ROWS
         self.continues = True
@@ -50,12 +64,6 @@ class LlamaEngine:
         self._library, self._model, self._threads = library, model, threads
         self._batch = library.llama_batch_init(MOST_TOKENS, 0, 1)
         self._context, self._long = 0, False
-        seen = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
-        if seen != self.vocab_size:
-            self.close()
-            raise EngineError(
-                f"{artifact.folder}: model.gguf has {seen} tokens, the manifest says {self.vocab_size}; export it again"
-            )
         self._use_context(long=False)
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:

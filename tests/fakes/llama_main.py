@@ -69,9 +69,9 @@ def _load() -> Any:
     os.environ["OMP_NUM_THREADS"] = "1"  # see runtimes.engines.executorch_engine
     import executorch.extension.llm.runner  # noqa: F401 (part of what takes the time)
 
-    from runtimes.engines.executorch_engine import _load_library
+    from runtimes.engines.executorch_engine import load_library
 
-    return _load_library()
+    return load_library()
 
 
 def _generate(prompt: str, flags: argparse.Namespace) -> None:
