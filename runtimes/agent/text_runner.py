@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from export.strict import build, parse_json
 from runtimes.agent.facts import age_s, load_mode
@@ -55,13 +56,11 @@ def answer(question: Question, memory: MemorySampler) -> Answer:
         runner = TextLLMRunner(question.model, question.tokenizer)
         # It loads when it is first asked.
         first = GenerationConfig(echo=False, temperature=0.0, max_new_tokens=1, warming=True)
-        runner.generate(question.text[:1], first, lambda piece: None, lambda stats: None)
+        runner.generate(question.texts[0][:1], first, lambda piece: None, lambda stats: None)
         runner.reset()
         load_s, open_s = age_s(), time.perf_counter() - began
         config = GenerationConfig(echo=False, temperature=0.0, max_new_tokens=question.new_tokens)
-        if question.warm_up:
-            runner.generate(question.text, config, lambda piece: None, lambda stats: None)
-            runner.reset()
+        text = _warm_up(runner, config, question) if question.warm_up else question.texts[0]
         accepted = 0.0
 
         def take(piece: str) -> None:
@@ -70,7 +69,7 @@ def answer(question: Question, memory: MemorySampler) -> Answer:
 
         with EnergyMeter() as meter:
             accepted = time.perf_counter()
-            runner.generate(question.text, config, take, keep)
+            runner.generate(text, config, take, keep)
     except Exception as error:  # the bindings raise nothing narrower
         raise EngineError(f"ExecuTorch's runner failed on {program}: {error}") from error
     ((prompt_tokens, prefill_s),) = figures
@@ -91,6 +90,17 @@ def answer(question: Question, memory: MemorySampler) -> Answer:
             **{name: importlib.metadata.version(name) for name in ("executorch", "torch")},
         },
     )
+
+
+def _warm_up(runner: Any, config: Any, question: Question) -> str:
+    """Answer texts, unmeasured, until an answer is as long as it should be; -> that text. The first where none is."""
+    for text in question.texts:
+        pieces: list[str] = []
+        runner.generate(text, config, pieces.append, lambda stats: None)
+        runner.reset()
+        if len(pieces) == question.new_tokens:
+            return text
+    return question.texts[0]
 
 
 def main() -> int:

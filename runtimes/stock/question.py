@@ -16,9 +16,9 @@ class Question:
 
     model: str
     tokenizer: str
-    text: str
+    texts: Sequence[str]  # of the same length: one of them is asked
     new_tokens: int
-    warm_up: bool  # the same question before, unmeasured
+    warm_up: bool  # before the measured answer: the first text whose answer does not end early; else the first is asked
     threads: int | None
     cold: bool  # drop the program from the page cache first
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from devices.drivers.driver import Loading, Opened
@@ -19,6 +19,7 @@ from runtimes.stock.model import StockModel
 from runtimes.stock.question import Answer, Question
 
 RUNNER = ("-P", "-m", "runtimes.agent.text_runner")
+TURNS = 16  # of the prompt, to find one whose answer is long enough
 NO_SPECIAL = Tokens(bos=None, pad=None, stop=())
 
 
@@ -51,12 +52,15 @@ class TextRunner:
         self._texts = Texts(model.tokenizer)
 
     def time(self, prompt_tokens: int, new_tokens: int, warm_up: bool) -> SelfTimed:
-        """Answer a prompt of ordinary words. Raises TransportError, EngineError, UnsupportedError."""
-        text = self._texts.decode(spelt_ids(self._texts, NO_SPECIAL, prompt_tokens))
+        """Answer a prompt of ordinary words, whose order is turned until its answer is long enough.
+
+        Raises TransportError, EngineError, UnsupportedError.
+        """
+        ids = spelt_ids(self._texts, NO_SPECIAL, prompt_tokens)
         question = Question(
             model=str(self._model.files[0]),
             tokenizer=str(self._model.tokenizer),
-            text=text,
+            texts=self._turned(ids),
             new_tokens=new_tokens,
             warm_up=warm_up,
             threads=self._loading.threads,
@@ -71,7 +75,7 @@ class TextRunner:
         return SelfTimed(
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=len(answer.pieces),
-            token_ids=self._texts.encode(text + "".join(answer.pieces))[prompt_tokens:],
+            token_ids=self._texts.encode("".join(answer.pieces)),
             load_s=answer.open_s,
             prefill_s=answer.prefill_s,
             first_token_s=answer.at_s[0] if answer.at_s else None,
@@ -87,6 +91,16 @@ class TextRunner:
                 energy_source=answer.energy_source,
             ),
         )
+
+    def _turned(self, ids: Sequence[int]) -> list[str]:
+        """The ids' text, and that of the same ids from others on: the runner ends at a stop id, but not after all."""
+        found = []
+        for first in range(0, len(ids), max(1, len(ids) // TURNS)):
+            turned = [*ids[first:], *ids[:first]]
+            text = self._texts.decode(turned)
+            if self._texts.encode(text) == turned:
+                found.append(text)
+        return found
 
     def stream(self, request: TokenRequest) -> Generator[TokenRecord, None, None]:
         """See TokenSource.stream."""
