@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from export.artifact import Artifact, open_artifact
 from export.errors import ArtifactError
@@ -24,7 +24,6 @@ from runtimes.agent.generating import done_fields, token_fields
 from runtimes.agent.lines import TOO_LONG, LineReader, LineWriter
 from runtimes.agent.lock import hold_lock
 from runtimes.agent.scoring import ScoreRequest, open_rows, predict, scored_fields
-from runtimes.agent.stock import open_stock
 from runtimes.agent.watch import start_watch
 from runtimes.agent.wire import Code, Command, LineError, decode_command
 from runtimes.engines.engine import EngineOpener, Graphics
@@ -32,12 +31,14 @@ from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, Unsupp
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import open_tokens
-from runtimes.stock.table import StockTokens
 from runtimes.system import pagecache
 from runtimes.system.boot import boot_id
 from runtimes.system.conditions import read_conditions
 from runtimes.system.memory import MemorySampler
 from runtimes.system.windows_stdin import binary_stdin
+
+if TYPE_CHECKING:
+    from runtimes.stock.table import StockTokens
 
 EXIT_CANNOT_START = 2
 MOST_SILENCE_S = 1e6
@@ -245,6 +246,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _open(options: argparse.Namespace, engine: EngineOpener | None) -> tuple[TokenLoop | StockTokens, dict[str, Any]]:
     """The loaded model and the ready line."""
     if options.stock is not None:
+        from runtimes.agent.stock import open_stock
+
         return open_stock(options.artifact, options.stock, options.context, options.threads, cold=options.cold)
     began_s = time.perf_counter()
     artifact: Artifact = open_artifact(options.artifact)

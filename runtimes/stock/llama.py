@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import MANIFEST
-from runtimes.engines.llama_engine import open_file
-from runtimes.engines.llama_library import last_errors, load_llama
 from runtimes.errors import EngineError
 from runtimes.loop.loop import TokenLoop
 from runtimes.stock.model import StockModel
@@ -67,6 +65,8 @@ def look_at_gguf(path: Path) -> StockModel | None:
 
 def open_gguf(path: Path, context_tokens: int, threads: int | None) -> TokenLoop:
     """The model with a context of so many tokens. Raises EngineError."""
+    from runtimes.engines.llama_engine import open_file  # here, because it shows which library a process has loaded
+
     return TokenLoop(open_file(path, context_tokens, threads))
 
 
@@ -96,6 +96,8 @@ class _Header:
 
 @contextlib.contextmanager
 def _header(path: Path) -> Iterator[_Header]:
+    from runtimes.engines.llama_library import last_errors, load_llama
+
     library = load_llama()
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
