@@ -52,7 +52,7 @@ def half_in_use(artifact: Path) -> Iterator[None]:
     """Another program has mapped half of the weights, which the page cache then keeps: a start is neither cold nor
     warm."""
     with contextlib.ExitStack() as stack:
-        for path in weights(open_artifact(artifact)):
+        for path in weights(list(artifact.iterdir())):
             file = stack.enter_context(path.open("rb"))
             pages = stack.enter_context(mmap.mmap(file.fileno(), path.stat().st_size // 2, access=mmap.ACCESS_READ))
             assert sum(pages[:: mmap.PAGESIZE]) >= 0  # reads them

@@ -88,7 +88,7 @@ def compare(
     )
 
 
-def must_be_alike(measurement: Measurement, *, prompt: bool) -> dict[str, object]:
+def must_be_alike(measurement: Measurement, *, prompt: bool = True) -> dict[str, object]:
     """What two measurements that are compared have in common: workload, device, processor. `prompt`: its ids, too."""
     facts = dataclasses.asdict(measurement.workload)
     del facts["repetitions"]  # more of them only narrow the interval

@@ -1,7 +1,7 @@
 """`python -m runtimes.agent.text_runner`: one answer of ExecuTorch's own text runner, in a process of its own.
 
-The runner takes text and gives
-text piece by piece, a token each; its bindings take no ids, and do not go on behind a stop id.
+A Question comes as a line of JSON on stdin, an Answer goes out as one on stdout. The runner takes text and gives text
+piece by piece, a token each; its bindings take no ids, and do not go on behind a stop id.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_one_that_makes_far_more_text_than_it_gets_is_refused(
     with pytest.raises(EngineError, match="characters of one, and at most 64 are taken"):
         Tokenizer(folder)
     with pytest.raises(EngineError, match="characters of one, and at most 64 are taken"):
-        Texts(with_tokenizer(tiny_onnx, folder))
+        Texts(with_tokenizer(tiny_onnx, folder).path("tokenizer.json"))
 
 
 def test_a_pattern_that_takes_too_many_tries_is_an_error_of_ours(tmp_path: Path, tiny_onnx: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_pattern_that_takes_too_many_tries_is_an_error_of_ours(tmp_path: Path,
     with pytest.raises(CheckpointError, match=r"cannot split 'xxx.*retry-limit"):
         Encoder(open_checkpoint(str(folder))).ids("x" * 60, special=True)
     with pytest.raises(UnsupportedError, match=r"cannot split this text .*retry-limit"):
-        Texts(with_tokenizer(tiny_onnx, folder)).encode("x" * 60)
+        Texts(with_tokenizer(tiny_onnx, folder).path("tokenizer.json")).encode("x" * 60)
 
 
 def test_one_without_a_word_that_is_read_as_written_is_refused_at_once(tmp_path: Path, tiny_onnx: Path) -> None:
@@ -127,7 +127,7 @@ def test_one_without_a_word_that_is_read_as_written_is_refused_at_once(tmp_path:
     folder = tiny_with(tmp_path / "checkpoint", normalizer=replace("a", "b"), decoder=replace("e", "a"))
     artifact = with_tokenizer(tiny_onnx, folder)
     with pytest.raises(UnsupportedError, match="no words that it reads as it wrote them"):
-        spelt_ids(Texts(artifact), artifact.manifest.tokens, 1_000_000)
+        spelt_ids(Texts(artifact.path("tokenizer.json")), artifact.manifest.tokens, 1_000_000)
 
 
 def test_a_text_is_neither_cut_nor_padded(tmp_path: Path, tiny_onnx: Path) -> None:
@@ -139,4 +139,4 @@ def test_a_text_is_neither_cut_nor_padded(tmp_path: Path, tiny_onnx: Path) -> No
     expected = Tokenizer(Path(__file__).parents[2] / "export" / "tiny").encode_prompt("The lamp is on.")
     assert len(expected) > 1 and Tokenizer(folder).encode_prompt("The lamp is on.") == expected
     assert Encoder(open_checkpoint(str(folder))).ids("The lamp is on.", special=True) == expected
-    assert Texts(with_tokenizer(tiny_onnx, folder)).encode("The lamp is on.") == expected
+    assert Texts(with_tokenizer(tiny_onnx, folder).path("tokenizer.json")).encode("The lamp is on.") == expected
