@@ -2,9 +2,13 @@
 
     python ci/soak.py ARTIFACT... [--requests 2000] [--documents] [--device NAME --lab lab.toml] [--threads N]
 
-Random lengths, sampling, stops, cancels, sessions, guesses and JSON schemas. Each answer is compared with an
-uninterrupted one of the same seed; each finish must have its reason; each document is checked against its schema;
-memory must not grow by more than 1 % after the first quarter. With --documents every request has a schema.
+Random lengths, sampling, stops, cancels, sessions, guesses and JSON schemas. Each answer is compared token by token
+with an uninterrupted one of the same seed; each finish must have its reason; each document is checked against its
+schema; memory must not grow by more than 1 % after the first quarter. With --documents every request has a schema.
+
+A prompt that is partly in the cache is read in other pieces, which round differently, so now and then a draw falls
+otherwise. Where two answers part, the model's probabilities there must be the same but for rounding; such answers are
+counted. A token that was lost, doubled or taken from another session changes them by whole nats.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import random
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +29,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, p
 import jsonschema_rs
 
 from devices.drivers.table import open_device_runtime
-from runtimes.api import DoneEvent, GenerateRequest, Message
+from runtimes.api import DoneEvent, GenerateRequest, Message, TokenEvent
 from runtimes.errors import UnsupportedError
 from runtimes.registry import open_runtime
 from runtimes.text.runtime import TextRuntime
 
 WORDS = ["lamp", "kitchen", "turn", "off", "light", "hall", "water", "warm", "the", "is", "what", "sun", "why"]
 GROWTH = 0.01
+LIKELIEST = 5  # ids whose probabilities are compared where two answers part
+ROUNDING = 0.25  # nats
+
+
+@dataclass
+class Tally:
+    """What the requests of one artifact gave."""
+
+    documents: int = 0
+    parted: int = 0  # answers that rounding made different
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens of an answer, and its end; None where it was cancelled."""
+
+    tokens: list[TokenEvent]
+    done: DoneEvent | None
+
+    @property
+    def text(self) -> str:
+        """What a user would see."""
+        return "".join(event.text for event in self.tokens) + (self.done.text if self.done else "")
 
 
 def main() -> None:
@@ -51,27 +80,26 @@ def main() -> None:
 
 def soak(folder: Path, options: argparse.Namespace) -> list[str]:
     """What was wrong, a line each."""
-    chance, faults, documents, began_s = random.Random(options.seed), [], 0, time.monotonic()
-    warm_bytes = 0
+    chance, tally, began_s, warm_bytes = random.Random(options.seed), Tally(), time.monotonic(), 0
     with opened(folder, options) as runtime:
         guesses = can_guess(runtime)
         for number in range(options.requests):
             if number == options.requests // 4:
                 warm_bytes = used_bytes(runtime, options.device)
             request = any_request(chance, documents=options.documents, guesses=guesses)
-            fault = wrong_document(runtime, request) if request.json_schema else wrong_answer(runtime, request, chance)
-            documents += request.json_schema is not None
+            fault = (wrong_document if request.json_schema else wrong_answer)(runtime, request, chance, tally)
             if fault is not None:
-                faults.append(f"{folder}, request {number}: {fault}")
+                tally.faults.append(f"{folder}, request {number}: {fault}")
         grown = used_bytes(runtime, options.device) / warm_bytes - 1
     if grown > GROWTH:
-        faults.append(f"{folder}: memory grew by {grown:.1%} after the first quarter; allowed: {GROWTH:.0%}")
+        tally.faults.append(f"{folder}: memory grew by {grown:.1%} after the first quarter; allowed: {GROWTH:.0%}")
     print(
-        f"{folder}: {options.requests} requests, {documents} of them documents, {len(faults)} wrong, memory "
-        f"{warm_bytes / 1e6:.0f} MB {grown:+.2%}, {time.monotonic() - began_s:.0f} s",
+        f"{folder}: {options.requests} requests, {tally.documents} of them documents, {len(tally.faults)} wrong, "
+        f"{tally.parted} parted by rounding, memory {warm_bytes / 1e6:.0f} MB {grown:+.2%}, "
+        f"{time.monotonic() - began_s:.0f} s",
         flush=True,
     )
-    return faults
+    return tally.faults
 
 
 def opened(folder: Path, options: argparse.Namespace) -> TextRuntime:
@@ -128,31 +156,45 @@ def any_schema(chance: random.Random, depth: int) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": names[:1], "additionalProperties": False}
 
 
-def wrong_document(runtime: TextRuntime, request: GenerateRequest) -> str | None:
+def wrong_document(runtime: TextRuntime, request: GenerateRequest, chance: random.Random, tally: Tally) -> str | None:
     """What is wrong with the document, if anything."""
     assert request.json_schema is not None
-    text, done = read(runtime, request, None)
-    if done is None or done.finish != "eos":
-        return f"finish {done and done.finish}: {text!r:.100}"
+    tally.documents += 1
+    answer = read(runtime, request, None)
+    if answer.done is None or answer.done.finish != "eos":
+        return f"finish {answer.done and answer.done.finish}: {answer.text!r:.100}"
     try:
-        jsonschema_rs.validate(dict(request.json_schema), json.loads(text))
+        jsonschema_rs.validate(dict(request.json_schema), json.loads(answer.text))
     except (ValueError, jsonschema_rs.ValidationError) as error:
-        return f"{text!r:.100} does not fit {request.json_schema}: {error}"
+        return f"{answer.text!r:.100} does not fit {request.json_schema}: {error}"
     return None
 
 
-def wrong_answer(runtime: TextRuntime, request: GenerateRequest, chance: random.Random) -> str | None:
+def wrong_answer(runtime: TextRuntime, request: GenerateRequest, chance: random.Random, tally: Tally) -> str | None:
     """What is wrong with an answer, some of which are cancelled, beside an uninterrupted one."""
-    cancel_after = chance.choice([None, None, chance.randint(0, 20)])
-    text, done = read(runtime, request, cancel_after)
-    whole, end = read(runtime, dataclasses.replace(request, session=None), None)
-    assert end is not None
-    if not has_reason(end, whole, request):
-        return f"finish {end.finish} ({end.stop_string!r}) of {end.usage.completion} tokens: {whole!r}"
-    if done is None:
-        return None if whole.startswith(text) else f"cancelled at {text!r}, whole {whole!r}"
-    same = (text, done.finish, done.stop_string) == (whole, end.finish, end.stop_string)
-    return None if same else f"{text!r} ({done.finish}), alone {whole!r} ({end.finish})"
+    request = dataclasses.replace(request, logprobs=LIKELIEST)
+    answer = read(runtime, request, chance.choice([None, None, chance.randint(0, 20)]))
+    whole = read(runtime, dataclasses.replace(request, session=None), None)
+    for each in (answer, whole):
+        if each.done is not None and not has_reason(each.done, each.text, request):
+            return f"finish {each.done.finish} after {each.done.usage.completion} tokens: {each.text!r}"
+    for ours, theirs in zip(answer.tokens, whole.tokens, strict=False):
+        if ours.id != theirs.id:
+            tally.parted += 1
+            return None if only_rounded(ours, theirs) else f"{answer.text!r}, alone {whole.text!r}: {ours}, {theirs}"
+    if answer.done is None:
+        return (
+            None if len(answer.tokens) <= len(whole.tokens) else f"cancelled at {answer.text!r}, whole {whole.text!r}"
+        )
+    ended = [(each.text, each.done and (each.done.finish, each.done.stop_string)) for each in (answer, whole)]
+    return None if ended[0] == ended[1] else f"{ended[0]}, alone {ended[1]}"
+
+
+def only_rounded(ours: TokenEvent, theirs: TokenEvent) -> bool:
+    """Whether the model thought the same before two different tokens were drawn."""
+    first, second = ({each.id: each.logprob for each in event.top_logprobs} for event in (ours, theirs))
+    common = first.keys() & second.keys()
+    return len(common) >= LIKELIEST - 2 and all(abs(first[id] - second[id]) < ROUNDING for id in common)
 
 
 def has_reason(done: DoneEvent, text: str, request: GenerateRequest) -> bool:
@@ -164,25 +206,27 @@ def has_reason(done: DoneEvent, text: str, request: GenerateRequest) -> bool:
     return done.finish == "eos" and done.usage.completion < request.max_new_tokens
 
 
-def read(runtime: TextRuntime, request: GenerateRequest, cancel_after: int | None) -> tuple[str, DoneEvent | None]:
-    """The text and the last event; None where it was cancelled."""
-    text, events = "", runtime.generate(request)
+def read(runtime: TextRuntime, request: GenerateRequest, cancel_after: int | None) -> Answer:
+    """The whole answer, or what came before it was cancelled."""
+    tokens: list[TokenEvent] = []
+    events = runtime.generate(request)
     for count, event in enumerate(events):
         if count == cancel_after:
             events.close()
-            return text, None
-        text += event.text
+            break
         if isinstance(event, DoneEvent):
             assert event.usage.completion == count, "a token was lost or doubled"
-            return text, event
-    raise AssertionError("the stream has no done event")
+            return Answer(tokens, event)
+        tokens.append(event)
+    assert cancel_after is not None, "the stream has no done event"
+    return Answer(tokens, None)
 
 
 def used_bytes(runtime: TextRuntime, device: str | None) -> int:
     """Of the process that has the model: of this one now, of a device's agent at most so far."""
     if device is None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    _, done = read(runtime, GenerateRequest(prompt="a", max_new_tokens=1), None)
+    done = read(runtime, GenerateRequest(prompt="a", max_new_tokens=1), None).done
     assert done is not None and done.memory is not None and done.memory.peak_bytes is not None
     return done.memory.peak_bytes
 

@@ -3,8 +3,8 @@
 #
 #   tests/fakes/emulate_pi5.sh [DIR]      default: pi5 in $PHI_EDGE_CACHE or ~/.cache/phi-edge
 #   DIR/bin/python3              CPython 3.11 for arm64 under qemu-user, as a Cortex-A76; it makes virtual environments
-#   DIR/bin/python3-onnx         the same with ONNX Runtime
-#   DIR/wheels                   all that `pip install 'phi-edge[onnx]'` brings to a Pi: a wheelhouse
+#   DIR/bin/python3-onnx         the same with ONNX Runtime and llguidance
+#   DIR/wheels                   all that `pip install 'phi-edge[onnx,grammar]'` brings to a Pi: a wheelhouse
 #
 # It contains Debian's arm64 Python, the very aarch64 wheels that a Pi installs, and a Pi's view of /proc and /sys. It does
 # not emulate speed, a kernel, or the VideoCore: times and temperatures of it mean nothing. Needs qemu-user-static
@@ -14,7 +14,7 @@ checkout=$(cd "$(dirname "$0")/../.." && pwd)
 constraints=$checkout/constraints.txt
 dir=${1:-${PHI_EDGE_CACHE:-$HOME/.cache/phi-edge}/pi5}
 python=${PYTHON:-python3}
-light=(click jinja2 numpy onnxruntime rich tokenizers)
+light=(click jinja2 llguidance numpy onnxruntime rich tokenizers)
 packages=(libc6 libpython3.11-minimal python3.11-minimal libpython3.11-stdlib libstdc++6 libgcc-s1 zlib1g libexpat1
   libssl3 libffi8 libbz2-1.0 liblzma5 libgomp1 libcrypt1 libuuid1 python3.11-venv python3-pip-whl python3-setuptools-whl)
 
@@ -38,9 +38,9 @@ for deb in "$dir_part"/debs/*.deb; do dpkg -x "$deb" "$root"; done
 
 # A Pi runs no compiler for its packages: binary wheels, for the glibc of Raspberry Pi OS Bookworm.
 "$python" "$checkout/ci/plain_pip.py" download -q --only-binary=:all: --python-version 3.11 \
-  --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+  --implementation cp --platform manylinux_2_31_aarch64 --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
   --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 -c "$constraints" -d "$dir_part/wheels" "${light[@]}"
-for wheel in "$dir_part"/wheels/{numpy,onnxruntime}-*.whl; do "$python" -m zipfile -e "$wheel" "$root/site"; done
+for wheel in "$dir_part"/wheels/{llguidance,numpy,onnxruntime}-*.whl; do "$python" -m zipfile -e "$wheel" "$root/site"; done
 
 # ONNX Runtime counts cores and caches in /sys, and an x86 machine's crash it: four Cortex-A76 with their caches.
 cpus=$root/sys/devices/system/cpu
