@@ -95,6 +95,8 @@ def resolve(request: ExportRequest) -> Job:
         raise OptionError(f"--lengths-as-inputs is for {directml}; target {target.name} takes an attention mask")
     check_block_sparse(checkpoint, target, format, context)
     check_cache(request, checkpoint, target, format, scheme)
+    if request.max_file_bytes is not None and format != "onnx":
+        raise OptionError(f"--max-file-size splits ONNX weights, and {format} has one file; leave it out")
     if request.calibration is not None and scheme.method == "data-free" and request.kv_cache != "int8":
         raise OptionError(
             f"--calibration: scheme {scheme.name} looks at no text; leave it out, or take a scheme with -weighted or "

@@ -70,13 +70,24 @@ def make_plan(job: Job) -> Plan:
 
 
 def judge(job: Job) -> None:
-    """Refuse what would otherwise be found only in the midst of the work: a budget that is too small, and a text that
-    cannot calibrate. Raises OptionError and CheckpointError."""
+    """Refuse what would otherwise be found only in the midst of the work: files or a budget that are too small, and a
+    text that cannot calibrate. Raises OptionError and CheckpointError."""
     from export.weights.calibration import make_batch
 
+    check_file_size(job)
     if job.has_budget:
         check_budget(job)
     make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
+
+
+def check_file_size(job: Job) -> None:
+    """Raises OptionError where a matrix's numbers alone are larger than a file may be."""
+    for name, shape in matrices(job).items():
+        precision = job.scheme.precision(name)
+        size = math.prod(shape) * (8 * float_bytes(job) if precision is None else precision.bits) // 8
+        if job.format == "onnx" and job.max_file_bytes is not None and size > job.max_file_bytes:
+            limit = job.max_file_bytes / 1e6
+            raise OptionError(f"--max-file-size {limit:.1f} MB: {name} alone has {size / 1e6:.1f} MB; allow that much")
 
 
 def check_budget(job: Job) -> None:
@@ -139,12 +150,11 @@ def calibration_bytes(job: Job) -> int:
 def weight_bytes(job: Job) -> int:
     """Bytes of the weight file, to a few kilobytes: codes, scales in the format's type, norms, tables."""
     config, scheme = job.checkpoint.config, job.scheme
-    float_bytes = 2 if job.activations == "float16" else 4
     total = 0
     if job.format != "gguf":  # llama.cpp computes its tables when it starts
-        total += 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes
+        total += 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes(job)
     if job.int8_cache:  # a scale for each channel of keys and values
-        total += kv_bytes_per_token(job) * float_bytes
+        total += kv_bytes_per_token(job) * float_bytes(job)
     shapes = config.tensor_shapes()
     if job.format == "executorch" and config.tie_word_embeddings and not scheme.row_table:
         shapes[HEAD] = shapes[EMBEDDING]
@@ -152,10 +162,15 @@ def weight_bytes(job: Job) -> int:
         precision = scheme.precision(name) if len(shape) == 2 else None
         if precision is None:
             narrow = len(shape) == 2 and scheme.float_type != "float32"
-            total += math.prod(shape) * (2 if narrow else float_bytes)
+            total += math.prod(shape) * (2 if narrow else float_bytes(job))
             continue
         total += stored_bytes(job, name, shape, precision)
     return total
+
+
+def float_bytes(job: Job) -> int:
+    """Of a number that is not quantised."""
+    return 2 if job.activations == "float16" else 4
 
 
 def stored_bytes(job: Job, name: str, shape: tuple[int, ...], precision: Precision) -> int:

@@ -29,6 +29,8 @@ ROOMS = {"export", "runtimes", "devices", "phi_edge"}
 
 UNEXPECTED = re.compile(r"unexpected extra arguments? \((.*)\)", re.DOTALL)  # what click says
 
+NUMBER = re.compile(r"is not a valid (integer|float)( range)?")  # click's names of types
+
 
 class UserError(click.ClickException):
     """The command could not do its work."""
@@ -175,6 +177,7 @@ def usage_error(error: click.UsageError, command: str, hint: str | None = None) 
         message = f"unknown option {error.option_name}{near if hint is None else ''}"
     elif (words := UNEXPECTED.search(message)) is not None:
         message = f"unexpected words: {words[1]}"
+    message = NUMBER.sub(lambda found: f"is no {'whole ' if found[1] == 'integer' else ''}number", message)
     if hint is not None:
         message = f"{message.rstrip('.')}; {hint}"
     return UserError(f"{message.rstrip('.')}; see `{command} --help`")

@@ -16,6 +16,7 @@ from runtimes.agent.facts import versions
 from runtimes.agent.scoring import ScoreRequest
 from runtimes.api import Runtime
 from runtimes.errors import UnsupportedError
+from runtimes.intact import check_intact
 from runtimes.loop.loop import TokenLoop
 from runtimes.registry import open_tokens, text_runtime
 
@@ -60,6 +61,7 @@ class Here:
 @contextlib.contextmanager
 def open_here(artifact: Artifact, threads: int | None) -> Iterator[Here]:
     """The artifact in its own engine. Raises RuntimesError."""
+    check_intact(artifact)
     with contextlib.closing(open_tokens(artifact, threads=threads)) as loop:
         yield Here(artifact, loop)
 

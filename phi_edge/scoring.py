@@ -28,6 +28,7 @@ from phi_edge.progress import steps
 from phi_edge.scored import Scored, open_here, open_there
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
 from runtimes.errors import EngineError
+from runtimes.intact import check_intact
 from runtimes.registry import open_tokens
 from runtimes.text.tokenizer import Tokenizer
 
@@ -165,6 +166,7 @@ def _open_reference(artifact: Artifact, against: str, threads: int | None, step:
     other = open_artifact(Path(against))
     tokenizer = other.path("tokenizer.json").read_text(encoding="utf-8")
     check_tokens(artifact, other.folder.name, tokenizer, other.manifest.model.vocab_size)
+    check_intact(other)
     with contextlib.closing(open_tokens(other, threads=threads)) as loop:
 
         def rows(blocks: Sequence[Block]) -> Iterator[Rows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from phi_edge.quiet import quiet_libraries
 from runtimes.terminal import typed_text
 
 MOST_SECONDS = 1e6
+TIMED = re.compile(r"'([0-9]{1,4}) ?([smh])[a-z]*' is not a valid float")  # of `--deadline 5s`
+THOUSANDS = re.compile(r"'([1-9][0-9]{0,5}) ?[kK]' is not a valid")  # click's words for `--context 4k`
 
 
 class Verb(click.Command):
@@ -51,6 +54,10 @@ class Verb(click.Command):
         """What was probably meant, where that is known."""
         if isinstance(error, click.NoSuchOption):
             return option_habit(str(self.name), error.option_name, words)
+        if isinstance(error, click.BadParameter) and (short := THOUSANDS.search(error.message)):
+            return f"write the number out, such as {int(short[1]) * 1024}"
+        if isinstance(error, click.BadParameter) and (timed := TIMED.search(error.message)):
+            return f"give seconds, as a number alone, such as {int(timed[1]) * {'s': 1, 'm': 60, 'h': 3600}[timed[2]]}"
         if isinstance(error, click.MissingParameter):
             return f"an example: {self.examples[0]}"
         extra = UNEXPECTED.search(error.message)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from export.artifact import MANIFEST, MODEL_SUFFIX, Artifact, describe_files, open_artifact
+from export.artifact import MANIFEST, MODEL_SUFFIX, Artifact, describe_files, open_artifact, verify
 from export.errors import ArtifactError
 from export.inspect.foreign import model_file
 from export.inspect.graph import Graph, Node, read_graph
@@ -40,6 +40,7 @@ def describe(folder: Path) -> Mapping[str, Table | None]:
         files = describe_files(home, sorted(path.name for path in home.glob(belongs) if path.is_file()))
     else:
         artifact = open_artifact(folder)
+        verify(artifact)
         home, model, files = folder, _model_of(artifact), dict(artifact.manifest.files)
     graph = read_graph(model) if model.suffix == ".onnx" else None
     return {

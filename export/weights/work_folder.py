@@ -41,10 +41,13 @@ def take_over(work: Path) -> None:
             f"{work}: is in the way: an export would work there, and no export of ours made it; rename it, or give "
             "another OUT"
         )
-    work.mkdir(parents=True, exist_ok=True)
     lock = work / LOCK
-    if not lock.exists():
-        lock.write_text(LOCK_TEXT, encoding="utf-8")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if not lock.exists():
+            lock.write_text(LOCK_TEXT, encoding="utf-8")
+    except OSError as error:
+        raise SpaceError(f"{work}: cannot be made ({error.strerror}); give another OUT") from error
 
 
 def discard(work: Path) -> None:
@@ -58,11 +61,17 @@ def discard(work: Path) -> None:
 
 
 def check_out(out: Path, work: Path) -> None:
-    """The output folder must be new or empty. Raises SpaceError."""
+    """The output folder must be new or empty, and where it is made must be a folder that can be written. Raises
+    SpaceError."""
     if out.exists() and not out.is_dir():
         raise SpaceError(f"{out}: is a file; give a new folder")
     if out.exists() and any(path != work for path in out.iterdir()):
         raise SpaceError(f"{out}: is not empty; give a new folder, or remove this one first")
+    place = next(parent for parent in work.parents if parent.exists())
+    if not place.is_dir():
+        raise SpaceError(f"{place}: is a file, and {out} would be in it; give another OUT")
+    if not os.access(place, os.W_OK):
+        raise SpaceError(f"{place}: cannot be written (Permission denied); give another OUT")
 
 
 def publish(folder: Path, out: Path) -> None:

@@ -32,8 +32,10 @@ def lab_list_command(lab: Path | None, as_json: bool) -> None:
     from devices.inventory import take_inventory
 
     if lab is not None and not lab.is_file():
-        name = one_line(str(lab))
-        raise UserError(f"{name}: no such file; give a lab file; one device is examined by phi-edge doctor NAME")
+        what = "is a folder" if lab.is_dir() else "no such file"
+        raise UserError(
+            f"{one_line(str(lab))}: {what}; give a lab file; one device is examined by phi-edge doctor NAME"
+        )
     entries = take_inventory(open_lab(lab))
     if as_json:
         for entry in entries:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from export.artifact import open_artifact
+from export.artifact import MANIFEST, open_artifact
 from phi_edge.files import Folder
 from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo, echo_answer
@@ -21,6 +21,7 @@ from phi_edge.verb import Seconds, Text, Verb
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.engine import ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError
+from runtimes.intact import check_intact
 from runtimes.registry import open_runtime
 from runtimes.terminal import typed_text
 from runtimes.text.chat import chat
@@ -145,6 +146,9 @@ def run_command(
             request = dataclasses.replace(template, messages=[*opening, question])
             (_print_json if as_json else _print_text)(answering, request)
         return
+    if prompt and not Path(artifact).exists() and (Path(prompt) / MANIFEST).is_file():
+        right = shlex.join(["phi-edge", "run", prompt, artifact])
+        raise RequestError(f"{prompt} is an artifact, and comes first: {right}")
     opened = open_artifact(Path(artifact))
     if system is not None and as_chat is False:
         raise RequestError("--system is for a chat, and --raw gives the prompt as it is: leave one of them out")
@@ -156,6 +160,7 @@ def run_command(
     if device is None and lab is not None:
         raise RequestError("--lab lists devices, and none was asked for: give --device NAME, or leave --lab out")
     if device is None:
+        check_intact(opened)
         runtime = open_runtime(opened, threads=threads, graphics=graphics)
     elif graphics != ANY_ADAPTER:
         raise RequestError(

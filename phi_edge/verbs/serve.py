@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from export.artifact import open_artifact
 from phi_edge.errors import UserError
 from phi_edge.files import FOLDER
 from phi_edge.lab import DeviceName, lab_option
 from phi_edge.terminal import echo
 from phi_edge.verb import Verb
+from runtimes.intact import check_intact
 from runtimes.registry import open_runtime
 from runtimes.text.runtime import TextRuntime
 
@@ -71,7 +73,9 @@ def serve_command(
 
 def _open(artifact: Path, threads: int | None, device: str | None, lab: Path | None) -> TextRuntime:
     if device is None:
-        return open_runtime(artifact, threads=threads)
+        opened = open_artifact(artifact)
+        check_intact(opened)
+        return open_runtime(opened, threads=threads)
     from devices.drivers.table import open_device_runtime
 
     return open_device_runtime(artifact, device, lab=lab, threads=threads, say=lambda what: echo(what, err=True))
