@@ -6,6 +6,7 @@ mount point, or a folder whose parent cannot be written: then the work is done i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -47,6 +48,9 @@ def take_over(work: Path) -> None:
         if not lock.exists():
             lock.write_text(LOCK_TEXT, encoding="utf-8")
     except OSError as error:
+        with contextlib.suppress(OSError):  # nothing is left of a folder that is not ours yet
+            lock.unlink(missing_ok=True)
+            work.rmdir()
         raise SpaceError(f"{work}: cannot be made ({error.strerror}); give another OUT") from error
 
 
