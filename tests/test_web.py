@@ -266,7 +266,7 @@ def test_what_a_browser_cannot_run_is_refused(tiny_onnx: Path, tiny_web_half: Pa
 
 @pytest.mark.real
 def test_a_real_model_in_a_browser(playwright: Playwright, real_web: Callable[[str], Path], tmp_path: Path) -> None:
-    """A few tokens: twenty answers, which take minutes in software, are those of ci/gpu/browser_check.py."""
+    """A few tokens: ci/gpu/browser_check.py has twenty answers, which take most of an hour in software."""
     artifact = real_web("float32")
     requests = [{"prompt": text, "max_new_tokens": 2, "ignore_stop_ids": True} for text in twenty_questions()[::7]]
     with (
