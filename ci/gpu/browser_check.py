@@ -4,8 +4,8 @@
 
 Without an artifact, SmolLM2 (ci/real_model.py) is exported for the web in float32, in 4 bits. The page answers 20
 questions, is loaded again from the browser's cache, and ends an answer that is cancelled. Chromium's software adapter
-computes, so it takes most of an hour. Exit code 1 if a greedy token is another than the CPU's, if the second visit downloads
-weights again, or if the cancelled answer goes on.
+computes, so it takes most of an hour. Exit code 1 if a greedy token is another than the CPU's, if the second visit
+downloads weights again, or if the cancelled answer goes on.
 """
 
 from __future__ import annotations
