@@ -10,6 +10,7 @@ from typing import Any
 
 from export.artifact import Manifest
 from runtimes.errors import EngineError
+from runtimes.system.telemetry import switch_telemetry_off
 
 # Gather(x [n], i [1]) -> y [1], as the library onnx writes it.
 GATHER = {
@@ -46,6 +47,8 @@ def check_adapter(device: Any, name: str, manifest: Manifest) -> None:
 def run_gather(device: Any, kind: str, numbers: int) -> str | None:
     """Read one of so many numbers in the adapter's memory. -> what the library said where it failed, as one line."""
     import numpy as np
+
+    switch_telemetry_off()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
