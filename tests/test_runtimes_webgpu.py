@@ -170,8 +170,10 @@ TINY = {"float32": "tiny_web", "float16": "tiny_web_half"}
 
 
 @pytest.mark.webgpu
-@pytest.mark.parametrize("activations", ["float32", "float16"])
-@pytest.mark.parametrize("model", ["tiny", pytest.param("smollm2", marks=pytest.mark.real)])
+@pytest.mark.parametrize(
+    ("model", "activations"),
+    [("tiny", "float32"), ("tiny", "float16"), pytest.param("smollm2", "float32", marks=pytest.mark.real)],
+)
 def test_both_float_types_compute_what_the_cpu_does(
     model: str, activations: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
