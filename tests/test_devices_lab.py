@@ -47,7 +47,7 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ),
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\ncache = '~/x'", "cache '~/x'; give a folder"),
         ("[device.a]\ntransport = 'adb'\nserail = 'x'", "unknown key 'serail' (did you mean 'serial'?)"),
-        ("[device.a]\ntransport = 'adb'\nrunner = 'x'", "'x'; allowed: 'agent', 'llama_main'"),
+        ("[device.a]\ntransport = 'adb'\nrunner = 'x'", "'x'; allowed: 'agent', 'executorch-agent', 'llama_main'"),
         (
             "[device.a]\ntransport = 'windows'\nhost = 'a'\nadaptor = '0'",
             "unknown key 'adaptor' (did you mean 'adapter'?)",

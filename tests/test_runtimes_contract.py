@@ -87,7 +87,7 @@ class Refusing:
         grammars = (request.json_schema, request.regex, request.lark)
         changed = penalties != (1, 0, 0) or request.logprobs is not None or grammars != (None, None, None)
         kept = request.session is not None or request.adapter is not None
-        must = seeded or spelt or changed or kept or request.speculate or bool(request.stop_ids)
+        must = seeded or spelt or changed or kept or request.speculate or bool(request.stop_ids or request.tools)
         try:
             return self.runtime.generate(request)
         except UnsupportedError as refusal:

@@ -280,7 +280,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
         ("/", "is not empty"),
         ("taken", "is not empty"),
         ("file", "is a file; give a new folder"),
-        ("file/out", "Not a directory"),
+        ("file/out", "is a file, and"),
         ("x" * 300, "File name too long"),
         ("/proc/out", "/proc/out"),
         ("loop", "Too many levels of symbolic links"),
