@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from export.adapters.merge import merge_adapters
 from export.adapters.side import SideAdapter, side_adapters
@@ -19,6 +19,8 @@ from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
 from export.to_executorch.sizes import ring_tokens
 from export.weights.imported import imported_scheme
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +213,10 @@ def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, 
         raise OptionError(f"--kv-cache int8: {what}; leave it out")
 
 
-def sketch(request: ExportRequest, judge: Callable[[Job], None]) -> Job | None:
+def sketch(request: ExportRequest, judge: Callable[[Job], T]) -> tuple[Job, T] | None:
     """The job of a hub id, from an outline of its checkpoint: to judge every option, and to plan, before the weights
-    are downloaded. None where there is nothing to download. `judge` sees it while the outline's files are there.
-    Raises as `resolve` and `judge` do."""
+    are downloaded. None where there is nothing to download. `judge` sees it while the outline's files are there; what
+    it returns comes along. Raises as `resolve` and `judge` do."""
     if hub_id(request.checkpoint) is None:
         return None
     with outline(request.checkpoint, CHECKPOINT_FILES) as folder:
@@ -222,10 +224,10 @@ def sketch(request: ExportRequest, judge: Callable[[Job], None]) -> Job | None:
             return None
         try:
             job = resolve(replace(request, checkpoint=str(folder)))
-            judge(job)
+            judged = judge(job)
         except (AdapterError, CheckpointError, OptionError) as error:
             raise type(error)(str(error).replace(str(folder), request.checkpoint)) from error
-    return replace(job, request=request, checkpoint=replace(job.checkpoint, name=request.checkpoint))
+    return replace(job, request=request, checkpoint=replace(job.checkpoint, name=request.checkpoint)), judged
 
 
 def resolve_side(

@@ -31,11 +31,11 @@ from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
-from export.plan import DISK_SPARE_BYTES, judge, peak_bytes
+from export.plan import DISK_SPARE_BYTES, check_sizes, judge, peak_bytes
 from export.request import ExportRequest
 from export.system import memory_room
 from export.verify.proof import Prover
-from export.weights.calibration import make_batch
+from export.weights.calibration import Batch
 from export.weights.forward import stream_weights
 from export.weights.journal import Journal
 from export.weights.layout_file import LAYOUT, describe_layout, write_layout
@@ -72,13 +72,13 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     """
     progress = progress or Progress()
     progress.step("reading the checkpoint")
-    job = resolve_judged(request)
+    job, batch = resolve_judged(request)
     out = real_path(request.out)
     work = work_folder(out)
     with Journal(work, describe_job(job)) as journal:
         try:
             if not journal.is_finished(out) or request.fresh:
-                export_beside(journal, job, replace(request, out=out), progress, prover)
+                export_beside(journal, job, batch, replace(request, out=out), progress, prover)
         except BaseException as error:
             if journal.is_empty() or isinstance(error, ProofError):
                 discard(work)
@@ -91,26 +91,29 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     return open_artifact(request.out)
 
 
-def resolve_judged(request: ExportRequest, *, download: bool = True) -> Job:
-    """The job, once all has been refused that can be before any work, and as much as possible before gigabytes are
-    fetched: OUT, every option, too little memory for them, a budget or a text that is too small. Without `download` a
-    checkpoint of the hub is known by its outline alone, where it is not here already. Raises ExportError."""
+def resolve_judged(request: ExportRequest, *, download: bool = True) -> tuple[Job, Batch]:
+    """The job and its text, once all has been refused that can be before any work, and as much as possible before
+    gigabytes are fetched: OUT, every option, too little memory for them, a budget or a text that is too small. Without
+    `download` a checkpoint of the hub is known by its outline alone, where it is not here already. Raises ExportError.
+    """
     out = real_path(request.out)
     work = work_folder(out)
     if not work.exists():  # else an interrupted export goes on
         check_out(out, work)
     known = sketch(request, judge)
     if known is not None:
-        check_memory(known)
+        check_memory(known[0])
         if not download:
             return known
     job = resolve(request)
-    judge(job)
-    return job
+    if known is None:
+        return job, judge(job)
+    check_sizes(job)
+    return job, known[1]
 
 
 def export_beside(
-    journal: Journal, job: Job, request: ExportRequest, progress: Progress, prover: Prover | None
+    journal: Journal, job: Job, batch: Batch, request: ExportRequest, progress: Progress, prover: Prover | None
 ) -> None:
     """The export itself, in the journal's folder, up to the sealed OUT."""
     out, folder = request.out, journal.folder / "artifact"
@@ -136,7 +139,7 @@ def export_beside(
     copy_tokenizer(job.checkpoint, folder)
     if prover:
         prover.read_texts(folder, job.format)
-    source, loss, digests = fill_weights(job, layout, folder, journal, progress)
+    source, loss, digests = fill_weights(job, batch, layout, folder, journal, progress)
     progress.step("writing the rest")
     layout.finish(folder, digests)
     write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
@@ -210,10 +213,9 @@ def allocated_bytes(file: Path) -> int:
 
 
 def fill_weights(
-    job: Job, layout: Layout, folder: Path, journal: Journal, progress: Progress
+    job: Job, batch: Batch, layout: Layout, folder: Path, journal: Journal, progress: Progress
 ) -> tuple[Source, Loss, dict[SlotId, str]]:
     """Stream the checkpoint into the weight files, hashing the source meanwhile; -> the slots' digests too."""
-    batch = make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
     progress.step("quantising" if job.scheme.linear else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
     with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.interleaved) as sink:

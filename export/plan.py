@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from export.artifact import Memory
 from export.errors import OptionError
@@ -16,6 +17,9 @@ from export.memory import kv_bytes_per_token, plan_memory
 from export.scheme import EMBEDDING, HEAD, Precision
 from export.system import workers
 from export.weights.slots import BLOCK_BYTES, BLOCK_WEIGHTS, block_type
+
+if TYPE_CHECKING:
+    from export.weights.calibration import Batch
 
 GB = 1e9
 # Peak resident memory of the process: what the libraries take, plus, per weight of one layer, ExecuTorch's stand-ins.
@@ -69,15 +73,21 @@ def make_plan(job: Job) -> Plan:
     )
 
 
-def judge(job: Job) -> None:
+def judge(job: Job) -> Batch:
     """Refuse what would otherwise be found only in the midst of the work: files or a budget that are too small, and a
-    text that cannot calibrate. Raises OptionError and CheckpointError."""
+    text that cannot calibrate. -> that text: it is read once, since it may come from a pipe. Raises OptionError and
+    CheckpointError."""
     from export.weights.calibration import make_batch
 
+    check_sizes(job)
+    return make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
+
+
+def check_sizes(job: Job) -> None:
+    """Raises OptionError where files or a budget are too small."""
     check_file_size(job)
     if job.has_budget:
         check_budget(job)
-    make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
 
 
 def check_file_size(job: Job) -> None:

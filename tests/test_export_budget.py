@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_the_dry_run_refuses_what_the_export_refuses(checkpoint: Path, tmp_path:
     assert dry.exit_code == real.exit_code == 2, dry.output + real.output
     assert dry.stderr == real.stderr and len(dry.stderr.splitlines()) == 1 and re.search(line, dry.stderr), dry.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_text_may_come_from_a_pipe(checkpoint: Path, tmp_path: Path) -> None:
+    """As bash's <(...) gives one: it can be read once."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"):
+        with os.fdopen(writing, "w", encoding="utf-8") as text:
+            text.write("Turn off the lamp in the kitchen.\n\n" * 1000)
+        words = ["export", str(checkpoint), str(tmp_path / "out"), "--quiet", "--calibration", f"/dev/fd/{reading}"]
+        result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
 
 
 def test_the_least_that_a_refusal_names_is_enough(checkpoint: Path, tmp_path: Path) -> None:

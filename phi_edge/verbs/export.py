@@ -80,7 +80,7 @@ def plan_text(request: ExportRequest) -> str:
     from export.pipeline import resolve_judged
     from export.plan import make_plan, verdict
 
-    job = resolve_judged(request, download=False)
+    job, _ = resolve_judged(request, download=False)
     plan = make_plan(job)
     devices = job.target.memory_budgets
     lines = [
