@@ -8,13 +8,14 @@ It is not Microsoft's file, which may differ. The ranks come out of js-tiktoken,
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from runtimes.system.cache_folder import cache_folder
 
 PACKAGE = "js-tiktoken@1.0.21"
 RANKS = "package/dist/ranks/o200k_base.js"
@@ -53,7 +54,7 @@ def missing() -> str | None:
 
 def build_tokenizer() -> Path:
     """Built once, and kept in PHI_EDGE_CACHE (~/.cache/phi-edge)."""
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "phi-4-mini"
+    cache = cache_folder() / "phi-4-mini"
     if not (cache / "tokenizer_config.json").is_file():
         write_tokenizer(cache)
     return cache

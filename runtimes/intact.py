@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from export.artifact import Artifact, verify
+from runtimes.system.cache_folder import cache_folder
 
 SMALL_BYTES = 1 << 26  # what is hashed every time: it takes less than a tenth of a second
 
@@ -37,7 +38,6 @@ def _mark(artifact: Artifact) -> Path | None:
     files = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in state]
     seen = json.dumps([os.fspath(artifact.folder.resolve()), artifact.manifest.digest(), files])
     try:
-        cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
+        return cache_folder() / "intact" / hashlib.sha256(seen.encode()).hexdigest()
     except RuntimeError:  # no home
         return None
-    return cache / "intact" / hashlib.sha256(seen.encode()).hexdigest()

@@ -30,6 +30,7 @@ from ci.quality.result import Result, read_result  # noqa: E402
 from ci.quality.rows import FLOAT, Row, named, rows  # noqa: E402
 from ci.real_model import build_real_model  # noqa: E402
 from export.texts import HELD_OUT  # noqa: E402
+from runtimes.system.cache_folder import cache_folder  # noqa: E402
 
 ROW_S = 3 * 3600.0
 PAGE = "quality.md"
@@ -82,7 +83,7 @@ def main(
     name = "quality-dither" if dither else "quality"
     if out is not None:
         check_page(out / PAGE, name)  # before hours of work
-    folder = cache or Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "quality"
+    folder = cache or cache_folder() / "quality"
     model = checkpoint or build_real_model("phi3", dither=dither)
     run = Run(checkpoint=model, digest=inputs_digest(model), tokens=tokens, threads=threads, cache=folder)
     if FLOAT not in [row.name for row in wanted]:

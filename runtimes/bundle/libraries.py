@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtimes.errors import RequestError
+from runtimes.system.cache_folder import cache_folder
 
 REGISTRY = "https://registry.npmjs.org"
 DOWNLOAD_S = 60.0  # of silence
@@ -158,4 +159,4 @@ def _is_package(library: Library, content: bytes) -> bool:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "npm"
+    return cache_folder() / "npm"

@@ -16,6 +16,7 @@ from pathlib import Path
 from devices.transports.adb.devices import Client
 from fakes.adbd import FakeAdbd
 from fakes.lab_file import lab_file
+from runtimes.system.cache_folder import cache_folder
 
 SOURCES = Path(__file__).parents[2] / "runtimes" / "native"
 SCRIPT = Path(__file__).parent / "emulate_android.sh"
@@ -80,7 +81,7 @@ def missing() -> str | None:
 
 def build_android() -> AndroidSoftware:
     """Built once, and kept in PHI_EDGE_CACHE (~/.cache/phi-edge)."""
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "android"
+    cache = cache_folder() / "android"
     environment = os.environ | {"PYTHON": sys.executable}
     subprocess.run([str(SCRIPT), str(cache)], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=BUILD_S)
     return AndroidSoftware(cache)
@@ -88,7 +89,7 @@ def build_android() -> AndroidSoftware:
 
 def build_executorch_agent() -> ExecutorchAgent:
     """The native agent with ExecuTorch's runtime out of the installed package, for this machine; kept as the others."""
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "android"
+    cache = cache_folder() / "android"
     executorch, torch = package_folder("executorch"), package_folder("torch")
     libraries = [
         *executorch.glob("backends/qualcomm/libqnn*.so"),  # which the bindings need

@@ -23,6 +23,7 @@ from types import TracebackType
 
 from fakes.lab_file import lab_file
 from fakes.sshd import SSHD, LocalSshd, all_pids
+from runtimes.system.cache_folder import cache_folder
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "pi5"
@@ -51,7 +52,7 @@ def missing() -> str | None:
 
 def pi_folder() -> Path:
     """Where the emulated Pi is kept between runs; another checkout's, made in another way, is kept beside it."""
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
+    cache = cache_folder()
     made_of = [REPOSITORY / name for name in ("tests/fakes/emulate_pi5.sh", "constraints.txt")]
     return cache / f"pi5-{hashlib.sha256(b''.join(path.read_bytes() for path in made_of)).hexdigest()[:8]}"
 

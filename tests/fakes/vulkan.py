@@ -4,13 +4,13 @@ lavapipe, which has float16 and is ten times as fast."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from fakes.lab_file import lab_file
+from runtimes.system.cache_folder import cache_folder
 
 FETCH = Path(__file__).parent / "fetch_lavapipe.sh"
 SWIFTSHADER = Path("/usr/lib/chromium/libvk_swiftshader.so")
@@ -25,7 +25,7 @@ def swiftshader() -> Path:
 
 def lavapipe() -> Path:
     """Its library, downloaded unless it is there; skips where it cannot be had."""
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "lavapipe"
+    cache = cache_folder() / "lavapipe"
     done = subprocess.run([FETCH, cache], capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         pytest.skip(f"needs apt-get, and Debian's bookworm-backports once: {done.stderr[-300:]}")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ci.placements import Placement, count, fallen_back, read_placements
+from runtimes.system.cache_folder import cache_folder
 
 SCRIPT = Path(__file__).parent / "wine" / "session.js"
 DIRECTML = "DmlExecutionProvider"
@@ -31,7 +32,7 @@ LEFT_S = 24 * 3600.0
 
 def windows_folder() -> Path:
     """Where the emulated Windows lies: `windows` in $PHI_EDGE_CACHE or ~/.cache/phi-edge."""
-    return Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge") / "windows"
+    return cache_folder() / "windows"
 
 
 def missing() -> str | None:
