@@ -15,6 +15,8 @@ from export.artifact import Artifact
 from runtimes.agent.fields import GRAMMARS
 from runtimes.agent.wire import CAPABILITIES, MAX_LINE_BYTES, PROTOCOL
 from runtimes.loop.grammar import can_constrain
+from runtimes.system import pagecache
+from runtimes.system.boot import boot_id
 from runtimes.system.cores import available_cores
 
 # distribution -> the module that shows whether it is loaded; on Windows they have other names
@@ -49,6 +51,25 @@ def describe_agent(threads: int | None) -> dict[str, Any]:
         "versions": versions(),
         "max_line_bytes": MAX_LINE_BYTES,
     }
+
+
+def describe_loading(files: Sequence[Path], began_s: float, cached_share: float | None) -> dict[str, Any]:
+    """What is known once a model of these files is loaded, which began at `began_s` of perf_counter."""
+    return {
+        "boot_id": boot_id(),
+        "load_s": age_s(),
+        "open_s": time.perf_counter() - began_s,
+        "load_mode": load_mode(files),
+        "cached_share": cached_share,
+    }
+
+
+def cached_before(files: Sequence[Path], *, cold: bool) -> float | None:
+    """0 to 1: how much of a model's weights the page cache has before they are opened; with `cold` they are dropped
+    from it first. None: unknown."""
+    if cold:
+        pagecache.drop(files)
+    return pagecache.cached_share(weights(files))
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from export.artifact import Artifact, open_artifact
 from export.errors import ArtifactError
-from runtimes.agent.facts import age_s, describe, load_mode, weights
+from runtimes.agent.facts import cached_before, describe, describe_loading
 from runtimes.agent.generating import done_fields, token_fields
 from runtimes.agent.lines import TOO_LONG, LineReader, LineWriter
 from runtimes.agent.lock import hold_lock
@@ -31,8 +31,6 @@ from runtimes.errors import DeviceBusyError, RequestError, RuntimesError, Unsupp
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import open_tokens
-from runtimes.system import pagecache
-from runtimes.system.boot import boot_id
 from runtimes.system.conditions import read_conditions
 from runtimes.system.memory import MemorySampler
 from runtimes.system.windows_stdin import binary_stdin
@@ -252,19 +250,11 @@ def _open(options: argparse.Namespace, engine: EngineOpener | None) -> tuple[Tok
     began_s = time.perf_counter()
     artifact: Artifact = open_artifact(options.artifact)
     files = [artifact.folder / name for name in artifact.manifest.files]
-    if options.cold:
-        pagecache.drop(files)
-    cached_share = pagecache.cached_share(weights(files))
+    cached_share = cached_before(files, cold=options.cold)
     graphics = Graphics(adapter=options.adapter, allow_cpu=options.allow_cpu)
     loop = open_tokens(artifact, threads=options.threads, engine=engine, graphics=graphics)
-    return loop, describe(artifact, options.threads) | {
-        "boot_id": boot_id(),
-        "load_s": age_s(),
-        "open_s": time.perf_counter() - began_s,
-        "load_mode": load_mode(files),
-        "cached_share": cached_share,
-        "accelerator": loop.accelerator,
-    }
+    facts = describe(artifact, options.threads) | describe_loading(files, began_s, cached_share)
+    return loop, facts | {"accelerator": loop.accelerator}
 
 
 def _code(error: Exception) -> Code:

@@ -6,12 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtimes.agent.facts import age_s, describe_agent, load_mode, weights
+from runtimes.agent.facts import cached_before, describe_agent, describe_loading
 from runtimes.errors import RequestError
 from runtimes.stock.model import files_of
 from runtimes.stock.table import STOCK, StockTokens
-from runtimes.system import pagecache
-from runtimes.system.boot import boot_id
 
 # Of what an agent may lack. A request is a prompt and a number of greedy tokens.
 CAPABILITIES = ("hold", "cancel")
@@ -27,18 +25,12 @@ def open_stock(
         known = ", ".join(name for name, row in STOCK.items() if row.open is not None)
         raise RequestError(f"--stock is {engine!r:.60}; an agent runs {known}")
     files = files_of(path)
-    if cold:
-        pagecache.drop(files)
-    cached_share = pagecache.cached_share(weights(files))
+    cached_share = cached_before(files, cold=cold)
     tokens = opener(path, context_tokens, threads)
-    return tokens, describe_agent(threads) | {
+    facts = describe_agent(threads) | describe_loading(files, began_s, cached_share)
+    return tokens, facts | {
         "context_tokens": context_tokens,
         "vocab_size": tokens.vocab_size,
         "capabilities": [*CAPABILITIES],
-        "boot_id": boot_id(),
-        "load_s": age_s(),
-        "open_s": time.perf_counter() - began_s,
-        "load_mode": load_mode(files),
-        "cached_share": cached_share,
         "accelerator": tokens.accelerator,
     }

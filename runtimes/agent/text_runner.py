@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from export.strict import build, parse_json
-from runtimes.agent.facts import age_s, load_mode
+from runtimes.agent.facts import age_s, cached_before, load_mode
 from runtimes.api import MemoryUse
 from runtimes.engines.executorch_engine import check_header, load_library
 from runtimes.errors import EngineError, RuntimesError
 from runtimes.stock.question import Answer, Question
-from runtimes.system import pagecache
 from runtimes.system.energy import EnergyMeter
 from runtimes.system.memory import MemorySampler
 
@@ -33,9 +32,7 @@ def answer(question: Question, memory: MemorySampler) -> Answer:
     """Load, warm up, ask. Raises EngineError."""
     program = Path(question.model)
     check_header(program)
-    if question.cold:
-        pagecache.drop([program])
-    cached_share = pagecache.cached_share([program])
+    cached_share = cached_before([program], cold=question.cold)
     library = load_library()
     try:
         from executorch.extension.llm.runner import GenerationConfig, Stats, TextLLMRunner
