@@ -127,16 +127,7 @@ class AdbDriver:
             self._host(), start, artifact, folder, loading.threads, loading.wait_s,
             diagnose=lambda: self._lost(boot_id),
         )  # fmt: skip
-        return Opened(
-            source=source,
-            load_s=None,
-            open_s=None,
-            load_mode=None,
-            cached_share=None,
-            versions={},
-            finish=source.close,
-            timed=source.time,
-        )
+        return Opened(source=source, finish=source.close, timed=source.time)
 
     def _client(self) -> Client:
         return Client(self._device.adb, self._device.server)

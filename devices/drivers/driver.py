@@ -6,7 +6,7 @@ Implementations: local.py, adb.py, board.py for ssh.py and windows.py, and cloud
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from devices.drivers.identity import Identity
@@ -37,11 +37,11 @@ class Opened:
     """An artifact that is loaded on a device, in a process of its own, and what is known of the loading."""
 
     source: TokenSource
-    load_s: float | None  # process start to ready, by the device's clock; None where it cannot say
-    open_s: float | None
-    load_mode: Literal["mmap", "read"] | None
-    cached_share: float | None  # of the weights, before they were opened
-    versions: Mapping[str, str]
+    load_s: float | None = None  # process start to ready, by the device's clock; None where it cannot say
+    open_s: float | None = None
+    load_mode: Literal["mmap", "read"] | None = None
+    cached_share: float | None = None  # of the weights, before they were opened
+    versions: Mapping[str, str] = field(default_factory=dict)
     accelerator: str | None = None  # what it computes on; None is the CPU, or unknown
     finish: Callable[[], None]  # ends the process and raises TransportError if it fails at its end
     timed: Timed | None = None  # instead of the source, where the runner reports no token's time

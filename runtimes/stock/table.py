@@ -13,7 +13,7 @@ from runtimes.stock.llama import look_at_gguf, open_gguf
 from runtimes.stock.model import EngineName, StockModel
 from runtimes.stock.program import look_at_program
 
-NO_REFERENCE = "another tool's export keeps no answer to compare with"
+NO_REFERENCE = {"reference_share": "another tool's export keeps no answer to compare with"}
 
 
 class StockTokens(TokenSource, Protocol):
@@ -42,7 +42,7 @@ class StockEngine:
     look: Callable[[Path], StockModel | None]  # None: the path is nothing of this engine's
     # path, context in tokens, threads; None: it takes text, and runtimes.agent.text_runner runs it.
     open: Callable[[Path, int, int | None], StockTokens] | None
-    lacks: Mapping[str, str] = field(default_factory=dict)  # metric -> why it has none
+    lacks: Mapping[str, str] = field(default_factory=lambda: NO_REFERENCE)  # metric -> why it has none
 
 
 STOCK: dict[EngineName, StockEngine] = {
@@ -52,7 +52,6 @@ STOCK: dict[EngineName, StockEngine] = {
         loop="phi-edge's",
         look=look_at_gguf,
         open=open_gguf,
-        lacks={"reference_share": NO_REFERENCE},
     ),
     "onnxruntime-genai": StockEngine(
         format="onnx",
@@ -60,7 +59,6 @@ STOCK: dict[EngineName, StockEngine] = {
         loop="its own",
         look=look_at_genai,
         open=open_genai,
-        lacks={"reference_share": NO_REFERENCE},
     ),
     "executorch": StockEngine(
         format="executorch",
@@ -68,7 +66,6 @@ STOCK: dict[EngineName, StockEngine] = {
         loop="its own",
         look=look_at_program,
         open=None,
-        lacks={"reference_share": NO_REFERENCE},
     ),
 }
 

@@ -26,16 +26,7 @@ NO_SPECIAL = Tokens(bos=None, pad=None, stop=())
 def open_runner(host: Host, model: StockModel, loading: Loading) -> Opened:
     """Nothing is loaded yet: the runner loads when it is asked, which gives all that is known of it."""
     source = TextRunner(host, model, loading)
-    return Opened(
-        source=source,
-        load_s=None,
-        open_s=None,
-        load_mode=None,
-        cached_share=None,
-        versions={},
-        finish=lambda: None,
-        timed=source.time,
-    )
+    return Opened(source=source, finish=lambda: None, timed=source.time)
 
 
 def prompt_of_words(tokenizer: Path, count: int) -> list[int]:
