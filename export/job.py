@@ -39,11 +39,6 @@ class Job:
     model: Model
 
     @property
-    def has_budget(self) -> bool:
-        """Whether the precision of each tensor is still to be chosen."""
-        return self.request.max_bytes is not None or self.request.bits_per_weight is not None
-
-    @property
     def int8_cache(self) -> bool:
         """Whether the KV cache is int8, with scales from the export's pass."""
         return self.request.kv_cache == "int8"
@@ -69,15 +64,14 @@ def resolve(request: ExportRequest) -> Job:
         scheme = scheme.for_gguf()
     if format != "gguf" and scheme.float_type != "float32":
         raise OptionError(f"scheme {scheme.name} is for --format gguf, and {format} keeps floats in 32 bits; use fp32")
-    budget = request.max_bytes is not None or request.bits_per_weight is not None
-    if budget and scheme.linear is None:
+    if request.has_budget and scheme.linear is None:
         raise OptionError(f"--max-bytes and --bits-per-weight are for 4-bit schemes, and {scheme.name} keeps float")
     if request.max_bytes is not None and request.bits_per_weight is not None:
         raise OptionError("--max-bytes and --bits-per-weight both give a size: leave one of them out")
     checkpoint = merge_adapters(open_checkpoint(request.checkpoint), request.adapters)
     config = checkpoint.config
     if checkpoint.quantised and scheme.linear is not None:
-        if budget:
+        if request.has_budget:
             raise OptionError(
                 "--max-bytes and --bits-per-weight choose how to quantise, and this checkpoint is quantised already; "
                 "leave them out, or give the float checkpoint"

@@ -124,7 +124,7 @@ def export_beside(
     if request.fresh:
         journal.forget()
         shutil.rmtree(folder, ignore_errors=True)
-    if job.has_budget:
+    if job.request.has_budget:
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
         job = replace(job, scheme=fit_budget(job, journal, progress.read))

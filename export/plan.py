@@ -86,7 +86,7 @@ def judge(job: Job) -> Batch:
 def check_sizes(job: Job) -> None:
     """Raises OptionError where files or a budget are too small."""
     check_file_size(job)
-    if job.has_budget:
+    if job.request.has_budget:
         check_budget(job)
 
 

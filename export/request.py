@@ -241,6 +241,11 @@ class ExportRequest:
         shapes_artifact=False,
     )
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether the precision of each tensor is chosen by a size."""
+        return self.max_bytes is not None or self.bits_per_weight is not None
+
 
 def export_options() -> list[Option]:
     """Every option of an export, in the order of the help."""

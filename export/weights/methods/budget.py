@@ -28,7 +28,7 @@ from export.job import Job
 from export.models.attention import Cached, attend
 from export.models.layers import leaves
 from export.models.shape import EMBEDDING, Layer, Model, on_meta
-from export.plan import budget_bytes, check_budget, matrices, stored_bytes, weight_bytes
+from export.plan import budget_bytes, matrices, stored_bytes, weight_bytes
 from export.scheme import Precision, Scheme
 from export.strict import read_json
 from export.texts import HELD_OUT
@@ -59,11 +59,9 @@ class Choice:
 
 def fit_budget(job: Job, journal: Journal, progress: Callable[[str, int], None]) -> Scheme:
     """The job's scheme with the precision of each of the layers' matrices, chosen so that the weight files stay within
-    the job's budget. What was measured is kept beside the journal, for an export that is continued.
-
-    Raises OptionError where the scheme alone takes more.
+    the job's budget, which is enough for the scheme alone (export.plan.check_budget). What was measured is kept beside
+    the journal, for an export that is continued.
     """
-    check_budget(job)
     scheme = job.scheme
     assert scheme.linear is not None
     shapes = {name: shape for name, shape in matrices(job).items() if name.startswith("model.layers.")}
