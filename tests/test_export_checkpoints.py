@@ -510,6 +510,17 @@ def test_bytes_behind_the_last_tensor(copied: Path) -> None:
     refused(copied, "4 bytes behind its last tensor")
 
 
+def test_a_tensor_that_a_header_has_twice(copied: Path) -> None:
+    path = copied / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].rstrip()
+    again = json.dumps({"model.norm.weight": json.loads(header)["model.norm.weight"]})[1:]
+    text = header[:-1] + b", " + again.encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    refused(copied, "model.safetensors", "the key 'model.norm.weight' is given twice")
+
+
 def test_a_header_that_is_too_long(copied: Path) -> None:
     path = copied / "model.safetensors"
     with path.open("r+b") as file:
@@ -526,6 +537,13 @@ def test_a_header_that_is_too_long(copied: Path) -> None:
 def test_a_file_that_is_no_object_is_not_sealed(copied: Path, name: str, content: str | bytes) -> None:
     (copied / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(copied, name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 70 + "1" + "}" * 70])
+def test_a_file_that_is_nested_too_deep(copied: Path, name: str, content: str) -> None:
+    (copied / name).write_text(content)
+    refused(copied, name, "nested deeper than 64")
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.jinja", "tokenizer.json"])

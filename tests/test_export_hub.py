@@ -150,3 +150,10 @@ def test_without_the_hub_its_cache_is_enough(hub: FakeHub, monkeypatch: pytest.M
     else:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert export(ID, "again", "--dry-run").exit_code == 0
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/proc/nowhere")
+    done = export(ID, "out", "--quiet")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert "/proc/nowhere" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,15 @@ def test_a_deadline_ends_the_answer(start: Callable[..., Talk]) -> None:
     talk.send("generate", 1, **LONG, deadline_s=0.2)
     *tokens, done = talk.answer(1)
     assert done["finish"] == "deadline" and 1 <= len(tokens) < 500
+
+
+def test_ctrl_c_ends_it_while_it_waits(tiny_onnx_short: Path) -> None:
+    """Not with SIGABRT, as Python does where a thread waits for stdin."""
+    talk = Talk([sys.executable, "-P", "-m", "runtimes.agent", str(tiny_onnx_short)])
+    assert talk.next()["event"] == "ready"
+    talk.process.send_signal(signal.SIGINT)
+    assert talk.process.wait(60) == 130
+    talk.kill()
 
 
 def test_the_lock_may_be_in_a_folder_that_is_not_there_yet(start: Callable[..., Talk], tmp_path: Path) -> None:

@@ -109,6 +109,23 @@ def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
     assert "has no manifest.json" in result.stderr
 
 
+def test_a_file_of_an_artifact_is_not_the_artifact(folder: Path) -> None:
+    result = run(folder / "tokenizer.json", "Hello")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"is a file of an artifact; give its folder, {folder}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--chat", "no prompt; give one"), ("- --raw", "the prompt is -, and stdin is closed; give the prompt itself")],
+)
+def test_a_stdin_that_is_closed(tiny_onnx_short: Path, words: str, said: str) -> None:
+    command = f"{sys.executable} -P -m phi_edge run {tiny_onnx_short} {words} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert said in done.stderr
+
+
 def test_an_engine_that_fails_ends_with_exit_2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, lambda artifact, threads: FakeEngine(fail_at=7))
     result = run(folder, "Hello", "--raw")

@@ -98,7 +98,14 @@ def test_ordinary_operations_are_done(source: str, text: str) -> None:
     assert render(source + "{{ messages[0].content }}") == text + "Hello"
 
 
-@pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{{ 'a'.index('b') }}", "{{ [] + 1 }}", "{{ lipsum(n=10 ** 6) }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 1 / 0 }}", "{{ 'a'.index('b') }}", "{{ [] + 1 }}", "{{ lipsum(n=10 ** 6) }}", "{{ range(10 ** 9) | list }}",
+        "{{ 10 ** 5000 }}", "{% include 'x' %}", "{% import 'x' as y %}", "{{ messages[99].content.x }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ messages | map('x') | list }}",
+    ],
+)  # fmt: skip
 def test_a_template_that_fails_is_a_refusal(source: str) -> None:
     with pytest.raises(RequestError, match="refuses these messages"):
         render(source)
