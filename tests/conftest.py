@@ -317,7 +317,7 @@ def adb() -> Iterator[Client]:
 @pytest.fixture
 def phone(tmp_path: Path) -> Iterator[FakeAdbd]:
     """A phone behind the adb protocol; not connected yet (AdbHost does that)."""
-    with FakeAdbd(FakePhone(tmp_path / "phone")) as adbd:
+    with FakeAdbd(FakePhone(tmp_path / "Jürgen's 模型")) as adbd:
         yield adbd
 
 

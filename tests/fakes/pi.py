@@ -96,7 +96,7 @@ class EmulatedPi(LocalSshd):
         super().__init__(folder, NAME, {"SetEnv": f"PATH={path} HOME={folder}"})
         self.pi = pi
         self.lab = folder / "lab.toml"
-        self.cache = folder / "cache on the board"
+        self.cache = folder / "Jürgen's 模型" / "cache on the board"
         self.firmware = folder / "throttled"  # what `vcgencmd get_throttled` says
 
     def __enter__(self) -> EmulatedPi:

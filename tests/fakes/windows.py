@@ -38,7 +38,7 @@ class EmulatedWindows(LocalSshd):
         self._entry = folder / "entry"
         super().__init__(folder, NAME, {"ForceCommand": str(self._entry)})
         self.lab = folder / "lab.toml"
-        self.cache = folder / "cache of it"
+        self.cache = folder / "Jürgen Håkansson 模型" / "cache of it"
         self._screen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> EmulatedWindows:
