@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -309,6 +310,17 @@ def test_doctor_looks_at_the_phone(device: AdbDevice, phone: FakeAdbd) -> None:
     assert all(finding.fix for finding in findings if finding.state != "ok")
 
 
+def test_doctor_finds_a_folder_from_which_nothing_runs(device: AdbDevice, phone: FakeAdbd) -> None:
+    """As /sdcard, which takes files and leaves them without their executable bit."""
+    chmod = phone.phone.folder / "bin" / "chmod"
+    chmod.write_text("#!/bin/sh\n")
+    chmod.chmod(0o755)
+    with contextlib.closing(AdbDriver("phone", device)) as driver:
+        (found,) = (finding for finding in driver.examine() if finding.what == "folder")
+    assert found.state == "wrong" and found.seen.endswith("is a place where no program runs")
+    assert not (Path(device.folder) / ".probe").exists()
+
+
 def test_conditions_that_a_phone_does_not_tell_are_absent() -> None:
     seen = parse_conditions("\n@phi-edge boot\n\n@phi-edge battery\nCan't find service: battery\n", datetime.now(UTC))
     told = {name for name, value in dataclasses.asdict(seen).items() if value is not None}
@@ -414,11 +426,21 @@ def test_a_llama_main_that_hangs_ends_at_its_deadline(runner: AdbDevice, tiny_ex
         assert isinstance(done, TokensDone) and done.finish == "deadline"
 
 
-def test_a_library_that_llama_main_lacks_is_reported(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path) -> None:
-    linker = "echo 'CANNOT LINK EXECUTABLE: library \"libc++_shared.so\" not found' >&2; exit 1"
+@pytest.mark.parametrize(
+    "said",
+    [
+        'CANNOT LINK EXECUTABLE: library "libc++_shared.so" not found',
+        "E 00:00:00.1 executorch:re2_regex.cpp:26] Failed to compile regex: (?!...), error: invalid perl operator: (?!",
+    ],
+    ids=["a library", "a regex engine"],
+)
+def test_what_llama_main_lacks_is_reported(
+    runner: AdbDevice, tiny_executorch: Path, tmp_path: Path, said: str
+) -> None:
+    """Its own line is shown; of a tokenizer with a look-ahead the export says what the runner must be built with."""
     with (
-        opened(runner_that(runner, tmp_path, linker), open_artifact(tiny_executorch)) as source,
-        pytest.raises(TransportError, match=r'(?s)llama_main failed .*library "libc\+\+_shared.so" not found'),
+        opened(runner_that(runner, tmp_path, f"echo '{said}' >&2; exit 1"), open_artifact(tiny_executorch)) as source,
+        pytest.raises(TransportError, match=rf"(?s)llama_main failed .*{re.escape(said)}"),
     ):
         list(source.stream(TokenRequest(ids=[5], max_new_tokens=2)))
 
@@ -440,7 +462,7 @@ def test_prompts_that_a_shell_would_mangle_reach_llama_main(runner: AdbDevice, t
                 assert [each.id for each in tokens if isinstance(each, NewToken)] == ids_of(here, request), text
                 answered += 1
             else:
-                assert "its ids cannot be told from its text" in done.error
+                assert "its ids cannot be recovered from its text" in done.error
     here.close()
     assert answered >= 6
 

@@ -85,15 +85,14 @@ def _phone(host: AdbHost, folder: str) -> Iterator[Finding]:
         seen=abi or "unknown",
         fix=None if abi == ABI else f"a phone with {ABI}, or a program and libraries for {abi}",
     )
-    probe = 'mkdir -p "$1" && : >"$1/.probe" && rm "$1/.probe"'
-    writable = host.run(["sh", "-c", probe, "sh", folder], deadline_s=limit_s).exit_code == 0
+    fault = _folder_fault(host, folder)
     yield Finding(
         what="folder",
-        state="ok" if writable else "wrong",
-        seen=folder if writable else f"{folder} cannot be written",
-        fix=None if writable else 'folder = "/data/local/tmp/phi-edge" in lab.toml',
+        state="wrong" if fault else "ok",
+        seen=f"{folder} {fault}" if fault else folder,
+        fix='folder = "/data/local/tmp/phi-edge" in lab.toml' if fault else None,
     )
-    if writable:
+    if fault is None:
         yield disk(folder, host.files.free_bytes(folder), f"adb shell rm -r {folder}/artifacts")
     seen = read_adb_conditions(host)
     yield from judge_memory(seen)
@@ -115,3 +114,18 @@ def _phone(host: AdbHost, folder: str) -> Iterator[Finding]:
             seen=f"{seen.battery_share:.0%}, {power}",
             fix="charge it: phones slow down when low" if low else None,
         )
+
+
+def _folder_fault(host: AdbHost, folder: str) -> str | None:
+    """Why programs cannot be brought there and run. Shared storage, such as /sdcard, takes files and runs none."""
+    steps = {
+        "cannot be written": 'mkdir -p "$1" && echo "exit 0" >"$1/.probe"',
+        "is a place where no program runs": 'chmod 755 "$1/.probe" && "$1/.probe"',
+    }
+    try:
+        for fault, step in steps.items():
+            if host.run(["sh", "-c", step, "sh", folder], deadline_s=host.timeouts.command_s).exit_code != 0:
+                return fault
+    finally:
+        host.run(["rm", "-f", f"{folder}/.probe"], deadline_s=host.timeouts.command_s)
+    return None
