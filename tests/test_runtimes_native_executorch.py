@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,23 +109,63 @@ def test_a_text_is_as_probable_as_in_the_python_engine(agent: RemoteTokens, here
         assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=1e-4)
 
 
+Edit = Callable[[Path, dict[str, Any], str], object]
+
+
+@pytest.fixture
+def refusal(command: list[str], artifact: Artifact, tmp_path: Path) -> Callable[..., str]:
+    """refusal(edit): what the agent says of a copy after edit(folder, manifest, the program's name)."""
+
+    def start(edit: Edit) -> str:
+        folder = tmp_path / "damaged"
+        shutil.copytree(artifact.folder, folder)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        (name,) = [name for name in manifest["files"] if name.endswith(".pte")]
+        edit(folder, manifest, name)
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        words = [str(folder) if word == str(artifact.folder) else word for word in command]
+        talk = Talk(words)
+        line = talk.next()
+        assert (line["event"], line["fatal"], talk.process.wait(60)) == ("error", True, 2)
+        talk.kill()
+        return str(line["message"])
+
+    return start
+
+
 @pytest.mark.parametrize("kept", [0, 30, 5000])
-def test_a_program_that_is_cut_off_is_refused(
-    command: list[str], artifact: Artifact, tmp_path: Path, kept: int
-) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(artifact.folder, folder)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    (name,) = [name for name in manifest["files"] if name.endswith(".pte")]
-    (folder / name).write_bytes((folder / name).read_bytes()[:kept])
-    manifest["files"][name]["bytes"] = kept  # the agent compares the sizes first
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    words = [str(folder) if word == str(artifact.folder) else word for word in command]
-    talk = Talk(words)
-    line = talk.next()
-    assert (line["event"], line["fatal"], talk.process.wait(60)) == ("error", True, 2)
-    talk.kill()
-    assert "export it again" in line["message"]
+def test_a_program_that_is_cut_off_is_refused(refusal: Callable[..., str], kept: int) -> None:
+    def cut(folder: Path, manifest: dict[str, Any], name: str) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+        manifest["files"][name]["bytes"] = kept  # the agent compares the sizes first
+
+    assert "export it again" in refusal(cut)
+
+
+def test_a_program_that_the_manifest_does_not_name_is_not_run(refusal: Callable[..., str]) -> None:
+    assert "its manifest names no .pte" in refusal(lambda folder, manifest, name: manifest["files"].pop(name))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (1 << 44, f"most of which is the KV cache for {CONTEXT} tokens; export it again with a smaller --context"),
+        ((1 << 64) - 1, "ExecuTorch: forward (error 0x"),
+    ],
+    ids=["too much", "negative"],
+)
+def test_memory_that_a_program_cannot_have_is_reported(refusal: Callable[..., str], size: int, said: str) -> None:
+    """As for the KV cache of a long context, which is a part of it."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    def grow(folder: Path, manifest: dict[str, Any], name: str) -> None:
+        data = (folder / name).read_bytes()
+        forward = deserialize_pte_binary(data).program.execution_plan[0]
+        planned = forward.non_const_buffer_sizes[1].to_bytes(8, "little")
+        assert data.count(planned) == 1
+        (folder / name).write_bytes(data.replace(planned, size.to_bytes(8, "little")))
+
+    assert said in refusal(grow)
 
 
 def test_bench_on_a_phone(

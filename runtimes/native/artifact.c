@@ -83,6 +83,18 @@ static bool take_files(struct artifact *artifact, yyjson_val *files, char *error
     return true;
 }
 
+/* ExecuTorch's engine takes the one .pte of the folder, which must not be a file that nobody exported. */
+static bool names_program(yyjson_val *files) {
+    size_t index, count;
+    yyjson_val *name, *file;
+    yyjson_obj_foreach(files, index, count, name, file) {
+        size_t length = yyjson_get_len(name);
+        if (length > 4 && strcmp(yyjson_get_str(name) + length - 4, ".pte") == 0)
+            return true;
+    }
+    return false;
+}
+
 static bool take(struct artifact *artifact, yyjson_val *root, const char *format, char *error, size_t error_size) {
     yyjson_val *files = yyjson_obj_get(root, "files"), *window_tokens = yyjson_obj_get(root, "window_tokens");
     yyjson_val *kept_tokens = yyjson_obj_get(yyjson_obj_get(root, "memory"), "kept_tokens");
@@ -96,6 +108,8 @@ static bool take(struct artifact *artifact, yyjson_val *root, const char *format
     }
     if (strcmp(format, "onnx") == 0 && yyjson_obj_get(files, "genai_config.json") == NULL) /* genai reads it by its name */
         return wrong(error, error_size, artifact->folder, "its manifest names no genai_config.json");
+    if (strcmp(format, "executorch") == 0 && !names_program(files))
+        return wrong(error, error_size, artifact->folder, "its manifest names no .pte");
     if (!positive(yyjson_obj_get(root, "context_tokens"), &artifact->context_tokens) ||
         !positive(yyjson_obj_get(yyjson_obj_get(root, "model"), "vocab_size"), &artifact->vocab_size))
         return wrong(error, error_size, artifact->folder, "its manifest lacks context_tokens or vocab_size");

@@ -22,6 +22,7 @@ extern "C" {
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -140,8 +141,12 @@ bool load_method(const Program &program, const char *name, Loaded &loaded, char 
     auto facts = program.method_meta(name);
     if (!facts.ok())
         return fail(error, error_size, name, facts.error());
-    for (size_t i = 0; i < facts->num_memory_planned_buffers(); i++)
-        loaded.planned.emplace_back((size_t)facts->memory_planned_buffer_size(i).get());
+    for (size_t i = 0; i < facts->num_memory_planned_buffers(); i++) {
+        auto size = facts->memory_planned_buffer_size(i);
+        if (!size.ok())
+            return fail(error, error_size, name, size.error());
+        loaded.planned.emplace_back((size_t)size.get());
+    }
     for (auto &buffer : loaded.planned)
         loaded.spans.emplace_back(buffer.data(), buffer.size());
     loaded.hierarchy = std::make_unique<HierarchicalAllocator>(
@@ -225,18 +230,31 @@ static bool open_program(struct engine *engine, const char *folder, int threads,
     Error code = limit.method->execute();
     if (code != Error::Ok || !limit.method->get_output(0).isInt())
         return fail(error, error_size, "get_max_seq_len", code);
-    engine->most_tokens = (size_t)limit.method->get_output(0).toInt();
+    int64_t most_tokens = limit.method->get_output(0).toInt();
+    if (most_tokens < 1) {
+        snprintf(error, error_size, "%s takes %lld tokens at once; export it again", path.c_str(), (long long)most_tokens);
+        return false;
+    }
+    engine->most_tokens = (size_t)most_tokens;
     return load_method(*engine->program, "forward", engine->forward, error, error_size);
 }
 
 extern "C" struct engine *engine_open(const char *folder, const char *libraries, int threads, size_t context_tokens,
                                       size_t vocab_size, char *error, size_t error_size) {
-    auto engine = std::make_unique<struct engine>();
-    engine->context_tokens = context_tokens;
-    engine->vocab_size = vocab_size;
-    if (libraries != nullptr && !load_kernels(libraries, error, error_size))
+    try {
+        auto engine = std::make_unique<struct engine>();
+        engine->context_tokens = context_tokens;
+        engine->vocab_size = vocab_size;
+        if (libraries != nullptr && !load_kernels(libraries, error, error_size))
+            return nullptr;
+        return open_program(engine.get(), folder, threads, error, error_size) ? engine.release() : nullptr;
+    } catch (const std::bad_alloc &) {
+        snprintf(error, error_size,
+                 "the system refused the program's memory, most of which is the KV cache for %zu tokens; export it "
+                 "again with a smaller --context",
+                 context_tokens);
         return nullptr;
-    return open_program(engine.get(), folder, threads, error, error_size) ? engine.release() : nullptr;
+    }
 }
 
 extern "C" const char *engine_version(const struct engine *, const char **library) {
