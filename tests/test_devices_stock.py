@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from devices.errors import DeviceError
 from devices.judge.compare import compare
+from devices.measure.contender import open_contender, prompt_of
 from devices.measure.measurement import Measurement, StockFacts, read_measurement
 from devices.measure.validity import problems
 from export.artifact import MANIFEST
@@ -92,9 +94,10 @@ def test_ours_is_compared_with_theirs_whose_prompt_has_other_ids() -> None:
 
 
 def write(folder: Path, *names: str) -> None:
-    for name in names:
+    """Files of two brackets; a name may say what its file has instead: NAME=CONTENT."""
+    for name, _, content in (each.partition("=") for each in names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}", encoding="utf-8")
+        (folder / name).write_text(content or "{}", encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,8 @@ def write(folder: Path, *names: str) -> None:
         (["a.pte", "b.pte", "tokenizer.json"], "", "several programs (a.pte, b.pte)"),
         (["model.onnx"], "", "no genai_config.json, which onnxruntime-genai needs"),
         (["model.onnx", "genai_config.json"], "", "model.vocab_size is None"),
+        (["model.onnx", 'genai_config.json={"model": {"vocab_size": 1000000000000}}'], "", "at most 16777216"),
+        (["model.onnx", f"genai_config.json={'[' * 100_000}"], "", "is not JSON"),
         (["model.gguf"], "model.gguf", "cannot be read as a GGUF file"),
         (["manifest.json", "model.gguf"], "model.gguf", "is a file of an artifact; give its folder"),
     ],
@@ -115,6 +120,12 @@ def test_what_an_engine_needs_is_asked_for_in_one_line(tmp_path: Path, files: li
     done = CliRunner().invoke(main, ["bench", str(tmp_path / "theirs" / given), "--out", str(out)])
     assert done.exit_code == 2 and not out.exists()
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_vocabulary_without_an_ordinary_token(tmp_path: Path) -> None:
+    write(tmp_path, "model.onnx", 'genai_config.json={"model": {"vocab_size": 2, "bos_token_id": 1, "eos_token_id": [0]}}')
+    with pytest.raises(DeviceError, match="every token of its vocabulary of 2 is a special one"):
+        prompt_of(open_contender(tmp_path), 4)
 
 
 def test_only_this_machine_measures_them(tmp_path: Path, tiny_gguf: Path) -> None:

@@ -50,7 +50,8 @@ def reference_of(contender: Contender) -> Mapping[str, Sequence[int]]:
 
 
 def prompt_of(contender: Contender, count: int) -> list[int]:
-    """The prompt: ordinary ids, the same for every model of one vocabulary and the same special ids.
+    """The prompt: ordinary ids, the same for every model of one vocabulary and the same special ids. Raises DeviceError
+    where there are none.
 
     Speed does not depend on which ids they are; ids need no tokenizer and give exactly `count`.
     """
@@ -63,6 +64,8 @@ def prompt_of(contender: Contender, count: int) -> list[int]:
         tokens, size = contender.manifest.tokens, contender.manifest.model.vocab_size
         special = frozenset(id_ for id_ in (tokens.bos, tokens.pad, *tokens.stop) if id_ is not None)
     ordinary = [id_ for id_ in range(size) if id_ not in special]
+    if not ordinary:
+        raise DeviceError(f"{path_of(contender)}: every token of its vocabulary of {size} is a special one")
     return random.Random(0).choices(ordinary, k=count)
 
 

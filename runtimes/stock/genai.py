@@ -14,7 +14,7 @@ from export.strict import read_json
 from runtimes.api import Finish, Usage
 from runtimes.errors import EngineError, UnsupportedError
 from runtimes.loop.tokens import NewToken, TokenRecord, TokenRequest, TokensDone, check_request
-from runtimes.stock.model import StockModel, files_of
+from runtimes.stock.model import MOST_TOKENS, StockModel, files_of
 from runtimes.system.telemetry import switch_telemetry_off
 
 CONFIG = "genai_config.json"
@@ -135,6 +135,8 @@ def _model(folder: Path) -> Mapping[str, Any]:
 
 def _vocab_size(model: Mapping[str, Any], folder: Path) -> int:
     size = model.get("vocab_size")
-    if type(size) is not int or size < 1:
-        raise EngineError(f"{folder / CONFIG}: model.vocab_size is {size!r:.40}; give the number of tokens")
+    if type(size) is not int or not 1 <= size <= MOST_TOKENS:
+        raise EngineError(
+            f"{folder / CONFIG}: model.vocab_size is {size!r:.40}; give the number of tokens, at most {MOST_TOKENS}"
+        )
     return size

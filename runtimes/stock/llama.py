@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from export.artifact import MANIFEST
 from runtimes.errors import EngineError
 from runtimes.loop.loop import TokenLoop
-from runtimes.stock.model import StockModel
+from runtimes.stock.model import MOST_TOKENS, StockModel
 
 _U32, _STRING, _ARRAY = 4, 8, 9  # gguf_type
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator")  # as the format spells it
@@ -49,6 +50,8 @@ def look_at_gguf(path: Path) -> StockModel | None:
         vocab_size = header.length("tokenizer.ggml.tokens") or header.number(f"{kind}.vocab_size")
         if vocab_size is None:
             raise EngineError(f"{path}: has no vocabulary and does not say how large it is; convert it again")
+        if not 1 <= vocab_size <= MOST_TOKENS:
+            raise EngineError(f"{path}: has a vocabulary of {vocab_size}, at most {MOST_TOKENS} are taken")
         file_type = header.number("general.file_type")
         special = (header.number(f"tokenizer.ggml.{name}_token_id") for name in _SPECIAL)
         return StockModel(
@@ -102,7 +105,7 @@ def _header(path: Path) -> Iterator[_Header]:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    handle = library.gguf_init_from_file(str(path).encode(), _Init(no_alloc=True, ctx=None))
+    handle = library.gguf_init_from_file(os.fsencode(path), _Init(no_alloc=True, ctx=None))
     if not handle:
         raise EngineError(f"{path}: cannot be read as a GGUF file: {last_errors()}")
     try:

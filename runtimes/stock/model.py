@@ -10,6 +10,7 @@ from typing import Literal
 from export.inspect.names import models_of
 
 EngineName = Literal["llama.cpp", "onnxruntime-genai", "executorch"]
+MOST_TOKENS = 1 << 24  # of a vocabulary, as in our manifests: a list of it is made
 
 
 @dataclass(frozen=True, kw_only=True)
