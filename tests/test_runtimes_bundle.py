@@ -104,6 +104,9 @@ def test_two_float_types_of_one_model(tmp_path: Path) -> None:
         command = ["bundle", str(single), str(tmp_path / "site"), "--for", kind, "--also", str(also)]
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 2 and message in done.output, done.output
+    for inside in (half, single):
+        with pytest.raises(RequestError, match="site: is inside the artifact"):
+            write_bundle(open_artifact(single), inside / "site", "web", also=open_artifact(half))
 
 
 def test_texts_are_written_so_that_they_read_back() -> None:

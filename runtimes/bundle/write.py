@@ -136,8 +136,11 @@ def write_bundle(
         raise RequestError(f"{out}: is there already; give a new folder")
     if not out.parent.is_dir():
         raise RequestError(f"{out}: its folder does not exist; make it first")
-    if out.resolve().is_relative_to(artifact.folder.resolve()):
-        raise RequestError(f"{out}: is inside the artifact, which would not be as it was exported; give another folder")
+    for each in (artifact, *([also] if also else [])):
+        if out.resolve().is_relative_to(each.folder.resolve()):
+            raise RequestError(
+                f"{out}: is inside the artifact, which would not be as it was exported; give another folder"
+            )
     kind = KINDS[name]
     sources = render_sources(artifact, name, also)
     folders = model_folders(kind.model, artifact, also)
