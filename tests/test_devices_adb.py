@@ -434,9 +434,7 @@ def test_a_llama_main_that_hangs_ends_at_its_deadline(runner: AdbDevice, tiny_ex
     ],
     ids=["a library", "a regex engine"],
 )
-def test_what_llama_main_lacks_is_reported(
-    runner: AdbDevice, tiny_executorch: Path, tmp_path: Path, said: str
-) -> None:
+def test_what_llama_main_lacks_is_reported(runner: AdbDevice, tiny_executorch: Path, tmp_path: Path, said: str) -> None:
     """Its own line is shown; of a tokenizer with a look-ahead the export says what the runner must be built with."""
     with (
         opened(runner_that(runner, tmp_path, f"echo '{said}' >&2; exit 1"), open_artifact(tiny_executorch)) as source,

@@ -123,7 +123,9 @@ def test_what_an_engine_needs_is_asked_for_in_one_line(tmp_path: Path, files: li
 
 
 def test_a_vocabulary_without_an_ordinary_token(tmp_path: Path) -> None:
-    write(tmp_path, "model.onnx", 'genai_config.json={"model": {"vocab_size": 2, "bos_token_id": 1, "eos_token_id": [0]}}')
+    write(
+        tmp_path, "model.onnx", 'genai_config.json={"model": {"vocab_size": 2, "bos_token_id": 1, "eos_token_id": 0}}'
+    )
     with pytest.raises(DeviceError, match="every token of its vocabulary of 2 is a special one"):
         prompt_of(open_contender(tmp_path), 4)
 
