@@ -70,17 +70,31 @@ def ratio_of(
         np.array([np.quantile(np.concatenate(session), quantile) for session in sessions.values()])
         for sessions in (new, old)
     ]
-    fewest = min(map(len, values))
-    if fewest < LEAST_SESSIONS or any(each.min() <= 0 for each in values):
+    if min(map(len, values)) < LEAST_SESSIONS or any(each.min() <= 0 for each in values):
         return None
     above, below = np.log(values[0]), np.log(values[1])
-    random = np.random.default_rng(seed)
-    picks = random.integers(len(above), size=(RESAMPLES, len(above)))
-    others = picks if paired else random.integers(len(below), size=(RESAMPLES, len(below)))
-    drawn = above[picks].mean(axis=1) - below[others].mean(axis=1)
-    tail = _tail(fewest)
-    low, high = np.exp(np.quantile(drawn, [tail, 1 - tail]))
+    (low,), (high,) = np.exp(log_intervals(above[None], below[None], paired=paired, seed=seed))
     return Ratio(float(np.exp(above.mean() - below.mean())), float(low), float(high))
+
+
+def log_intervals(
+    above: Group, below: Group, *, paired: bool, seed: int = SEED
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ends of the 95 % interval of mean(above) - mean(below). A row is a comparison, a column a session."""
+    random = np.random.default_rng(seed)
+    weights = _drawn(above.shape[1], random)
+    others = weights if paired else _drawn(below.shape[1], random)
+    drawn = above @ weights.T - below @ others.T
+    tail = _tail(min(above.shape[1], below.shape[1]))
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=1)
+    return low, high
+
+
+def _drawn(sessions: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """A row for each resampling: the weight of each session in its mean."""
+    picks = random.integers(sessions, size=(RESAMPLES, sessions))
+    places = picks + sessions * np.arange(RESAMPLES)[:, None]
+    return np.bincount(places.ravel(), minlength=picks.size).reshape(picks.shape) / sessions
 
 
 def _tail(sessions: int) -> float:
