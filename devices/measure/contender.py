@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
@@ -84,13 +85,20 @@ def open_on(driver: Driver, contender: Contender, loading: Loading, tokens: int)
     return driver.open(contender, loading)
 
 
+@functools.lru_cache
+def _sha256(file: Path, size: int, changed_ns: int) -> str:
+    """Read once as long as size and time stay: it may have 40 GB, and every cell and measurement asks for it."""
+    return sha256_file(file)
+
+
 def facts_of(contender: Contender) -> ArtifactFacts:
     """What a measurement carries of it. The digest of another tool's model is over its files' names and bytes."""
     if not isinstance(contender, StockModel):
         return describe_artifact(contender)
     row, digest = STOCK[contender.engine], hashlib.sha256()
     for file in contender.files:
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+        seen = file.stat()
+        digest.update(f"{file.name} {_sha256(file, seen.st_size, seen.st_mtime_ns)}\n".encode())
     return ArtifactFacts(
         name=contender.name,
         digest=digest.hexdigest(),
