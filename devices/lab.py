@@ -16,7 +16,7 @@ of its own and knows what to do with them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Device:
     threads: int | None = None  # default for --threads; None is all cores the process may use
     place: str | None = None  # its name in labgrid, whose coordinator then says which job has it
     ready_below_c: float | None = None  # the warmest that its processor may be when a repetition starts
+    meter: Sequence[str] | None = None  # a command of this machine that prints the device's watts, a number a line
 
     def problem(self) -> str | None:
         """What is wrong with a value whose type is right, and what to write instead; None if nothing is."""
@@ -41,6 +42,8 @@ class Device:
             return f"threads {self.threads}; give 1 to {MOST_THREADS}"
         if self.ready_below_c is not None and not 0 < self.ready_below_c <= 150:
             return f"ready_below_c {self.ready_below_c:g}; give degrees Celsius above 0, up to 150"
+        if self.meter is not None and not self.meter:
+            return "meter is an empty list; give a command, or leave it out"
         return None
 
     def key(self) -> str:

@@ -43,7 +43,7 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\nport = 0", "port 0; give 1 to 65535"),
         (
             "[device.a]\ntransport = 'ssh'\nhost = 'a'\nserial = 'x'",
-            "unknown key 'serial'; known: transport, description, threads, place, ready_below_c, host",
+            "unknown key 'serial'; known: transport, description, threads, place, ready_below_c, meter, host",
         ),
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\ncache = '~/x'", "cache '~/x'; give a folder"),
         ("[device.a]\ntransport = 'adb'\nserail = 'x'", "unknown key 'serail' (did you mean 'serial'?)"),

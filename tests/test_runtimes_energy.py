@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.system.energy import EnergyMeter, parse_pmic
+from runtimes.system.energy.meter import EnergyMeter
+from runtimes.system.energy.sources import find_sensors, parse_pmic
 
 PMIC = """     3V7_WL_SW_A current(0)=0.25000000A
    VDD_CORE_A current(7)=2.00000000A
@@ -66,7 +67,7 @@ def test_a_battery_is_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, object], watts: float | None
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("runtimes.system.energy.POWER_INTERVAL_S", 0.01)
+    monkeypatch.setattr("runtimes.system.energy.meter.POWER_INTERVAL_S", 0.01)
     battery(tmp_path, **files)
     began_s = time.monotonic()
     with EnergyMeter(tmp_path) as meter:
@@ -88,3 +89,23 @@ def test_the_power_chip_of_a_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with EnergyMeter(tmp_path) as meter:
         time.sleep(1.2)
     assert meter.joules is not None and meter.joules > 0 and meter.source == "power chip, its rails"
+
+
+def sensor(root: Path, number: int, **files: object) -> None:
+    folder = root / f"sys/class/hwmon/hwmon{number}"
+    folder.mkdir(parents=True)
+    for name, value in files.items():
+        (folder / name).write_text(f"{value}\n")
+
+
+def test_sensors_of_a_board_are_added_unless_one_measures_its_input(tmp_path: Path) -> None:
+    sensor(tmp_path, 0, name="cpu_thermal", power1_input=99_000_000)
+    assert find_sensors(tmp_path) is None
+    sensor(tmp_path, 1, name="ina226", power1_input=3_500_000)
+    rails = {"in1_label": "VDD_GPU", "in1_input": 5000, "curr1_input": 400}
+    sensor(tmp_path, 2, name="ina3221", **rails)
+    found = find_sensors(tmp_path)
+    assert found is not None and found.watts() == pytest.approx(3.5 + 2.0)
+    sensor(tmp_path, 3, name="ina3221", in1_label="VDD_IN", in1_input=5000, curr1_input=1500)
+    found = find_sensors(tmp_path)
+    assert found is not None and found.watts() == pytest.approx(7.5) and found.source == "INA sensor, VDD_IN"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from devices.checks.board import disk, judge_memory
+from devices.checks.board import disk, judge_energy, judge_memory
 from devices.drivers.adb_conditions import read_adb_conditions
 from devices.drivers.driver import Finding
+from devices.energy.phone import what_tells
 from devices.transports.adb.devices import Client, list_devices
 from devices.transports.adb.host import AdbHost
 from devices.transports.timeouts import Timeouts
@@ -114,6 +115,7 @@ def _phone(host: AdbHost, folder: str) -> Iterator[Finding]:
             seen=f"{seen.battery_share:.0%}, {power}",
             fix="charge it: phones slow down when low" if low else None,
         )
+    yield judge_energy(what_tells(host))
 
 
 def _folder_fault(host: AdbHost, folder: str) -> str | None:

@@ -80,6 +80,7 @@ def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
         folder = driver.cache_folder()
         yield disk(folder, board.host.files.free_bytes(folder), f"rm -r {folder}/artifacts/*")
         yield from judge_conditions(driver.look())
+        yield judge_energy(driver.what_tells_energy())
     except RuntimesError as error:
         fix = f"check the folder {board.cache} on the device, or set `cache` in lab.toml"
         yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)
@@ -105,6 +106,12 @@ def judge_conditions(seen: Conditions) -> Iterator[Finding]:
         yield Finding(
             what="governor", state="warning" if slow else "ok", seen=seen.governor, fix=set_it if slow else None
         )
+
+
+def judge_energy(source: str | None) -> Finding:
+    """What tells how much energy the device uses; most need a meter beside them, so its absence is no warning."""
+    seen = source or "not measured: nothing here can tell it, or it is charging; `meter` in lab.toml names a meter"
+    return Finding(what="energy", state="ok", seen=seen)
 
 
 def judge_memory(seen: Conditions) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Literal
 
-from devices.checks.board import judge_conditions
+from devices.checks.board import judge_conditions, judge_energy
 from devices.drivers.driver import Finding, Program
 from devices.drivers.provision import OLDEST
 from devices.drivers.table import TRANSPORTS
@@ -17,6 +17,7 @@ from devices.transports.child import run_child
 from devices.transports.timeouts import DEFAULT_TIMEOUTS
 from runtimes.errors import TransportError
 from runtimes.system.conditions import read_conditions
+from runtimes.system.energy.sources import find_sum
 
 # library -> what it is for, the extra that brings it
 LIBRARIES = {
@@ -45,6 +46,8 @@ def examine_host(device: Device) -> Iterator[Finding]:
         yield _program(program, needed=program == needed)
     if device.transport == "local":
         yield from judge_conditions(read_conditions())
+        found = find_sum()
+        yield judge_energy(None if found is None else found.source)
 
 
 def _library(name: str, purpose: str, extra: str) -> Finding:

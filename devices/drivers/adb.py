@@ -15,6 +15,7 @@ from devices.drivers.driver import Finding, Loading, Opened, Program, Say, Trans
 from devices.drivers.identity import Identity, identify_android
 from devices.drivers.opening import open_agent
 from devices.drivers.staging import describe, push_file, stage_artifact
+from devices.energy.phone import phone_meter
 from devices.errors import DeviceError
 from devices.lab import Device
 from devices.transports.adb.devices import Client
@@ -95,7 +96,7 @@ class AdbDriver:
         boot_id = self._host().boot_id()
         if self._device.runner == "llama_main":
             return self._open_llama_main(artifact, loading, start, folder, boot_id)
-        return open_agent(
+        opened = open_agent(
             self._host(),
             [*start, folder, "--libraries", libraries],
             artifact,
@@ -103,6 +104,7 @@ class AdbDriver:
             lock=f"{self._device.folder}/agent.lock",
             diagnose=lambda _: self._lost(boot_id) or _ENDED,
         )
+        return replace(opened, energy=lambda: phone_meter(self._host()))
 
     def examine(self) -> Iterator[Finding]:
         """See Driver.examine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from devices.drivers.identity import Identity, identify_posix, identity_of
 from devices.drivers.opening import AGENT, conditions_of, open_agent
 from devices.drivers.provision import POSIX, Python, System, bring_code, bring_venv, look_at_python
 from devices.drivers.staging import stage_artifact
+from devices.energy.board import MODULE, board_meter, what_tells
 from devices.errors import DeviceError
 from devices.transports.host import Host
 from export.artifact import Artifact, Format
@@ -52,6 +54,8 @@ class PythonBoardDriver:
         self._examine = examine
         self._python: Python | None = None
         self._cache: str | None = None
+        self._energy: str | None = None
+        self._energy_asked = False
         self._agents: dict[Format, list[str]] = {}  # the command that starts the agent, where it is there
 
     def conditions(self) -> Conditions:
@@ -77,7 +81,9 @@ class PythonBoardDriver:
         agent = self._prepare(artifact.manifest.format, _silent)
         cache = self.cache_folder()
         on_adapter = artifact.manifest.engine.get("provider") == "dml"
-        return open_agent(
+        # `hold` is of what is measured. Before the loading, because another Python starts for it.
+        meter = self.meter_command() if loading.hold and self.what_tells_energy() is not None else None
+        opened = open_agent(
             self.board.host,
             [*agent, f"{cache}/artifacts/{artifact.manifest.digest()}"],
             artifact,
@@ -86,6 +92,9 @@ class PythonBoardDriver:
             diagnose=self._diagnose,
             graphics=self.board.graphics if on_adapter else ANY_ADAPTER,
         )
+        if meter is None:
+            return opened
+        return dataclasses.replace(opened, energy=lambda: board_meter(self.board.host, meter))
 
     def examine(self) -> Iterator[Finding]:
         """See Driver.examine."""
@@ -112,6 +121,17 @@ class PythonBoardDriver:
         """The command that runs one of our modules with the Python that is there. It needs no engine."""
         code = bring_code(self.board.host, self.cache_folder(), self.board.starter, _silent)
         return ["env", f"PYTHONPATH={code}", self.board.starter, "-P", "-m", module]
+
+    def what_tells_energy(self) -> str | None:
+        """The source of its energy figures; None where nothing on it can tell. Asked once."""
+        if self.board.system is POSIX and not self._energy_asked:
+            self._energy = what_tells(self.board.host, self.meter_command())
+            self._energy_asked = True
+        return self._energy
+
+    def meter_command(self) -> list[str]:
+        """What prints its energy there. It needs no engine."""
+        return self.our_python(MODULE)
 
     def look(self) -> Conditions:
         """The device's conditions, for doctor: before an engine is installed."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from devices.drivers.identity import Identity
+from devices.energy.meter import Meter
 from devices.lab import Device
 from devices.transports.self_timed import Timed
 from export.artifact import Artifact
 from runtimes.loop.tokens import TokenSource
 from runtimes.system.conditions import Conditions
-from runtimes.system.energy import EnergyMeter
 
 Say = Callable[[str], None]  # what is being done, for a progress bar
 D = TypeVar("D", bound=Device)
@@ -45,7 +45,7 @@ class Opened:
     accelerator: str | None = None  # what it computes on; None is the CPU, or unknown
     finish: Callable[[], None]  # ends the process and raises TransportError if it fails at its end
     timed: Timed | None = None  # instead of the source, where the runner reports no token's time
-    energy: Callable[[], EnergyMeter] | None = None  # of the device's whole machine; None where it is not asked
+    energy: Callable[[], Meter] | None = None  # of the whole device; None where nothing on it can tell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from runtimes.engines.engine import Graphics
 from runtimes.stock.model import StockModel
 from runtimes.stock.table import STOCK
 from runtimes.system.conditions import Conditions, read_conditions
-from runtimes.system.energy import EnergyMeter
+from runtimes.system.energy.meter import EnergyMeter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,7 @@ def read_plan(path: Path, lab: Lab) -> Job:
                     threads=plan.threads if plan.threads is not None else row.threads,
                     deadline_s=plan.deadline_s,
                     readiness=Readiness(wait_s=plan.ready_s, below_c=row.ready_below_c),
+                    meter=row.meter,
                 )
                 check_context(artifact, own)
                 cells.append(Cell(artifact=artifact, device=device, plan=own))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from devices.drivers.driver import Driver, Loading, Opened
+from devices.energy.command import command_meter
+from devices.energy.meter import Meter
 from devices.errors import DeviceError, NotReadyError
 from devices.measure.contender import (
     Contender,
@@ -53,6 +55,7 @@ class Plan:
     threads: int | None = None
     deadline_s: float = 600.0  # for each repetition
     readiness: Readiness = NO_GATE
+    meter: Sequence[str] | None = None  # Device.meter
 
     @property
     def tokens(self) -> int:
@@ -184,7 +187,10 @@ def _streamed(opened: Opened, contender: Contender, plan: Plan, step: Step) -> R
         step(number, "warming up")
         warmups.append(_run(list(opened.source.stream(request))))
     step(plan.warmups, "measuring")
-    with contextlib.nullcontext() if opened.energy is None else opened.energy() as meter:
+    energy: Callable[[], Meter] | None = opened.energy
+    if plan.meter is not None:
+        energy = functools.partial(command_meter, plan.meter)
+    with contextlib.nullcontext() if energy is None else energy() as meter:
         records = list(opened.source.stream(request))
     return Repetition(
         page_cache=_page_cache(opened.cached_share),

@@ -22,7 +22,7 @@ from runtimes.api import MemoryUse
 from runtimes.engines.executorch_engine import check_header, load_library
 from runtimes.errors import EngineError, RuntimesError
 from runtimes.stock.question import Answer, Question
-from runtimes.system.energy import EnergyMeter
+from runtimes.system.energy.meter import EnergyMeter
 from runtimes.system.memory import MemorySampler
 
 LEAST_PREFILL_S = 0.02  # the runner counts whole milliseconds: of a shorter prompt they say too little
