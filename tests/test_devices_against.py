@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ci.bench.verdicts import APART, DEVICES, IN_TURNS, METHODS, rates
+from ci.bench.verdicts import APART, DEVICES, METHODS, SESSIONS_OF_FIVE, rates, rates_of_one
 from devices.judge.compare import compare
 from devices.judge.noise import floors_of, read_floors
 from devices.judge.sessions import Session, ratio_of, sessions_of
@@ -130,6 +130,17 @@ def test_many_repetitions_of_two_sessions_prove_nothing_about_sessions() -> None
     assert ratio_of(three, {0: three[0], 1: three[1], 2: three[5]}, 0.5, paired=True) is None  # two pairs
 
 
+def test_a_few_sessions_in_which_the_machine_did_something_else_change_no_verdict() -> None:
+    """By means they would: 20 pairs that differ by 5 %, and in two of them the machine was three times slower."""
+    random = np.random.default_rng(0)
+    old = {number: [np.array([time])] for number, time in enumerate(np.exp(random.normal(0, 0.02, 20)))}
+    new = {number: [time * 1.05 for time in session] for number, session in old.items()}
+    for number in (3, 11):
+        old[number] = [time * 3 for time in old[number]]
+    ratio = ratio_of(new, old, 0.5, paired=True)
+    assert ratio is not None and ratio.value == pytest.approx(1.05, abs=0.001) and ratio.low > 1.04
+
+
 def test_a_floor_is_the_far_end_of_the_interval() -> None:
     floors = {floor.metric: floor.share for floor in floors_of(with_sessions(DRIFT), with_sessions(DRIFT))}
     assert floors["itl_p50_s"] == pytest.approx(0.0)
@@ -154,9 +165,11 @@ def test_a_newer_file_of_floors_is_one_line(tmp_path: Path) -> None:
 
 def test_the_simulator_s_verdicts() -> None:
     """A small run of what docs/lab.md publishes: ours calls few changes that are none, where the others call many."""
-    sessions = rates(DEVICES["sessions differ by 4 %"], 0.0, IN_TURNS, 60, seed=1)
+    sessions = rates(DEVICES["sessions differ by 4 %"], 0.0, SESSIONS_OF_FIVE, 60, seed=1)
     assert sessions["sessions (ours)"] <= 0.1 < sessions["Welch's t"]
     assert tuple(sessions) == METHODS
-    assert rates(DEVICES["calm"], 0.05, IN_TURNS, 40, seed=2)["sessions (ours)"] >= 0.9
-    assert rates(DEVICES["drift of 10 %"], 0.0, IN_TURNS, 40, seed=3)["sessions (ours)"] <= 0.05
+    assert max(rates_of_one(DEVICES["sessions differ by 4 %"], 0.0, 200, seed=1).values()) <= 0.05
+    assert min(rates_of_one(DEVICES["outliers"], 0.05, 200, seed=2).values()) >= 0.95
+    assert rates(DEVICES["calm"], 0.05, SESSIONS_OF_FIVE, 40, seed=2)["sessions (ours)"] >= 0.9
+    assert rates(DEVICES["drift of 10 %"], 0.0, SESSIONS_OF_FIVE, 40, seed=3)["sessions (ours)"] <= 0.05
     assert rates(DEVICES["drift of 10 %"], 0.0, APART, 10, seed=3)["Mann-Whitney"] == 1.0

@@ -1,10 +1,11 @@
 """How often `bench --against` is right on this machine: two artifacts that differ by a known share, and A/A.
 
-python -m ci.bench.trials [--trials N] [--slower 0.05] [--reps N]      prints the table of docs/lab.md
+python -m ci.bench.trials [--trials N] [--slower 0.05] [--keep FOLDER]      prints the table of docs/lab.md
 
 The artifact is the tiny model. The slower one is its copy, and its agent is busy after each token for the known share
-of that token's time (busy_agent.py). Each trial is one `phi-edge bench --against` as a user would call it; the verdict
-is the comparison's, with the noise floor of 1 % that it prints with.
+of that token's time (busy_agent.py). Each trial is one `phi-edge bench --against` as a user would call it, with its own
+number of rounds; the verdict is the comparison's, with the noise floor of 1 % that it prints with. Nearly all of a
+trial is the start of its processes, so prompt and answer may be short.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from devices.judge.compare import Change, compare
 from devices.measure.measurement import read_measurement
 from phi_edge.verbs.bench import TURNS_FLOOR
 
-METRICS = ("prefill_tokens_per_s", "decode_tokens_per_s", "itl_p50_s")
+METRICS = ("itl_p50_s", "decode_tokens_per_s", "prefill_tokens_per_s")
+WORKLOAD = ("--prompt-tokens", "32", "--generate-tokens", "96", "--threads", "1")
 DEVICE = "here"
 
 
@@ -46,12 +48,11 @@ def phi_edge(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "phi_edge", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def one_trial(new: Path, old: Path, reps: int) -> list[Change]:
+def one_trial(new: Path, old: Path, out: Path) -> list[Change]:
     """The verdicts of one `phi-edge bench --against`, on the metrics that are judged."""
-    out = new.parent / "trial.json"
     lab = ["--device", DEVICE, "--lab", str(new.parent / "lab.toml")]
-    phi_edge("bench", str(new), "--against", str(old), *lab, "--reps", str(reps), "--out", str(out))
-    found = compare(read_measurement(out), read_measurement(out.with_name("trial.against.json")), TURNS_FLOOR)
+    phi_edge("bench", str(new), "--against", str(old), *lab, *WORKLOAD, "--out", str(out))
+    found = compare(read_measurement(out), read_measurement(out.with_name(f"{out.stem}.against.json")), TURNS_FLOOR)
     return [change for change in found.changes if change.metric in METRICS]
 
 
@@ -66,7 +67,7 @@ def table(found: Mapping[str, Sequence[Change]]) -> str:
             bounds = binomtest(called, trials).proportion_ci(method="wilson")
             counts = [verdicts[name] for name in ("regression", "improvement", "no-change", "inconclusive")]
             share = f"{called / trials:.1%} ({bounds.low:.1%} to {bounds.high:.1%})"
-            lines.append(f"| {difference} | {metric} | {trials} | {' | '.join(map(str, counts))} | {share} |")
+            lines.append(f"| {difference} | `{metric}` | {trials} | {' | '.join(map(str, counts))} | {share} |")
     return "\n".join(lines)
 
 
@@ -75,18 +76,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How often bench --against is right on this machine.")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--slower", type=float, default=0.05)
-    parser.add_argument("--reps", type=int, default=5, help="repetitions of a session")
+    parser.add_argument("--keep", type=Path, help="a folder for the measurement files of all trials")
     options = parser.parse_args()
     slower = f"{options.slower:.0%} slower"
     found: dict[str, list[Change]] = {"none (A/A)": [], slower: []}
     with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) if options.keep is None else options.keep
+        kept.mkdir(parents=True, exist_ok=True)
         old, new = prepare(Path(folder), options.slower)
-        for number in range(options.trials):
+        for number in range(1, options.trials + 1):
             for difference, changes in found.items():
-                own = one_trial(new if difference == slower else old, old, options.reps)
+                kind, candidate = ("slower", new) if difference == slower else ("same", old)
+                own = one_trial(candidate, old, kept / f"{kind}-{number}.json")
                 changes += own
                 seen = ", ".join(f"{each.metric} {each.low:.3f} to {each.high:.3f} {each.verdict}" for each in own)
-                print(f"{number + 1} {difference}, load {os.getloadavg()[0]:.1f}: {seen}", file=sys.stderr, flush=True)
+                print(f"{number} {difference}, load {os.getloadavg()[0]:.1f}: {seen}", file=sys.stderr, flush=True)
     print(table(found))
 
 

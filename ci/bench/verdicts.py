@@ -3,8 +3,8 @@
 python -m ci.bench.verdicts [--trials N]      prints the tables of docs/lab.md
 
 A device is simulated by what makes its repetitions differ: noise of each repetition, of each session (temperature,
-memory layout, a restart), drift over the whole night, heat that builds up within a session, outliers, and processes
-that get one of two placements in memory. Times are log-normal around a true one. All methods see the same repetitions.
+memory layout, a restart), drift over the whole night, heat that builds up and goes, outliers, and processes that
+get one of two placements in memory. Times are log-normal around a true one. All methods see the same repetitions.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, ttest_ind
 
 from devices.judge.compare import decide
-from devices.judge.sessions import log_intervals
+from devices.judge.sessions import log_ratios
 
 Times = NDArray[np.float64]  # trial, session, repetition
 Called = NDArray[np.bool_]  # a change, in each trial
-ROUNDS, REPETITIONS = 4, 5  # as bench --against: 8 sessions of each artifact
+HEATING = 5  # repetitions until it has cooled down again
 FLOOR = 0.01
 AT_ONCE = 500  # comparisons; each has some thousand resamplings in memory
 SLOWER = (0.0, 0.03, 0.05, 0.10)  # of the new artifact's true time; 0 is A/A
@@ -36,7 +36,7 @@ class Device:
     repetition: float = 0.02  # standard deviations
     session: float = 0.0
     drift: float = 0.0  # from the first repetition of the night to the last
-    heat: float = 0.0  # from the first repetition of a session to its last, more or less by chance
+    heat: float = 0.0  # that builds up over HEATING repetitions, more or less by chance
     outliers: float = 0.0  # how many; each takes a third longer
     placements: float = 0.0  # the difference between the two
 
@@ -53,24 +53,36 @@ DEVICES: Mapping[str, Device] = {
 }
 
 
+@dataclass(frozen=True)
+class Design:
+    """Sessions in this order, 0 the old artifact and 1 the new one, of so many repetitions each."""
+
+    order: Sequence[int]
+    repetitions: int
+    in_turns: bool = True
+
+
+A_B_B_A = [0, 1, 1, 0]
+SESSIONS_OF_FIVE = Design(A_B_B_A * 4, 5)
+OF_ONE = {rounds: Design(A_B_B_A * rounds, 1) for rounds in (16, 32)}  # as bench --against does it; 16 is its default
+APART = Design([0] * 8 + [1] * 8, 5, in_turns=False)  # as most do it: first all of the old one, then all of the new one
+
+
 def simulate(
-    device: Device, slower: float, order: Sequence[int], trials: int, random: np.random.Generator
+    device: Device, slower: float, design: Design, trials: int, random: np.random.Generator
 ) -> tuple[Times, Times]:
-    """Sessions in this order, 0 the old artifact and 1 the new one; -> the times of new and old."""
-    shape = (trials, len(order), REPETITIONS)
-    per_session = (trials, len(order), 1)
-    which = np.array(order)
+    """The times of new and old."""
+    shape = (trials, len(design.order), design.repetitions)
+    per_session = (trials, len(design.order), 1)
+    which, place = np.array(design.order), np.arange(shape[1] * shape[2])
     log = random.normal(0, device.repetition, shape) + random.normal(0, device.session, per_session)
-    log += np.linspace(0, device.drift, len(order) * REPETITIONS).reshape(shape[1:])
-    log += np.linspace(0, 1, REPETITIONS) * device.heat * random.uniform(0.5, 1.5, per_session)
+    log += np.linspace(0, device.drift, len(place)).reshape(shape[1:])
+    built_up = random.uniform(0.5, 1.5, (trials, len(place) // HEATING + 1))[:, place // HEATING]
+    log += (device.heat * built_up * (place % HEATING) / (HEATING - 1)).reshape(shape)
     log += (random.random(shape) < device.outliers) * np.log(4 / 3)
     log += (random.random(shape) < 0.5) * device.placements
     times = np.exp(log) * np.where(which == 1, 1 + slower, 1.0)[:, None]
     return times[:, which == 1], times[:, which == 0]
-
-
-IN_TURNS = [0, 1, 1, 0] * ROUNDS  # A B B A, and so on
-APART = [0] * 2 * ROUNDS + [1] * 2 * ROUNDS  # as most do it: first all of the old one, then all of the new one
 
 
 def by_threshold(new: Times, old: Times) -> Called:
@@ -96,7 +108,7 @@ def by_sessions(new: Times, old: Times, *, paired: bool = True) -> Called:
     called = []
     for first in range(0, len(new), AT_ONCE):
         rows = slice(first, first + AT_ONCE)
-        lows, highs = np.exp(log_intervals(above[rows], below[rows], paired=paired))
+        _, lows, highs = np.exp(log_ratios(above[rows], below[rows], paired=paired))
         called += [
             decide(low, high, "lower", FLOOR) in ("regression", "improvement")
             for low, high in zip(lows, highs, strict=True)
@@ -107,24 +119,36 @@ def by_sessions(new: Times, old: Times, *, paired: bool = True) -> Called:
 METHODS = ("threshold 5 %", "Welch's t", "Mann-Whitney", "sessions (ours)")
 
 
-def rates(device: Device, slower: float, order: Sequence[int], trials: int, seed: int) -> dict[str, float]:
+def rates(device: Device, slower: float, design: Design, trials: int, seed: int) -> dict[str, float]:
     """How often each method calls a change."""
-    new, old = simulate(device, slower, order, trials, np.random.default_rng(seed))
-    ours = by_sessions(new, old, paired=order == IN_TURNS)
+    new, old = simulate(device, slower, design, trials, np.random.default_rng(seed))
+    ours = by_sessions(new, old, paired=design.in_turns)
     called = (by_threshold(new, old), by_welch(new, old), by_rank(new, old), ours)
     return {name: float(each.mean()) for name, each in zip(METHODS, called, strict=True)}
+
+
+def rates_of_one(device: Device, slower: float, trials: int, seed: int) -> dict[str, float]:
+    """How often ours does with sessions of one repetition, by the number of rounds."""
+    found = {}
+    for rounds, design in OF_ONE.items():
+        new, old = simulate(device, slower, design, trials, np.random.default_rng(seed))
+        found[f"ours, {rounds} rounds of one"] = float(by_sessions(new, old).mean())
+    return found
 
 
 def _flat(times: Times) -> Times:
     return times.reshape(len(times), -1)
 
 
-def table(order: Sequence[int], trials: int) -> str:
-    """Markdown: false alarms of A/A, then misses of each true difference."""
-    head = ["device", "", *METHODS]
-    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * len(METHODS)]
-    for number, (name, slower) in enumerate(itertools.product(DEVICES, SLOWER)):
-        found = rates(DEVICES[name], slower, order, trials, seed=number)
+def table(design: Design, slowdowns: Sequence[float], trials: int) -> str:
+    """Markdown: false alarms of A/A, and misses of each true difference."""
+    lines = []
+    for number, (name, slower) in enumerate(itertools.product(DEVICES, slowdowns)):
+        found = rates(DEVICES[name], slower, design, trials, seed=number)
+        if design.in_turns:
+            found |= rates_of_one(DEVICES[name], slower, trials, seed=number)
+        if not lines:
+            lines = [f"| device |  | {' | '.join(found)} |", "|---|---|" + "---:|" * len(found)]
         wrong = [share if slower == 0 else 1 - share for share in found.values()]
         kind = "false alarms, A/A" if slower == 0 else f"missed, {slower:.0%} slower"
         lines.append(f"| {name if slower == 0 else ''} | {kind} | {' | '.join(f'{each:.1%}' for each in wrong)} |")
@@ -134,10 +158,10 @@ def table(order: Sequence[int], trials: int) -> str:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description="How often a verdict is wrong, simulated.")
-    parser.add_argument("--trials", type=int, default=2_000)
-    options = parser.parse_args()
-    print(f"In turns (A B B A), {options.trials} trials:\n\n{table(IN_TURNS, options.trials)}\n", flush=True)
-    print(f"Apart (all of A, then all of B), {options.trials} trials:\n\n{table(APART, options.trials)}")
+    parser.add_argument("--trials", type=int, default=10_000)
+    trials = parser.parse_args().trials
+    print(f"In turns (A B B A), {trials} trials:\n\n{table(SESSIONS_OF_FIVE, SLOWER, trials)}\n", flush=True)
+    print(f"Apart (all of A, then all of B), {trials} trials:\n\n{table(APART, SLOWER[:1], trials)}")
 
 
 if __name__ == "__main__":

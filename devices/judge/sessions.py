@@ -1,17 +1,23 @@
 """The ratio of two measurements that have sessions: the session is the unit, repetitions are within it.
 
 Two repetitions of one session share its temperature, its memory layout and its neighbours, so ten of them say less than
-ten should. The bootstrap draws sessions, and a session brings all its repetitions: to draw among these as well would
-count their noise twice, once more in what sessions differ by (Davison and Hinkley, "Bootstrap Methods", 3.8). Where two
-artifacts took turns, session by session (devices.measure.interleave), it draws pairs: what drifts hits both of a pair.
+ten should. Each session gives one value.
 
-A percentile interval from few sessions is too narrow. It is widened as Hesterberg does ("What Teachers Should Know
-About the Bootstrap", 2015, 4.3): to the quantiles that Student's t asks for.
+Where two artifacts took turns, session by session (devices.measure.interleave), pairs are compared: what drifts hits
+both of a pair. The ratio is Hodges and Lehmann's and the interval that of Wilcoxon's signed ranks. It is exact whatever
+the noise is, if either of a pair may be hit by it, and a few sessions in which the machine did something else hardly
+move it.
+
+Otherwise, and with fewer than LEAST_PAIRS pairs, it is a bootstrap that draws sessions, each with all its repetitions:
+to draw among these as well would count their noise twice (Davison and Hinkley, "Bootstrap Methods", 3.8). A percentile
+interval from few sessions is too narrow. It is widened as Hesterberg does ("What Teachers Should Know About the
+Bootstrap", 2015, 4.3): to the quantiles that Student's t asks for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +32,7 @@ from devices.measure.metrics import Metric
 Group = NDArray[np.float64]  # the samples of one repetition
 Session = Sequence[Group]
 LEAST_SESSIONS = 3  # of two, nobody can say how much sessions differ
+LEAST_PAIRS = 6  # of five, even the rarest order of signs is by chance in one of sixteen comparisons
 # Student's t, 97.5 %, by degrees of freedom from 1 on; beyond, the normal distribution is near enough.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
@@ -73,21 +80,41 @@ def ratio_of(
     if min(map(len, values)) < LEAST_SESSIONS or any(each.min() <= 0 for each in values):
         return None
     above, below = np.log(values[0]), np.log(values[1])
-    (low,), (high,) = np.exp(log_intervals(above[None], below[None], paired=paired, seed=seed))
-    return Ratio(float(np.exp(above.mean() - below.mean())), float(low), float(high))
+    value, low, high = (float(np.exp(row[0])) for row in log_ratios(above[None], below[None], paired=paired, seed=seed))
+    return Ratio(value, low, high)
 
 
-def log_intervals(
-    above: Group, below: Group, *, paired: bool, seed: int = SEED
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The ends of the 95 % interval of mean(above) - mean(below). A row is a comparison, a column a session."""
+def log_ratios(above: Group, below: Group, *, paired: bool, seed: int = SEED) -> tuple[Group, Group, Group]:
+    """The middle and the ends of the 95 % interval of above - below. A row is a comparison, a column a session."""
+    if paired and above.shape[1] >= LEAST_PAIRS:
+        return _by_signed_ranks(above - below)
     random = np.random.default_rng(seed)
     weights = _drawn(above.shape[1], random)
     others = weights if paired else _drawn(below.shape[1], random)
     drawn = above @ weights.T - below @ others.T
     tail = _tail(min(above.shape[1], below.shape[1]))
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=1)
-    return low, high
+    return above.mean(axis=1) - below.mean(axis=1), low, high
+
+
+def _by_signed_ranks(differences: Group) -> tuple[Group, Group, Group]:
+    """The median of the means of every two (and of each with itself), and as many of them from either end as Wilcoxon's
+    test would not reject."""
+    first, second = np.triu_indices(differences.shape[1])
+    means = np.sort((differences[:, first] + differences[:, second]) / 2, axis=1)
+    cut = _rejected(differences.shape[1])
+    return np.median(means, axis=1), means[:, cut], means[:, -1 - cut]
+
+
+@functools.lru_cache
+def _rejected(pairs: int) -> int:
+    """The largest sum of signed ranks that, with all below it, comes by chance at most once in 40 comparisons."""
+    chance = np.zeros(pairs * (pairs + 1) // 2 + 1)
+    chance[0] = 1.0
+    for rank in range(1, pairs + 1):
+        chance[rank:] += chance[:-rank].copy()
+        chance /= 2
+    return int(np.searchsorted(np.cumsum(chance), 0.025, side="right")) - 1
 
 
 def _drawn(sessions: int, random: np.random.Generator) -> NDArray[np.float64]:

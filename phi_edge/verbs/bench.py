@@ -32,7 +32,7 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
     examples=[
         "phi-edge bench my-artifact --out here.json",
         "phi-edge bench my-artifact --device pi5 --prompt-tokens 512 --out pi5.json",
-        "phi-edge bench new --against old --reps 3 --out new.json",
+        "phi-edge bench new --against old --out new.json",
         "phi-edge bench my-artifact --device local --device claude --out-dir beside-claude",
         "phi-edge bench my-artifact genai-folder model.gguf --out-dir beside-others",
         "phi-edge bench a b --device pi5 --device phone --prompt-tokens 128 --prompt-tokens 512 --out-dir night",
@@ -54,7 +54,11 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
               help="Length of the prompt. Give it again for each further length.")  # fmt: skip
 @click.option("--generate-tokens", type=click.IntRange(1), metavar="N", default=64, help="Length of the answer.")
 @click.option(
-    "--reps", type=click.IntRange(1, 1000), metavar="N", default=5, help="Repetitions, each in a fresh process."
+    "--reps",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    show_default="5; with --against 1 in each session",
+    help="Repetitions, each in a fresh process.",
 )
 @click.option("--warmup", type=click.IntRange(0, 1000), metavar="N", default=1,
               help="Requests before the measured one, in each process.")  # fmt: skip
@@ -64,7 +68,7 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
               help="How long to wait before each repetition until the device is cool and idle.")  # fmt: skip
 @click.option("--against", type=FOLDER, metavar="ARTIFACT", show_default="nothing",
               help="Measure in turns with this artifact, A B B A, and compare.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(2, 100), metavar="N", default=4,
+@click.option("--rounds", type=click.IntRange(2, 100), metavar="N", default=16,
               help="With --against: how often A B B A, each letter a session of --reps.")  # fmt: skip
 @click.option("--noise", type=FILE, metavar="FILE", show_default="none",
               help="With --against: floors of what is noise. Against itself, it is written.")  # fmt: skip
@@ -79,7 +83,7 @@ def bench_command(
     wait_s: float,
     prompts: tuple[int, ...],
     generate_tokens: int,
-    reps: int,
+    reps: int | None,
     warmup: int,
     threads: int | None,
     deadline_s: float,
@@ -127,11 +131,12 @@ def bench_command(
     plans = {
         name: Plan(
             generate_tokens=generate_tokens,
-            repetitions=reps,
+            repetitions=reps or (Plan.repetitions if against is None else 1),
             warmups=warmup,
             threads=threads if threads is not None else device.threads,
             deadline_s=deadline_s,
             readiness=Readiness(wait_s=ready_s, below_c=device.ready_below_c),
+            meter=device.meter,
         )
         for name, device in devices.items()
     }
