@@ -142,7 +142,7 @@ def _flat(times: Times) -> Times:
 
 def table(design: Design, slowdowns: Sequence[float], trials: int) -> str:
     """Markdown: false alarms of A/A, and misses of each true difference."""
-    lines = []
+    lines: list[str] = []
     for number, (name, slower) in enumerate(itertools.product(DEVICES, slowdowns)):
         found = rates(DEVICES[name], slower, design, trials, seed=number)
         if design.in_turns:
