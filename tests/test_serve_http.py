@@ -19,12 +19,14 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from click.testing import CliRunner
 
 from devices.drivers.table import open_device_runtime
 from export.artifact import Artifact
 from fakes.chromium import Page, chromium_page
 from fakes.served import Served, served
 from fakes.templates import TOOLS_TEMPLATE, WEATHER
+from phi_edge.main import main
 from phi_edge.serve.app import Settings
 from phi_edge.serve.server import listen
 from runtimes.engines.engine import Engine
@@ -51,7 +53,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             fields = {} if template is None else {"chat_template": template}
             artifact = fake_artifact(folder, context_tokens=1024, **fields)  # type: ignore[arg-type]
             runtime = open_runtime(artifact, engine=fake_opener(script, forward_s=forward_s))
-            return stack.enter_context(served(runtime, Settings(model="fake", **settings)))
+            return stack.enter_context(served(runtime, Settings(**({"model": "fake"} | settings))))
 
         yield start
 
@@ -213,9 +215,46 @@ def test_a_wrong_body_is_refused_in_one_line(serve: Callable[..., Served], conte
     assert message and "\n" not in message and len(message) < 400
 
 
+def test_a_host_that_is_none(serve: Callable[..., Served]) -> None:
+    for settings in ({}, {"hosts": None}):  # None: any name, as with --host 0.0.0.0
+        for host in ("[", "[::1", "a[b]"):
+            answer = httpx.get(f"{serve(**settings).url}/v1/models", headers={"Host": host})
+            assert (answer.status_code, "is no name and no address" in answer.text) == (400, True)
+
+
+def test_a_client_that_leaves_in_its_body_leaves_no_traceback(
+    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve()
+    head = [f"POST {CHAT} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 99", "", ""]
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall("\r\n".join(head).encode() + b'{"model": ')
+    until_s = time.monotonic() + 30
+    while f'path="{CHAT}",status="400"' not in httpx.get(f"{server.url}/metrics").text:
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+    assert not caplog.records
+
+
+def test_letters_of_any_language(serve: Callable[..., Served]) -> None:
+    server = serve("Grüße 模型 🎉 ST\u00d6P more", model="Größe 模型")
+    (listed,) = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert httpx.get(f"{server.url}/v1/models/{listed['id']}").json() == listed
+    fields = body("Ünïcode 😀 \u202e", model=listed["id"], stop=["STÖP"])
+    for ensure_ascii in (True, False):
+        content = json.dumps(fields, ensure_ascii=ensure_ascii).encode()
+        answer = httpx.post(server.url + CHAT, content=content, headers={"Content-Type": "application/json"}).json()
+        (choice,) = answer["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Grüße 模型 🎉 ", "stop")
+    lines = httpx.post(server.url + CHAT, json=fields | {"stream": True}).text.splitlines()
+    pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines if "{" in line]
+    assert "".join(pieces) == "Grüße 模型 🎉 "
+
+
 def test_paths_and_methods_that_are_not_there(serve: Callable[..., Served]) -> None:
     server = serve()
     assert httpx.get(f"{server.url}/v1/embeddings").status_code == 404
+    assert len(httpx.get(f"{server.url}/{'a' * 60_000}").content) < 500
     refused = httpx.delete(server.url + CHAT)
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
 
@@ -271,11 +310,17 @@ def test_the_command(tiny_onnx_short: Path, tmp_path: Path) -> None:
         assert listed["data"][0]["id"] == "tiny"
         taken = subprocess.run([*command[:5], "--port", port], capture_output=True, text=True, env=environment)
         assert taken.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in taken.stderr
-        unset = subprocess.run([*command, "--api-key-env", "NO_SUCH"], capture_output=True, text=True)
-        assert unset.returncode == 2 and "NO_SUCH" in unset.stderr and len(unset.stderr.splitlines()) == 1
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("key", "said"), [("", "is not set"), ("schlüssel", "beyond ASCII"), ("a b", "has a space")])
+def test_a_key_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, said: str) -> None:
+    monkeypatch.setenv("KEY", key)
+    done = CliRunner().invoke(main, ["serve", str(fake_artifact(tmp_path / "a").folder), "--api-key-env", "KEY"])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "--api-key-env KEY: " in done.stderr and said in done.stderr
 
 
 def test_schemathesis_finds_nothing(serve: Callable[..., Served], tmp_path: Path) -> None:

@@ -244,6 +244,5 @@ async def _error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers) if error.headers else None
-    return ApiError(
-        error.status_code, f"{request.method} {request.url.path}: {error.detail}", headers=headers
-    ).response()
+    path = request.scope["path"]
+    return ApiError(error.status_code, f"{request.method} {path:.200}: {error.detail}", headers=headers).response()

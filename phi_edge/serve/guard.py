@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi_edge.serve.errors import ApiError
@@ -48,10 +48,10 @@ class Guard:
             await self._app(scope, receive, counted)
 
     def _check(self, request: Request) -> None:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        host = _host(request.headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             raise ApiError(403, f"the host {host!r:.60} is not served; call {' or '.join(self._hosts)}")
-        if self._key is None or request.url.path in OPEN_PATHS:
+        if self._key is None or request.scope["path"] in OPEN_PATHS:
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self._key.encode()):
@@ -63,15 +63,26 @@ class Guard:
             )
 
 
+def _host(header: str) -> str | None:
+    """The host's name of a Host header, which may be anything. Raises ApiError."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError as error:  # a bracket of an IPv6 address without the other
+        raise ApiError(400, f"the host {header!r:.60} is no name and no address") from error
+
+
 async def read_body(request: Request) -> bytes:
-    """The body. Raises ApiError where it is no JSON by its type, or too long."""
+    """The body. Raises ApiError where it is no JSON by its type, too long, or not all of it comes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Also for safety: a page of another site can send any other type without being asked first.
         raise ApiError(415, f"the content type is {kind!r:.60}; send application/json")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; shorten it")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; shorten it")
+    except ClientDisconnect as gone:  # nobody reads the answer, which is counted
+        raise ApiError(400, "the client left before the end of its body") from gone
     return bytes(body)

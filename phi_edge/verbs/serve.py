@@ -85,4 +85,9 @@ def _key(variable: str) -> str:
     key = os.environ.get(variable, "")
     if not key.strip():
         raise UserError(f"--api-key-env {variable}: this environment variable is not set; set it to the key")
+    if not all("!" <= char <= "~" for char in key):
+        raise UserError(
+            f"--api-key-env {variable}: the key has a space, a control character or one beyond ASCII, which clients "
+            "write into a header each in their own way; take letters, digits and signs"
+        )
     return key
