@@ -26,6 +26,28 @@ REQUEST_LINES = 200  # lines to the Python agent
 REQUESTS = 200  # GenerateRequest, in Python
 
 
+# What is tried by hand: kind -> the files of tests.
+BY_HAND: dict[str, tuple[str, ...]] = {
+    "checkpoints, as trainers leave them and damaged; the hub": (
+        "test_export_checkpoints.py", "test_export_refusals.py", "test_export_hub.py",
+    ),
+    "LoRA adapters": ("test_export_lora_refusals.py",),
+    "exports that no engine runs": ("test_export_proof.py",),
+    "artifacts that lie, damaged models of each format": ("hostile/test_artifacts.py", "hostile/test_damage.py"),
+    "JSON and TOML, measurements with impossible figures": ("hostile/test_files.py",),
+    "tokenizers and chat templates": ("hostile/test_tokenizers.py", "hostile/test_templates.py"),
+    "requests of Python callers": ("hostile/test_requests.py",),
+    "clients of `phi-edge serve`": ("test_serve_http.py",),
+    "devices: what their agents and shells say": ("hostile/test_evil_devices.py",),
+    "lines to the agents": ("test_runtimes_protocol.py",),
+    "places to write to, letters of any language, locales": (
+        "hostile/test_outputs.py", "hostile/test_places.py", "hostile/test_locales.py",
+    ),
+    "Ctrl-C in the middle of each verb": ("hostile/test_interrupts.py",),
+    "mistakes of a new user": ("test_first_use.py", "test_command_line.py"),
+}  # fmt: skip
+
+
 def total() -> int:
     """Inputs tried in CI."""
     return sum(kind.count for kind in KINDS.values()) + REQUEST_LINES + REQUESTS

@@ -10,6 +10,8 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from click.testing import CliRunner
 
 from hostile.cheap import little_memory, make_cheap
 from hostile.devices import answers_to, request_lines
-from hostile.kinds import KINDS, REQUEST_LINES, REQUESTS, total
+from hostile.kinds import BY_HAND, KINDS, REQUEST_LINES, REQUESTS, total
 from hostile.trial import Trial, fault, seeded, time_limit
 from hostile.words import requests
 from phi_edge.main import main
@@ -30,6 +32,7 @@ from runtimes.errors import RuntimesError
 ONLY = os.environ.get("HOSTILE", "")
 TIMES = int(os.environ.get("HOSTILE_TIMES", "1"))
 PAGE = Path(__file__).parents[2] / "docs" / "robustness.md"
+HAND = "## What is tried by hand"
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +102,27 @@ def test_a_python_caller_gets_our_errors_alone(tmp_path: Path) -> None:
     assert not faults, "\n".join(faults)
 
 
+def rows(text: str) -> dict[str, int]:
+    """First cell -> the number in the last one, of a table's rows."""
+    found = re.findall(r"^\| ([^|]+) \|.*\| ([0-9,]+) \|$", text, re.MULTILINE)
+    return {name: int(count.replace(",", "")) for name, count in found}
+
+
 def test_the_page_counts_what_is_tried() -> None:
-    rows = dict(re.findall(r"^\| ([^|]+) \|.*\| ([0-9,]+) \|$", PAGE.read_text(), re.MULTILINE))
     counts = {f"`{name}`": kind.count for name, kind in KINDS.items()}
     counts |= {"lines": REQUEST_LINES, "requests": REQUESTS, "all": total()}
-    assert rows == {name: f"{count:,}" for name, count in counts.items()}
+    assert rows(PAGE.read_text(encoding="utf-8").partition(HAND)[0]) == counts
     assert total() >= 2_000
+
+
+def test_the_page_counts_what_is_tried_by_hand() -> None:
+    """At least so many, and not far more: a case more needs no other number."""
+    files = [f"tests/{file}" for files in BY_HAND.values() for file in files]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PAGE.parents[1], timeout=200, check=True)
+    found = {name: int(count) for name, count in re.findall(r"^tests/(\S+): (\d+)$", done.stdout, re.MULTILINE)}
+    counts = {kind: sum(found[file] for file in files) for kind, files in BY_HAND.items()}
+    counts["all"] = sum(counts.values())
+    told = rows(PAGE.read_text(encoding="utf-8").partition(HAND)[2].partition("\n## ")[0])
+    assert told.keys() == counts.keys()
+    assert {kind: count for kind, count in counts.items() if not told[kind] <= count <= 1.2 * told[kind] + 5} == {}
