@@ -8,7 +8,6 @@ full disk needs root (a small tmpfs is mounted).
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
@@ -21,11 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
+from ci.bench.adapter import make_adapter, own_peak_bytes
 from export.artifact import Artifact, open_artifact, verify
-from export.checkpoint.open import open_checkpoint
 
 FULLSIZE = os.environ.get("PHI_EDGE_FULLSIZE", "")
 GB = 1 << 30
@@ -88,35 +85,11 @@ def test_a_memory_limit(undisturbed: tuple[str, float], tmp_path: Path, limit_gb
         assert "memory" in result.stderr
 
 
-def peak_bytes(words: list[str]) -> int:
-    """The peak memory of a command."""
-    process = subprocess.Popen(words)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss * 1024
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    """LoRA of rank 16 of every matrix of the layers, with random values."""
-    shapes, tensors = open_checkpoint(FULLSIZE).config.tensor_shapes(), dict[str, torch.Tensor]()
-    for name, shape in shapes.items():
-        if name.startswith("model.layers.") and len(shape) == 2:
-            path = f"base_model.model.{name.removesuffix('.weight')}"
-            tensors[f"{path}.lora_A.weight"] = torch.randn(16, shape[1]) * 0.01
-            tensors[f"{path}.lora_B.weight"] = torch.randn(shape[0], 16) * 0.01
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 32}))
-    return folder
-
-
-def test_an_adapter_takes_no_memory(adapter: Path, tmp_path: Path) -> None:
-    plain = peak_bytes(command(tmp_path / "plain"))
+def test_an_adapter_takes_no_memory(tmp_path: Path) -> None:
+    make_adapter(FULLSIZE, tmp_path / "adapter", 16)
+    plain = own_peak_bytes(command(tmp_path / "plain"))
     shutil.rmtree(tmp_path / "plain")
-    merged = peak_bytes([*command(tmp_path / "merged"), "--adapter", str(adapter)])
-    print(f"peak memory: {plain / 1e6:.0f} MB, with the adapter {merged / 1e6:.0f} MB")
+    merged = own_peak_bytes([*command(tmp_path / "merged"), "--adapter", str(tmp_path / "adapter")])
     assert merged - plain < 100e6
 
 
