@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from export.artifact import (
     SCHEMA,
     AppliedScheme,
     Artifact,
-    Format,
+    File,
     Loss,
     Manifest,
     Rope,
@@ -33,7 +33,7 @@ from export.job import Job, resolve, sketch
 from export.memory import kv_bytes_per_token, plan_memory
 from export.plan import DISK_SPARE_BYTES, check_sizes, judge, peak_bytes
 from export.request import ExportRequest
-from export.system import memory_room
+from export.system import memory_room, tool_versions
 from export.verify.proof import Prover
 from export.weights.calibration import Batch
 from export.weights.forward import stream_weights
@@ -43,9 +43,6 @@ from export.weights.methods.budget import fit_budget
 from export.weights.slots import SlotId, weight_files
 from export.weights.weight_file import WeightFile
 from export.weights.work_folder import check_out, discard, publish, real_path, recover, work_folder
-
-# Of each export; a format's own library only with that format.
-TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
 
 FLOAT16_MAX = 65504.0
 
@@ -128,28 +125,34 @@ def export_beside(
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
         job = replace(job, scheme=fit_budget(job, journal, progress.read))
-    progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
-    layout = LAYOUTS[job.format](job)
-    if request.require_full_delegation and layout.coverage.outside:
-        raise DelegationError(
-            f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
-        )
-    folder.mkdir(exist_ok=True)
-    check_disk(out, folder, layout)
-    copy_tokenizer(job.checkpoint, folder)
-    if prover:
-        prover.read_texts(folder, job.format)
-    source, loss, digests = fill_weights(job, batch, layout, folder, journal, progress)
-    progress.step("writing the rest")
-    layout.finish(folder, digests)
-    write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
-    manifest = describe(job, layout, folder, source, loss)
-    if prover:
-        progress.step("running it")
-        proof = prover.run(Artifact(folder, manifest))
-        manifest = replace(manifest, reference=proof.reference)
-        for remark in proof.remarks:
-            progress.step(remark)
+    # Hashes are made beside what keeps one core busy: the trace, and the engine's loading.
+    with ThreadPoolExecutor(1) as hasher:
+        source = hasher.submit(job.checkpoint.describe)
+        progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
+        layout = LAYOUTS[job.format](job)
+        if request.require_full_delegation and layout.coverage.outside:
+            raise DelegationError(
+                f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
+            )
+        folder.mkdir(exist_ok=True)
+        check_disk(out, folder, layout)
+        copy_tokenizer(job.checkpoint, folder)
+        if prover:
+            prover.read_texts(folder, job.format)
+        loss, digests = fill_weights(job, batch, layout, folder, journal, progress)
+        progress.step("writing the rest")
+        layout.finish(folder, digests)
+        write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
+        names = [*layout.files, LAYOUT, *job.checkpoint.artifact_files]
+        files = hasher.submit(describe_files, folder, names)
+        manifest = describe(job, layout, unhashed(folder, names), source.result(), loss)
+        if prover:
+            progress.step("running it")
+            proof = prover.run(Artifact(folder, manifest))
+            manifest = replace(manifest, reference=proof.reference)
+            for remark in proof.remarks:
+                progress.step(remark)
+        manifest = replace(manifest, files=files.result())
     publish(folder, out)
     seal(out, manifest)
 
@@ -214,17 +217,15 @@ def allocated_bytes(file: Path) -> int:
 
 def fill_weights(
     job: Job, batch: Batch, layout: Layout, folder: Path, journal: Journal, progress: Progress
-) -> tuple[Source, Loss, dict[SlotId, str]]:
-    """Stream the checkpoint into the weight files, hashing the source meanwhile; -> the slots' digests too."""
+) -> tuple[Loss, dict[SlotId, str]]:
+    """Stream the checkpoint into the weight files; -> the slots' digests too."""
     progress.step("quantising" if job.scheme.linear else "copying")
     progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
-    with ThreadPoolExecutor(1) as hasher, WeightFile(folder, layout.slots, layout.interleaved) as sink:
-        source = hasher.submit(job.checkpoint.describe)
+    with WeightFile(folder, layout.slots, layout.interleaved) as sink:
         layout.fill(sink)
         limit = FLOAT16_MAX if job.activations == "float16" else math.inf
         loss = stream_weights(job.checkpoint, job.scheme, sink, batch, progress.read, journal, activation_limit=limit)
-        progress.step("hashing the source")
-        return source.result(), loss, sink.digests()
+        return loss, sink.digests()
 
 
 def loss_notes(loss: Loss) -> list[str]:
@@ -234,10 +235,14 @@ def loss_notes(loss: Loss) -> list[str]:
     return [f"{loss.zeroed_blocks} blocks of weights are too small for a scale of their type and were stored as 0"]
 
 
-def describe(job: Job, layout: Layout, work: Path, source: Source, loss: Loss) -> Manifest:
+def unhashed(folder: Path, names: Sequence[str]) -> dict[str, File]:
+    """The files' sizes alone: all that running them needs."""
+    return {name: File(bytes=(folder / name).stat().st_size, sha256="") for name in names}
+
+
+def describe(job: Job, layout: Layout, files: Mapping[str, File], source: Source, loss: Loss) -> Manifest:
     """Everything the manifest says."""
     config, scheme, rope = job.checkpoint.config, job.scheme, job.checkpoint.config.rope
-    files = describe_files(work, [*layout.files, LAYOUT, *job.checkpoint.artifact_files])
     return Manifest(
         schema=SCHEMA,
         format=job.format,
@@ -281,18 +286,3 @@ def kept_wider(checkpoint: Checkpoint) -> list[str]:
     """The tensors that no scheme quantises, as patterns of their names."""
     names = {name.rpartition(".")[2] for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 1}
     return ["*norm.weight"] + (["*.bias"] if "bias" in names else [])
-
-
-def tool_versions(format: Format) -> dict[str, str]:
-    """The versions of what makes the artifact."""
-    names = [*TOOLS, "gguf"] if format == "gguf" else TOOLS
-    return {name: importlib.metadata.version(name) for name in names if installed(name)}
-
-
-def installed(name: str) -> bool:
-    """Whether a distribution is there to be asked for its version."""
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

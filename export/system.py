@@ -1,14 +1,20 @@
-"""What this machine gives an export: cores, and memory within control groups and `ulimit -v`.
+"""What this machine gives an export: cores, memory within control groups and `ulimit -v`, and installed tools.
 
 Memory on Linux only; elsewhere it is None. https://docs.kernel.org/admin-guide/cgroup-v2.html, proc(5)
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from export.artifact import Format
+
+# Of each export; a format's own library only with that format.
+TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -71,3 +77,18 @@ def numbers(path: Path, unit: int = 1024) -> dict[str, int]:
 def workers() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tool_versions(format: Format) -> dict[str, str]:
+    """The versions of what makes an artifact of this format, as far as it is installed."""
+    names = [*TOOLS, "gguf"] if format == "gguf" else TOOLS
+    return {name: importlib.metadata.version(name) for name in names if installed(name)}
+
+
+def installed(name: str) -> bool:
+    """Whether a distribution is there to be asked for its version."""
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
