@@ -1,6 +1,6 @@
 """The layers that model pages are made of, and how others are put in their place.
 
-Four are torch's: nn.Embedding, nn.Linear, nn.RMSNorm, nn.LayerNorm. The others are here. As they are, they compute in
+Three are torch's: nn.Linear, nn.RMSNorm, nn.LayerNorm. The others are here. As they are, they compute in
 eager mode and are what the ONNX graph is traced from.
 """
 
@@ -20,6 +20,14 @@ Rows = Sequence[tuple[str, int]]
 Rotation = tuple[Tensor, Tensor] | None
 
 GELU_SLOPE = 1.702  # of the sigmoid that approximates GELU
+
+
+class Embedding(nn.Embedding):
+    """torch's, without the random numbers that it begins with: on the meta device they import torch's compiler, which
+    takes a second or two."""
+
+    def reset_parameters(self) -> None:
+        """See the class."""
 
 
 class SplitLinear(nn.Linear):

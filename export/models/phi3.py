@@ -22,7 +22,7 @@ from export.models.config import (
     sizes,
     window,
 )
-from export.models.layers import QKV, Gated, Rotation, SiLU
+from export.models.layers import QKV, Embedding, Gated, Rotation, SiLU
 from export.models.rope import positive, read_rope
 from export.models.shape import Config, Layer, Model
 
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Phi3Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from export.errors import CheckpointError
 from export.models.attention import AttentionKind
 from export.models.config import IGNORED, flag, head_size, numbers, refuse_other, refuse_unknown, sizes
-from export.models.layers import QKV, Gated, GeGELU, NeverChosen, Rotation
+from export.models.layers import QKV, Embedding, Gated, GeGELU, NeverChosen, Rotation
 from export.models.masks import BlockPattern
 from export.models.rope import read_rope
 from export.models.shape import Config, Layer, Model
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Phi3SmallConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
 
