@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +15,7 @@ from runtimes.loop.grammar import Grammars
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import TokenSource, is_whole
 from runtimes.system.cores import MOST_THREADS
+from runtimes.system.paths import path_fault
 
 if TYPE_CHECKING:
     from runtimes.text.runtime import TextRuntime
@@ -111,17 +111,12 @@ def open_tokens(
 
     if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
         raise RequestError(f"threads is {threads!r:.60}; allowed: 1 to {MOST_THREADS}, or leave it out for all cores")
-    _check_path(artifact.folder)
+    if (fault := path_fault(artifact.folder)) is not None:
+        raise EngineError(fault)
     opener = engine or (
         ENGINES[artifact.manifest.format] if graphics == ANY_ADAPTER else _on_adapter(artifact, graphics)
     )
     return TokenLoop(opener(artifact, threads), grammars=Grammars(artifact))
-
-
-def _check_path(folder: Path) -> None:
-    """Raises EngineError for a path that the engines' libraries would not find: they take all paths as UTF-8."""
-    if os.fsencode(folder) != str(folder).encode("utf-8", "surrogatepass"):
-        raise EngineError(f"{folder}: the engines take paths in UTF-8 alone; rename the folder, or set LC_ALL=C.UTF-8")
 
 
 def _on_adapter(artifact: Artifact, graphics: Graphics) -> EngineOpener:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from runtimes.errors import EngineError
 from runtimes.loop.tokens import TokenSource
 from runtimes.stock.genai import look_at_genai, open_genai
 from runtimes.stock.llama import look_at_gguf, open_gguf
 from runtimes.stock.model import EngineName, StockModel
 from runtimes.stock.program import look_at_program
+from runtimes.system.paths import path_fault
 
 NO_REFERENCE = {"reference_share": "another tool's export keeps no answer to compare with"}
 
@@ -72,4 +74,7 @@ STOCK: dict[EngineName, StockEngine] = {
 
 def find_stock(path: Path) -> StockModel | None:
     """The model at a path, a file or a folder; None where no stock engine runs it. Raises EngineError."""
-    return next((found for engine in STOCK.values() if (found := engine.look(path)) is not None), None)
+    found = next((found for engine in STOCK.values() if (found := engine.look(path)) is not None), None)
+    if found is not None and (fault := path_fault(path)) is not None:
+        raise EngineError(fault)
+    return found

@@ -19,6 +19,7 @@ from phi_edge.main import main
 from runtimes.engines.fake import fake_artifact, fake_opener
 from runtimes.errors import EngineError
 from runtimes.registry import open_runtime, open_tokens
+from runtimes.stock.table import find_stock
 from runtimes.terminal import typed_text
 
 LAMP = "Is the lämp on? 😀"
@@ -91,8 +92,14 @@ def test_what_the_output_s_encoding_does_not_have_is_escaped(tiny_onnx: Path, tm
 def test_a_path_that_no_engine_would_find_is_one_line(tmp_path: Path) -> None:
     """Its bytes are no UTF-8, which is how onnxruntime, ExecuTorch and llama.cpp take a path."""
     artifact = dataclasses.replace(fake_artifact(tmp_path / "artifact"), folder=Path(os.fsdecode(b"art\xe4fact")))
-    with pytest.raises(EngineError, match="the engines take paths in UTF-8 alone; rename the folder"):
+    with pytest.raises(EngineError, match="the engines take paths in UTF-8 alone; rename it"):
         open_tokens(artifact, engine=fake_opener("Well."))
+    theirs = tmp_path / os.fsdecode(b"mod\xe4l")
+    theirs.mkdir()
+    for name in ("model.pte", "tokenizer.json"):
+        (theirs / name).touch()
+    with pytest.raises(EngineError, match="the engines take paths in UTF-8 alone; rename it"):
+        find_stock(theirs)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a path there is UTF-16")
