@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from runtimes.agent.scoring import Prediction, ScoreRequest
 from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
+
+MOST_PROBABILITY = 1.01  # of all tokens together; each log-probability is rounded
 
 
 class AnswerCheck:
@@ -64,4 +67,8 @@ def score_problem(predictions: Sequence[Prediction], request: ScoreRequest, voca
             return f"it reports {len(prediction.log_probabilities)} probabilities of {len(wanted)} ids"
         if prediction.top >= vocab_size:
             return f"its token {prediction.top} is not in the model's vocabulary of {vocab_size}"
+        # Of each id once; a host may ask for one twice.
+        total = sum(math.exp(log) for log in dict(zip(wanted, prediction.log_probabilities, strict=True)).values())
+        if total > MOST_PROBABILITY:
+            return f"its probabilities of {len(wanted)} tokens are {total:.2f} together"
     return None

@@ -1,9 +1,9 @@
 """An agent that misbehaves: `python tests/fakes/evil_agent.py MANNER ARTIFACT ...`, for lab.toml's `agent`.
 
-MANNER is JSON: {"ready": {...}, "token": {...}, "done": {...}} changes fields of those lines, and "does" names a
-behaviour: "endless" (tokens without an end), "neverending" (a line without an end), "silent" (no done line),
-"backwards" (times that fall), "other" (answers another request), "error" (the text in "says", "times" over), "log"
-(fills stderr).
+MANNER is JSON: {"ready": {...}, "token": {...}, "done": {...}} changes fields of those lines, "logprob" is that of
+every token of a text, and "does" names a behaviour: "endless" (tokens without an end), "neverending" (a line without
+an end), "silent" (no done line), "backwards" (times that fall), "other" (answers another request), "error" (the text
+in "says", "times" over), "log" (fills stderr).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         "agent": "evil",
         "context_tokens": manifest["context_tokens"],
         "vocab_size": manifest["model"]["vocab_size"],
-        "capabilities": ["temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel"],
+        "capabilities": ["temperature", "top_k", "top_p", "session", "deadline_s", "hold", "cancel", "score"],
         "load_s": 0.5,
         "open_s": 0.25,
     }
@@ -69,6 +69,10 @@ def main() -> None:
         command = json.loads(line)
         if command["do"] == "generate":
             answer(manner, command)
+        elif command["do"] == "score":
+            wanted = command["wanted"]
+            logs = [[manner.get("logprob", -1.0)] * len(ids) for ids in wanted]
+            say("scored", request=command["request"], log_probabilities=logs, top=[0] * len(wanted))
         elif command["do"] == "ping":
             say("pong", request=command["request"], uptime_s=time.perf_counter())
 

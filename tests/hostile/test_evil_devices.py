@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from devices.drivers.provision import look_at_python
 from devices.errors import DeviceError
+from devices.transports.answer_check import score_problem
 from devices.transports.child import ChildLines, run_child
 from devices.transports.files import PosixFiles
 from devices.transports.host import Finished
@@ -23,6 +25,7 @@ from devices.transports.timeouts import Timeouts
 from fakes.evil_agent import evil_agent
 from fakes.lab_file import lab_file
 from phi_edge.main import main
+from runtimes.agent.scoring import Prediction, ScoreRequest
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import TransportError
 from runtimes.loop.tokens import NewToken, TokenRequest
@@ -96,6 +99,32 @@ def test_bench_keeps_nothing_of_it(artifact: Path, tmp_path: Path, does: str) ->
     words = ["--prompt-tokens", "4", "--generate-tokens", "4", "--reps", "1", "--warmup", "0", "--out", str(out)]
     error_of(call(tmp_path, artifact, "bench", *words, does=does))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("logprob", "said"),
+    [
+        (-1e30, "its perplexity is beyond every float"),
+        (-2000, "the probability e^-2000: its perplexity"),
+        (0.5, "0.5 is no log-probability"),
+        (None, "None is no log-probability"),
+        ("-1", "'-1' is no log-probability"),
+    ],
+)
+def test_a_score_that_cannot_be(artifact: Path, tmp_path: Path, logprob: Any, said: str) -> None:
+    result = call(tmp_path, artifact, "score", "--tokens", "64", "--json", str(tmp_path / "s.json"), logprob=logprob)
+    assert said in error_of(result)
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_probabilities_that_are_more_than_one_together() -> None:
+    request = ScoreRequest(ids=[1, 2], first=2, wanted=[[3, 4, 3]])
+    half = math.log(0.5)
+    assert score_problem([Prediction([half, half, half], 3)], request, 10) is None
+    assert (
+        score_problem([Prediction([half, -0.1, half], 3)], request, 10)
+        == "its probabilities of 3 tokens are 1.40 together"
+    )
 
 
 EVIL = "\x1b[2J\x1b[31mPWN\x07\x1b]0;title\x07\u202e\nError: forged"

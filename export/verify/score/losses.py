@@ -17,6 +17,7 @@ from export.verify.score.blocks import Block
 from export.verify.score.figures import Floats
 
 Rows = NDArray[np.float32]  # [predicted tokens, vocab], logits
+MOST_NLL = 700.0  # nats, of a block's mean: exp(709.8) is beyond float64
 TOP_IDS = 64  # of the reference, whose log-probabilities a device is asked for
 
 
@@ -42,7 +43,7 @@ class DevicePrediction:
 def losses(block: Block, logits: Iterable[Any], reference: Rows | None) -> BlockLosses:
     """`logits` [vocab] after each of ids[:first], ids[:first + 1], ...; a row may be overwritten by the next.
 
-    Raises ArtifactError where one of them is not finite.
+    Raises ArtifactError where one of them is not finite, or the perplexity would not be.
     """
     rows = [
         _position(np.asarray(row), target, None if reference is None else reference[number])
@@ -111,6 +112,11 @@ def _block(block: Block, columns: Floats, compared: bool) -> BlockLosses:
             "export it again, with --activations float32 if it was made with float16"
         )
     nll, reference_nll, kl, same = columns.T
+    if nll.mean() > MOST_NLL:
+        raise ArtifactError(
+            f"the artifact gives the tokens of a text the probability e^-{nll.mean():.0f}: its perplexity is beyond "
+            "every float, and its weights or its device are broken; export it again"
+        )
     if not compared:
         return BlockLosses(kind=block.kind, nll=nll)
     return BlockLosses(kind=block.kind, nll=nll, reference_nll=reference_nll, kl=kl, same_top1=same)
