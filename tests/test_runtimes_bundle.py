@@ -84,6 +84,14 @@ def test_what_cannot_be_bundled_is_refused(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a"]
 
 
+@pytest.mark.parametrize(("provider", "package"), [("dml", ".WinML"), ("cuda", ".Cuda"), ("", "")])
+def test_a_windows_app_has_the_package_of_its_artifact(tmp_path: Path, provider: str, package: str) -> None:
+    sources = render_sources(of_format(tmp_path / "a", "onnx", provider=provider), "windows")
+    assert f'Include="Microsoft.ML.OnnxRuntimeGenAI{package}" ' in sources["PhiEdge.csproj"]
+    runs = f"`Microsoft.ML.OnnxRuntimeGenAI{package}` {'is for the GPU' if package else 'runs on the CPU'}"
+    assert runs in sources["README.md"]
+
+
 def in_float(folder: Path, activations: str, **changes: Any) -> Path:
     """The fake artifact as one for WebGPU, in that float type."""
     manifest = of_format(folder, "onnx", provider="webgpu").manifest

@@ -28,6 +28,8 @@ from runtimes.system.size import PHONE_SYSTEM_BYTES, size_text
 EXECUTORCH_ANDROID = "1.4.1"
 ONNXRUNTIME_ANDROID = "1.32.0"
 GENAI = "0.18.0"
+NUGET = "Microsoft.ML.OnnxRuntimeGenAI"  # for the CPU
+GPU_PACKAGES = {"dml": ".WinML", "cuda": ".Cuda"}  # the artifact's provider -> what is added to the name
 SPARE_BYTES = 300_000_000  # between what the artifact needs and the limit at which the service is killed
 
 
@@ -262,5 +264,6 @@ def _values(artifact: Artifact) -> dict[str, Any]:
         "executorch_android": EXECUTORCH_ANDROID,
         "onnxruntime_android": ONNXRUNTIME_ANDROID,
         "genai": GENAI,
+        "package": NUGET + GPU_PACKAGES.get(str(manifest.engine.get("provider")), ""),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }
