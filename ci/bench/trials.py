@@ -39,7 +39,9 @@ def prepare(folder: Path, slower: float) -> tuple[Path, Path]:
     shutil.copytree(folder / "old", folder / "new")
     (folder / "new" / SHARE).write_text(repr(slower))
     agent = [sys.executable, "-m", "ci.bench.busy_agent"]
-    (folder / "lab.toml").write_text(f'[device.{DEVICE}]\ntransport = "local"\nagent = {json.dumps(agent)}\n')
+    leases = f'[leases]\nfile = "{folder / "leases.sqlite"}"\n'  # of its own: other jobs on this machine are its noise
+    row = f'[device.{DEVICE}]\ntransport = "local"\nagent = {json.dumps(agent)}\n'
+    (folder / "lab.toml").write_text(leases + row)
     return folder / "old", folder / "new"
 
 
@@ -49,10 +51,13 @@ def phi_edge(*words: str) -> None:
 
 
 def one_trial(new: Path, old: Path, out: Path) -> list[Change]:
-    """The verdicts of one `phi-edge bench --against`, on the metrics that are judged."""
-    lab = ["--device", DEVICE, "--lab", str(new.parent / "lab.toml")]
-    phi_edge("bench", str(new), "--against", str(old), *lab, *WORKLOAD, "--out", str(out))
-    found = compare(read_measurement(out), read_measurement(out.with_name(f"{out.stem}.against.json")), TURNS_FLOOR)
+    """The verdicts of one `phi-edge bench --against`, on the metrics that are judged. One whose files are there already
+    is not made again."""
+    baseline = out.with_name(f"{out.stem}.against.json")
+    if not baseline.exists():
+        lab = ["--device", DEVICE, "--lab", str(new.parent / "lab.toml")]
+        phi_edge("bench", str(new), "--against", str(old), *lab, *WORKLOAD, "--out", str(out))
+    found = compare(read_measurement(out), read_measurement(baseline), TURNS_FLOOR)
     return [change for change in found.changes if change.metric in METRICS]
 
 
@@ -76,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How often bench --against is right on this machine.")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--slower", type=float, default=0.05)
-    parser.add_argument("--keep", type=Path, help="a folder for the measurement files of all trials")
+    parser.add_argument("--keep", type=Path, help="a folder for the trials' files; it goes on with what is there")
     options = parser.parse_args()
     slower = f"{options.slower:.0%} slower"
     found: dict[str, list[Change]] = {"none (A/A)": [], slower: []}

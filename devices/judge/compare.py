@@ -75,7 +75,7 @@ def compare(
     found += [
         f"candidate: {name} was not measured, and the baseline has it"
         for name, metric in METRICS.items()
-        if not metric.by_chance and summarize(metric, baseline) and not summarize(metric, candidate)
+        if not metric.by_chance and _value(metric, baseline) is not None and _value(metric, candidate) is None
     ]
     changes = [
         _change(metric, candidate, baseline, max(noise_floor, floors.get(metric.name, 0.0)), valid=not found)
@@ -108,8 +108,8 @@ def _refuse_different(candidate: Measurement, baseline: Measurement) -> None:
 
 
 def _change(metric: Metric, candidate: Measurement, baseline: Measurement, floor: float, *, valid: bool) -> Change:
-    new, old = summarize(metric, candidate), summarize(metric, baseline)
-    ratio = new.value / old.value if new and old and old.value > 0 else None
+    new, old = _value(metric, candidate), _value(metric, baseline)
+    ratio = new / old if new is not None and old is not None and old > 0 else None
     low, high = None, None
     if ratio is not None and metric.exact:
         low, high = ratio, ratio
@@ -119,14 +119,19 @@ def _change(metric: Metric, candidate: Measurement, baseline: Measurement, floor
         low, high = _by_repetitions(metric, candidate, baseline)
     return Change(
         metric=metric.name,
-        baseline=old.value if old else None,
-        candidate=new.value if new else None,
+        baseline=old,
+        candidate=new,
         ratio=ratio,
         low=low,
         high=high,
         floor=floor,
         verdict=decide(low, high, metric.better, floor) if valid else "invalid",
     )
+
+
+def _value(metric: Metric, measurement: Measurement) -> float | None:
+    found = summarize(metric, measurement, bounds=False)
+    return None if found is None else found.value
 
 
 def decide(low: float | None, high: float | None, better: Literal["lower", "higher"], noise_floor: float) -> Verdict:

@@ -48,14 +48,14 @@ class Summary:
     samples: Sequence[float]  # pooled, raw
 
 
-def summarize(metric: Metric, measurement: Measurement) -> Summary | None:
-    """The metric's value and interval; None where it was not measured."""
+def summarize(metric: Metric, measurement: Measurement, *, bounds: bool = True) -> Summary | None:
+    """The metric's value and, unless `bounds` is False, its interval; None where it was not measured."""
     groups = [np.asarray(group, dtype=np.float64) for group in metric.samples(measurement) if len(group)]
     if not groups:
         return None
     pooled = np.concatenate(groups)
     low = high = None
-    if len(groups) >= LEAST_REPETITIONS:
+    if bounds and len(groups) >= LEAST_REPETITIONS:
         low, high = interval(bootstrap(groups, metric.quantile))
     value = float(np.quantile(pooled, metric.quantile))
     return Summary(value=value, low=low, high=high, samples=pooled.tolist())
