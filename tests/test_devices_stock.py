@@ -6,11 +6,13 @@ The tiny model without our manifest is what such tools write: a folder of onnxru
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 from click.testing import CliRunner
 
 from devices.errors import DeviceError
@@ -18,7 +20,7 @@ from devices.judge.compare import compare
 from devices.measure.contender import open_contender, prompt_of
 from devices.measure.measurement import Measurement, StockFacts, read_measurement
 from devices.measure.validity import problems
-from export.artifact import MANIFEST
+from export.artifact import MANIFEST, sha256_file
 from fakes.measurement import fake_measurement
 from phi_edge.main import main
 from runtimes.errors import EngineError
@@ -91,6 +93,51 @@ def test_ours_is_compared_with_theirs_whose_prompt_has_other_ids() -> None:
         workload=dataclasses.replace(ours.workload, prompt_sha256="other"),
     )
     assert compare(ours, theirs, 0.05).changes
+
+
+def test_a_job_measures_them_and_reads_each_file_once(
+    tmp_path: Path, tiny_onnx: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many cells as there are workloads, and a model may have 40 GB."""
+    read: list[str] = []
+    monkeypatch.setattr("devices.measure.readiness.BUSY_SHARE", 2.0)  # the machine that runs the tests is busy
+
+    def hashed(file: Path) -> str:
+        read.append(file.name)
+        return sha256_file(file)
+
+    monkeypatch.setattr("devices.measure.contender.sha256_file", hashed)
+    shutil.copytree(tiny_onnx, tmp_path / "builders", ignore=shutil.ignore_patterns(*OURS))
+    shutil.copy(tiny_gguf / "model.gguf", tmp_path / "theirs.gguf")
+    workloads = [{"prompt_tokens": tokens, "generate_tokens": 4} for tokens in (8, 12)]
+    plan = {"artifacts": ["builders", "theirs.gguf"], "devices": ["local"], "workload": workloads, "threads": 1}
+    (tmp_path / "plan.toml").write_text(tomli_w.dumps(plan | {"repetitions": 1, "warmups": 0}))
+    (tmp_path / "lab.toml").write_text(tomli_w.dumps({"leases": {"file": str(tmp_path / "leases.sqlite")}}))
+    words = ["lab", "run", str(tmp_path / "plan.toml"), "--lab", str(tmp_path / "lab.toml")]
+    done = CliRunner().invoke(main, [*words, "--out-dir", str(tmp_path / "night")])
+    assert done.exit_code == 0, done.output
+    cells = json.loads((tmp_path / "night" / "cells.json").read_text())["cells"]
+    assert [(cell["artifact"], cell["state"]) for cell in cells] == [
+        (name, "measured") for name in ("builders", "builders", "theirs", "theirs")
+    ]
+    measured = read_measurement(tmp_path / "night" / "theirs-local-12x4.json")
+    assert measured.artifact.stock is not None and problems(measured) == []
+    assert sorted(read) == sorted([*(file.name for file in (tmp_path / "builders").iterdir()), "theirs.gguf"])
+
+
+def test_ours_and_theirs_take_turns(tmp_path: Path, tiny_gguf: Path) -> None:
+    shutil.copy(tiny_gguf / "model.gguf", tmp_path / "theirs.gguf")
+    out = tmp_path / "m.json"
+    (tmp_path / "lab.toml").write_text(tomli_w.dumps({"leases": {"file": str(tmp_path / "leases.sqlite")}}))
+    words = ["bench", str(tiny_gguf), "--against", str(tmp_path / "theirs.gguf"), "--rounds", "2", "--warmup", "0"]
+    done = CliRunner().invoke(main, [*words, *SMALL, "--lab", str(tmp_path / "lab.toml"), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    ours, theirs = read_measurement(out), read_measurement(tmp_path / "m.against.json")
+    assert ours.artifact.stock is None and theirs.artifact.stock is not None
+    assert ours.pair == theirs.pair is not None and len(theirs.repetitions) == 4
+    assert "decode_tokens_per_s" in done.stdout
+    gated = CliRunner().invoke(main, ["gate", str(out), "--baseline", str(tmp_path / "m.against.json")])
+    assert gated.exit_code in (0, 1) and "against the baseline" in gated.stdout
 
 
 def write(folder: Path, *names: str) -> None:
