@@ -131,9 +131,9 @@ def test_many_repetitions_of_two_sessions_prove_nothing_about_sessions() -> None
 
 
 def test_a_few_sessions_in_which_the_machine_did_something_else_change_no_verdict() -> None:
-    """By means they would: 20 pairs that differ by 5 %, and in two of them the machine was three times slower."""
+    """By means they would: 32 pairs that differ by 5 %, and in two of them the machine was three times slower."""
     random = np.random.default_rng(0)
-    old = {number: [np.array([time])] for number, time in enumerate(np.exp(random.normal(0, 0.02, 20)))}
+    old = {number: [np.array([time])] for number, time in enumerate(np.exp(random.normal(0, 0.02, 32)))}
     new = {number: [time * 1.05 for time in session] for number, session in old.items()}
     for number in (3, 11):
         old[number] = [time * 3 for time in old[number]]

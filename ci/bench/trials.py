@@ -51,29 +51,33 @@ def phi_edge(*words: str) -> None:
 
 
 def one_trial(new: Path, old: Path, out: Path) -> list[Change]:
-    """The verdicts of one `phi-edge bench --against`, on the metrics that are judged. One whose files are there already
-    is not made again."""
+    """The verdicts of one `phi-edge bench --against`, on all metrics. One whose files are there is not made again."""
     baseline = out.with_name(f"{out.stem}.against.json")
     if not baseline.exists():
         lab = ["--device", DEVICE, "--lab", str(new.parent / "lab.toml")]
         phi_edge("bench", str(new), "--against", str(old), *lab, *WORKLOAD, "--out", str(out))
-    found = compare(read_measurement(out), read_measurement(baseline), TURNS_FLOOR)
-    return [change for change in found.changes if change.metric in METRICS]
+    return list(compare(read_measurement(out), read_measurement(baseline), TURNS_FLOOR).changes)
 
 
-def table(found: Mapping[str, Sequence[Change]]) -> str:
-    """Markdown: by true difference and metric, how often each verdict was given."""
+def table(found: Mapping[str, Sequence[Sequence[Change]]]) -> str:
+    """Markdown, of the changes of each trial: by true difference and metric, how often each verdict was given."""
     lines = ["| true difference | metric | trials | slower | faster | no change | inconclusive | called a change |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
-    for difference, changes in found.items():
+    for difference, trials in found.items():
         for metric in METRICS:
-            verdicts = Counter(change.verdict for change in changes if change.metric == metric)
-            trials, called = verdicts.total(), verdicts["regression"] + verdicts["improvement"]
-            bounds = binomtest(called, trials).proportion_ci(method="wilson")
-            counts = [verdicts[name] for name in ("regression", "improvement", "no-change", "inconclusive")]
-            share = f"{called / trials:.1%} ({bounds.low:.1%} to {bounds.high:.1%})"
-            lines.append(f"| {difference} | `{metric}` | {trials} | {' | '.join(map(str, counts))} | {share} |")
+            verdicts = Counter(change.verdict for changes in trials for change in changes if change.metric == metric)
+            counts = [str(verdicts[name]) for name in ("regression", "improvement", "no-change", "inconclusive")]
+            called = verdicts["regression"] + verdicts["improvement"]
+            lines.append(_row(difference, f"`{metric}`", len(trials), counts, called))
+        called = sum(any(change.verdict in ("regression", "improvement") for change in changes) for changes in trials)
+        lines.append(_row(difference, "any of all metrics", len(trials), [""] * 4, called))
     return "\n".join(lines)
+
+
+def _row(difference: str, metric: str, trials: int, counts: Sequence[str], called: int) -> str:
+    bounds = binomtest(called, trials).proportion_ci(method="wilson")
+    share = f"{called / trials:.1%} ({bounds.low:.1%} to {bounds.high:.1%})"
+    return f"| {difference} | {metric} | {trials} | {' | '.join(counts)} | {share} |"
 
 
 def main() -> None:
@@ -84,17 +88,18 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for the trials' files; it goes on with what is there")
     options = parser.parse_args()
     slower = f"{options.slower:.0%} slower"
-    found: dict[str, list[Change]] = {"none (A/A)": [], slower: []}
+    found: dict[str, list[list[Change]]] = {"none (A/A)": [], slower: []}
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if options.keep is None else options.keep
         kept.mkdir(parents=True, exist_ok=True)
         old, new = prepare(Path(folder), options.slower)
         for number in range(1, options.trials + 1):
-            for difference, changes in found.items():
+            for difference, trials in found.items():
                 kind, candidate = ("slower", new) if difference == slower else ("same", old)
-                own = one_trial(candidate, old, kept / f"{kind}-{number}.json")
-                changes += own
-                seen = ", ".join(f"{each.metric} {each.low:.3f} to {each.high:.3f} {each.verdict}" for each in own)
+                changes = one_trial(candidate, old, kept / f"{kind}-{number}.json")
+                trials.append(changes)
+                judged = [each for each in changes if each.metric in METRICS]
+                seen = ", ".join(f"{each.metric} {each.low:.3f} to {each.high:.3f} {each.verdict}" for each in judged)
                 print(f"{number} {difference}, load {os.getloadavg()[0]:.1f}: {seen}", file=sys.stderr, flush=True)
     print(table(found))
 

@@ -30,7 +30,7 @@ WORST_FIRST: Sequence[Verdict] = ("invalid", "regression", "inconclusive", "impr
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One metric, candidate divided by baseline. `low` and `high` bound the ratio's 95 % interval."""
+    """One metric, candidate divided by baseline. `low` and `high` bound the ratio's interval (sessions.py)."""
 
     metric: str
     baseline: float | None

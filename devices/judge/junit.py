@@ -73,7 +73,7 @@ def _comparison(suite: ElementTree.Element, comparison: Comparison) -> None:
         case = ElementTree.SubElement(suite, "testcase", classname="baseline", name=change.metric)
         ratio = "none" if change.ratio is None else f"{change.ratio:.3f}"
         known = change.low is not None and change.high is not None
-        bounds = f"95 % interval {change.low:.3f} to {change.high:.3f}" if known else "no interval"
+        bounds = f"interval {change.low:.3f} to {change.high:.3f}" if known else "no interval"
         message = f"{change.verdict}: ratio {ratio}, {bounds}"
         if change.verdict == "invalid":
             ElementTree.SubElement(case, "error", message=_clean("invalid: " + "; ".join(comparison.problems)))

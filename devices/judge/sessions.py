@@ -6,9 +6,9 @@ ten should. Each session gives one value.
 Where two artifacts took turns, session by session (devices.measure.interleave), pairs are compared: what drifts hits
 both of a pair. The ratio is Hodges and Lehmann's and the interval that of Wilcoxon's signed ranks. It is exact whatever
 the noise is, if either of a pair may be hit by it, and a few sessions in which the machine did something else hardly
-move it.
+move it. It is a 99 % interval, because a comparison has about ten metrics, each of which may be wrong.
 
-Otherwise, and with fewer than LEAST_PAIRS pairs, it is a bootstrap that draws sessions, each with all its repetitions:
+Otherwise, and with fewer than LEAST_PAIRS pairs, a bootstrap draws sessions, each with all its repetitions, for 95 %:
 to draw among these as well would count their noise twice (Davison and Hinkley, "Bootstrap Methods", 3.8). A percentile
 interval from few sessions is too narrow. It is widened as Hesterberg does ("What Teachers Should Know About the
 Bootstrap", 2015, 4.3): to the quantiles that Student's t asks for.
@@ -32,7 +32,7 @@ from devices.measure.metrics import Metric
 Group = NDArray[np.float64]  # the samples of one repetition
 Session = Sequence[Group]
 LEAST_SESSIONS = 3  # of two, nobody can say how much sessions differ
-LEAST_PAIRS = 6  # of five, even the rarest order of signs is by chance in one of sixteen comparisons
+LEAST_PAIRS = 8  # of seven, even the rarest order of signs comes by chance in one of 64 comparisons
 # Student's t, 97.5 %, by degrees of freedom from 1 on; beyond, the normal distribution is near enough.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
@@ -56,7 +56,7 @@ def are_paired(candidate: Measurement, baseline: Measurement) -> bool:
 
 @dataclass(frozen=True)
 class Ratio:
-    """New by old, and its 95 % interval."""
+    """New by old, and its interval."""
 
     value: float
     low: float
@@ -85,7 +85,7 @@ def ratio_of(
 
 
 def log_ratios(above: Group, below: Group, *, paired: bool, seed: int = SEED) -> tuple[Group, Group, Group]:
-    """The middle and the ends of the 95 % interval of above - below. A row is a comparison, a column a session."""
+    """The middle and the ends of the interval of above - below. A row is a comparison, a column a session."""
     if paired and above.shape[1] >= LEAST_PAIRS:
         return _by_signed_ranks(above - below)
     random = np.random.default_rng(seed)
@@ -108,13 +108,13 @@ def _by_signed_ranks(differences: Group) -> tuple[Group, Group, Group]:
 
 @functools.lru_cache
 def _rejected(pairs: int) -> int:
-    """The largest sum of signed ranks that, with all below it, comes by chance at most once in 40 comparisons."""
+    """The largest sum of signed ranks that, with all below it, comes by chance at most once in 200 comparisons."""
     chance = np.zeros(pairs * (pairs + 1) // 2 + 1)
     chance[0] = 1.0
     for rank in range(1, pairs + 1):
         chance[rank:] += chance[:-rank].copy()
         chance /= 2
-    return int(np.searchsorted(np.cumsum(chance), 0.025, side="right")) - 1
+    return int(np.searchsorted(np.cumsum(chance), 0.005, side="right")) - 1
 
 
 def _drawn(sessions: int, random: np.random.Generator) -> NDArray[np.float64]:
