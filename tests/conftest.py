@@ -51,9 +51,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # The files that take longest, the longest first: a worker takes a whole file, and none should begin a long one last.
 LONGEST = [
-    *("runtimes_contract", "devices_windows", "devices_ssh", "devices_adb", "export_bytes", "web", "ci_windows"),
-    *("export_resume", "devices_jobs", "command_line", "export_llama", "devices_leases", "export_lora"),
-    *("ci_quality", "ci_fidelity", "export_tokens", "export_phi3small", "export_whole", "generated"),
+    *("runtimes_contract", "devices_ssh", "export_bytes", "devices_windows", "export_resume", "web", "devices_adb"),
+    *("ci_windows", "export_llama", "export_lora", "devices_jobs", "runtimes_webgpu", "command_line", "export_gguf"),
+    *("ci_fidelity", "export_whole", "export_tokens", "devices_leases", "runtimes_windows_host", "serve_http"),
+    *("export_phi3small", "ci_quality", "generated", "ci_check_export", "export_coverage", "readme"),
 ]
 
 
