@@ -45,6 +45,10 @@ def test_a_lab_file_adds_devices(tmp_path: Path) -> None:
             "[device.a]\ntransport = 'ssh'\nhost = 'a'\nserial = 'x'",
             "unknown key 'serial'; known: transport, description, threads, place, ready_below_c, meter, host",
         ),
+        (
+            "[device.a]\ntransport = 'openai'\nmodel = 'm'\nkey_env = 'K'\nmeter = ['watts']",
+            "meter is for a device that is here",
+        ),
         ("[device.a]\ntransport = 'ssh'\nhost = 'a'\ncache = '~/x'", "cache '~/x'; give a folder"),
         ("[device.a]\ntransport = 'adb'\nserail = 'x'", "unknown key 'serail' (did you mean 'serial'?)"),
         ("[device.a]\ntransport = 'adb'\nrunner = 'x'", "'x'; allowed: 'agent', 'executorch-agent', 'llama_main'"),

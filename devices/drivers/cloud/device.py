@@ -47,6 +47,8 @@ class CloudDevice(Device):
 
     def problem(self) -> str | None:
         """See Device.problem."""
+        if self.meter is not None:
+            return "meter is for a device that is here, and a service runs elsewhere; leave it out"
         if self.key_env is None and self.base_url is None:
             return "lacks key_env, the environment variable that has the service's key"
         if self.base_url is not None:
