@@ -16,8 +16,7 @@ from runtimes.system.energy.meter import POWER_INTERVAL_S
 
 SOURCE = "battery, whole device"
 COUNTER = "battery's charge counter, whole device"
-_FILES = "/sys/class/power_supply/battery/status /sys/class/power_supply/battery/current_now " \
-    "/sys/class/power_supply/battery/voltage_now"  # fmt: skip
+_FILES = " ".join(f"/sys/class/power_supply/battery/{name}" for name in ("status", "current_now", "voltage_now"))
 # The loop ends with the input, also where the wire breaks: adbd kills nothing.
 _LOOP = f"(while echo $(cat {_FILES}); do sleep {POWER_INTERVAL_S}; done) & cat >/dev/null; kill $!"
 LEAST_AWAKE_UA = 20_000  # no phone that computes uses less than 0.1 W: a smaller number is of a maker who counts in mA
