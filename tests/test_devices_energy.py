@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def battery(phone: FakeAdbd, status: str, current: int, voltage: int) -> None:
 
 def dumpsys(phone: FakeAdbd, text: str) -> None:
     (phone.phone.folder / "dump").write_text(text)
-    (phone.phone.folder / "bin/dumpsys").write_text(f"#!/bin/sh\ncat '{phone.phone.folder}/dump'\n")
+    (phone.phone.folder / "bin/dumpsys").write_text(f"#!/bin/sh\ncat {shlex.quote(str(phone.phone.folder))}/dump\n")
 
 
 def measured(meter: Meter, block_s: float = BLOCK_S) -> tuple[float | None, float]:
