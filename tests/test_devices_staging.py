@@ -203,10 +203,10 @@ WINDOWS_ON_ARM = LAPTOP | {"platform_machine": "ARM64"}
 @pytest.mark.parametrize(
     ("extra", "device", "names"),
     [
-        ("onnx", PI, {"numpy", "onnxruntime"}),
-        ("executorch", PI, {"numpy", "executorch", "torch"}),
-        ("directml", LAPTOP, {"numpy", "psutil", "onnxruntime-directml", "onnxruntime-genai-directml"}),
-        ("directml", WINDOWS_ON_ARM, {"numpy", "psutil"}),  # its wheels are for AMD64
+        ("onnx", PI, {"numpy", "llguidance", "onnxruntime"}),
+        ("executorch", PI, {"numpy", "llguidance", "executorch", "torch"}),
+        ("directml", LAPTOP, {"numpy", "psutil", "llguidance", "onnxruntime-directml", "onnxruntime-genai-directml"}),
+        ("directml", WINDOWS_ON_ARM, {"numpy", "psutil", "llguidance"}),  # its engine's wheels are for AMD64
     ],
 )
 @pytest.mark.parametrize("installed", [False, True])
@@ -223,6 +223,7 @@ def test_a_device_gets_what_its_agent_needs_and_its_markers_allow(
 METADATA = [
     "click>=8.1", "numpy>=1.26", "psutil<8,>=6; sys_platform == 'win32'", "onnxruntime>=1.31; extra == 'onnx'",
     "torch>=2.13; extra == 'executorch'", "executorch<1.5,>=1.4.1; extra == 'executorch'",
+    "llguidance>=1.7; extra == 'grammar'",
     "onnxruntime-directml==1.24.4; (sys_platform == 'win32' and platform_machine == 'AMD64') and extra == 'directml'",
     "onnxruntime-genai-directml==0.13.1; (sys_platform == 'win32' and platform_machine == 'AMD64') and "
     "extra == 'directml'",
@@ -256,10 +257,20 @@ def test_an_environment_is_made_from_a_wheelhouse_without_a_network(tmp_path: Pa
         make()
     write_wheel(house, "executorch", requires="Requires-Dist: coremltools==9.0\n")
     python = make()
-    done = subprocess.run([python, "-c", "import torch, executorch"], timeout=60, check=False)
-    assert done.returncode == 0
+    assert not imports(python, "llguidance") and imports(python, "torch, executorch")
+    assert [line for line in said if "llguidance" in line][-1].endswith(
+        "wheels has no wheel of llguidance: the device does without json_schema, regex and lark"
+    )
+    write_wheel(house, "llguidance")
+    assert imports(make(), "llguidance, torch, executorch")  # the wheelhouse has it now
     before = len(said)
-    assert make() == python and len(said) == before
+    make()
+    assert len(said) == before
+
+
+def imports(python: str, modules: str) -> bool:
+    done = subprocess.run([python, "-c", f"import {modules}"], timeout=60, check=False, capture_output=True)
+    return done.returncode == 0
 
 
 def test_a_missing_or_old_python_is_reported(tmp_path: Path) -> None:

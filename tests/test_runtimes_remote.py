@@ -18,7 +18,7 @@ from devices.transports.timeouts import Timeouts
 from fakes.agent import fake_agent
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import EngineError, RequestError, TransportError, UnsupportedError
-from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone
+from runtimes.loop.tokens import Grammar, NewToken, Sampling, TokenRequest, TokensDone
 
 START = """
 import json, os, sys, time
@@ -160,6 +160,9 @@ def test_what_an_agent_does_not_support_is_refused_here(start: Callable[..., Rem
     ):
         with pytest.raises(UnsupportedError, match=r"does not support \w+; it supports: cancel; leave \w+ out"):
             source.stream(request)
+    python = start("ready(capabilities=['cancel'], agent='phi-edge 1.0 python')\nhear()")
+    with pytest.raises(UnsupportedError, match=r"regex; .* install llguidance for the device's Python, or leave"):
+        python.stream(TokenRequest(ids=[1], max_new_tokens=1, stop_ids=[2], grammar=Grammar("regex", "a")))
     with pytest.raises(UnsupportedError, match="does not support hold"):
         start("ready()\nhear()", hold=True).stream(REQUEST)
 

@@ -30,6 +30,8 @@ _ARTIFACT = ("__init__.py", "artifact.py", "errors.py", "stranger.py", "strict.p
 CODE = (*(f"export/{name}" for name in _ARTIFACT), "runtimes")
 NOT_CODE = "runtimes/bundle"
 AGENT_NEEDS = ("numpy", "psutil")  # of our own requirements; the others are the command line's
+# Every device gets this extra beside its engine's, for JSON schemas, grammars and demanded tools.
+_GRAMMAR, _GRAMMAR_NEEDS = "grammar", "llguidance"
 OLDEST = (3, 11)
 _CODE = "runtimes/agent/server.py"  # in a folder of our code
 _READY = "phi-edge-ready"  # written last: a venv without it is half made
@@ -127,6 +129,9 @@ def bring_venv(
     """A virtual environment with what the extra brings; returns its Python. It is made by `python`. `wheelhouse`:
     wheels are taken only from there."""
     wanted = requirements(extra, python.markers)
+    if wheelhouse is not None and not any(wheelhouse.glob(f"{_GRAMMAR_NEEDS}-*.whl")):
+        say(f"{wheelhouse} has no wheel of {_GRAMMAR_NEEDS}: the device does without json_schema, regex and lark")
+        wanted = [each for each in wanted if not each.startswith(_GRAMMAR_NEEDS)]
     venv = f"{cache}/venv/{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()[:16]}"
     inside = f"{venv}/{system.python_in_venv}"
     if _is_there(host, f"{venv}/{_READY}"):
@@ -198,13 +203,14 @@ def _declared(extra: str, markers: Mapping[str, str]) -> Iterator[Requirement]:
     if project.is_file():  # a checkout, whose installed metadata may be older than itself
         content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
         own = [Requirement(line) for line in content["dependencies"]]
-        added = [Requirement(line) for line in content["optional-dependencies"][extra]]
+        added = [Requirement(line) for name in (extra, _GRAMMAR) for line in content["optional-dependencies"][name]]
     else:  # METADATA has both in one list, where an extra is a marker
         lines = [Requirement(line) for line in importlib.metadata.requires("phi-edge") or []]
         own = [each for each in lines if _applies(each, markers)]
         added = [each for each in lines if not _applies(each, markers)]
     yield from (each for each in own if each.name in AGENT_NEEDS and _applies(each, markers))
-    yield from (each for each in added if _applies(each, {**markers, "extra": extra}))
+    for name in (extra, _GRAMMAR):
+        yield from (each for each in added if _applies(each, {**markers, "extra": name}))
 
 
 def _applies(requirement: Requirement, markers: Mapping[str, str]) -> bool:

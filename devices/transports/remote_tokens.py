@@ -136,9 +136,12 @@ class RemoteTokens:
             ("hold", self._hold),
         ):
             if used and name not in can:
+                fix = f"leave {name} out"
+                if name in GRAMMARS and self.ready.agent.endswith("python"):
+                    fix = f"install llguidance for the device's Python, or {fix}"
                 raise UnsupportedError(
                     f"the agent on this device ({self.ready.agent}) does not support {name}; it supports: "
-                    f"{', '.join(can) or 'nothing optional'}; leave {name} out"
+                    f"{', '.join(can) or 'nothing optional'}; {fix}"
                 )
 
     def _stream(self, request: TokenRequest, called_s: float) -> Generator[TokenRecord, None, None]:
