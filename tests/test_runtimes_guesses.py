@@ -96,7 +96,7 @@ def test_wrong_guesses_cost_little() -> None:
 
 def test_the_longest_earlier_run_is_followed_and_of_equals_the_latest() -> None:
     assert Guesses([1, 2, 3, 9, 2, 3, 4, 4, 1, 2, 3]).propose(2) == [9, 2]
-    assert Guesses([1, 2, 5, 5, 1, 2, 6, 6, 1, 2]).propose(3) == [6, 6, 1]
+    assert Guesses([1, 2, 5, 5, 1, 2, 6, 6, 1, 2]).propose(4) == [6, 6]
     assert Guesses([1, 2, 3, 4]).propose(4) == []
     assert Guesses([1, 1, 1]).propose(4) == [1]
     assert Guesses([1]).propose(4) == []

@@ -182,7 +182,10 @@ class TokenLoop:
                 if chosen.id in request.stop_ids:
                     finish, stop_id = "stop", chosen.id
                     break
-                for choice in (chosen, *chooser.forced()):
+                forced = chooser.forced()
+                if forced:
+                    guesses.cut()
+                for choice in (chosen, *forced):
                     completion += 1
                     yield NewToken(choice.id, at_s, choice.logprob, choice.top)
                     ids.append(choice.id)
@@ -224,17 +227,17 @@ class TokenLoop:
     def _step(
         self, ids: list[int], guesses: Guesses, room: int, request: TokenRequest, accepted: float
     ) -> Logits | None:
-        """The logits after ids[-1]; a few ids before it may not be cached yet. With it, `guesses` gets those after ids
-        that may follow. None when cancelled or past the deadline."""
+        """The logits after ids[-1]; a few ids before it may not be cached yet. If none is missing, `guesses` gets those
+        after ids that may follow, too. None when cancelled or past the deadline."""
         if self._cache.changes_factors(len(ids)):
             return self._prefill(ids, 0, request, accepted)
         start = len(self._cache.ids)
         piece = self._chunk_tokens if self._engine.continues else 1
-        most = min(self._cache.most_guesses(len(ids)), room - 1, piece - len(ids[start:]))
-        guessed = guesses.propose(most) if request.speculate else []
+        most = min(self._cache.most_guesses(len(ids)), room - 1, piece - 1)
+        guessed = guesses.propose(most) if request.speculate and start == len(ids) - 1 else []
         if not guessed:
             return self._compute(ids, start, piece, request, accepted)
-        rows = self._cache.forward_rows([*ids[start:], *guessed], start, 1 + len(guessed))
+        rows = self._cache.forward_rows([ids[-1], *guessed], start, 1 + len(guessed))
         guesses.check(guessed, rows)
         return guesses.next_logits()
 
