@@ -9,8 +9,6 @@ an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] s
 
 from __future__ import annotations
 
-import math
-import mmap
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import ADAPTER_SUFFIX, Artifact, Model
 from runtimes.engines.adapter_file import empty_values, read_values
 from runtimes.engines.engine import adapter_names
+from runtimes.engines.side_by_side import SideBySide, try_side_by_side
 from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
+from runtimes.system.pages import fresh_pages, grants
 from runtimes.system.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ class OnnxEngine:
         self._kv_type = _check_graph(session, model)
         self._binding = session.io_binding()
         self._run_options: Any = None  # onnxruntime's own
+        self._values: dict[str, Any] = {}  # the adapter's
         shape = (1, model.kv_heads, self.context_tokens, model.head_dim)
-        self._bind_cache(shape, [f"{layer}.{part}" for layer in range(model.layers) for part in ("key", "value")])
+        self._tails = [f"{layer}.{part}" for layer in range(model.layers) for part in ("key", "value")]
+        self._bind_cache(shape, self._tails)
         several = any(item.name == "token_logits" for item in session.get_outputs())
         self.most_rows = _MOST_ROWS if several else 1
         self._logits = np.zeros((self.most_rows, model.vocab_size), _logits_type(session))
@@ -93,6 +95,10 @@ class OnnxEngine:
         if self._lengths is not None:
             self._bind_input("seqlens_k", self._lengths[:1], (1,))
             self._bind_input("total_sequence_length", self._lengths[1:], (1,))
+        # How several tokens get the logits that each would get alone; None until it was tried, and where it cannot be.
+        self._beside: SideBySide | None = None
+        plain = self.switch_tokens is None and self._positions is None and self._lengths is None
+        self._may_try = plain and several and bool(self._kv)
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
@@ -103,6 +109,8 @@ class OnnxEngine:
         """See CheckingEngine.forward_rows."""
         import numpy as np
 
+        if 1 < rows == len(ids) and (exact := self._rows_side_by_side(ids, start)) is not None:
+            return exact
         length, end = len(ids), start + len(ids)
         if end > self.context_tokens:
             raise EngineError(f"position {end} is beyond the context of {self.context_tokens} tokens")
@@ -141,8 +149,9 @@ class OnnxEngine:
         if name is not None:
             values |= read_values(self._artifact.path(name + ADAPTER_SUFFIX), values)
         self._values = values  # what is bound must live
-        for key, value in values.items():
-            self._binding.bind_ortvalue_input(key, value)
+        for binding in (self._binding, *([self._beside.binding] if self._beside else [])):
+            for key, value in values.items():
+                binding.bind_ortvalue_input(key, value)
 
     def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
         """See OpenCache.read_cache."""
@@ -159,15 +168,33 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the session and the KV cache."""
-        self._binding = self._session = None
+        self._binding = self._session = self._beside = None
         self._kv = []
 
     def _bind_cache(self, shape: tuple[int, ...], tails: Sequence[str]) -> None:
         """Make the buffers of the KV cache, each for past and present."""
-        self._kv = _make_cache(shape, self._kv_type, len(tails))
-        for tail, buffer in zip(tails, self._kv, strict=True):
-            self._bind_input(f"past_key_values.{tail}", buffer, shape)
-            self._bind_output(f"present.{tail}", buffer, shape)
+        self._use_cache(_make_cache(shape, self._kv_type, len(tails)))
+
+    def _use_cache(self, buffers: list[npt.NDArray[Any]]) -> None:
+        self._kv = buffers
+        for tail, buffer in zip(self._tails, buffers, strict=True):
+            self._bind_input(f"past_key_values.{tail}", buffer, buffer.shape)
+            self._bind_output(f"present.{tail}", buffer, buffer.shape)
+
+    def _rows_side_by_side(self, ids: Sequence[int], start: int) -> Logits | None:
+        """The logits after each of `ids`, bit for bit those of a forward each; None where that is not to be had."""
+        if self._beside is not None:
+            return self._beside.forward(ids, start)
+        if not self._may_try:
+            return None
+        self._may_try = False
+        alone = self.forward(ids[:1], start).copy()
+        caches = dict(zip(self._tails, self._kv, strict=True))
+        self._beside = try_side_by_side(self._session, caches, self._values, self._logits, ids, start, alone)
+        if self._beside is None:
+            return None
+        self._use_cache(self._beside.caches)
+        return self._logits[: len(ids)]
 
     def _bind_rows(self, rows: int) -> None:
         self._rows_from[0] = -rows
@@ -190,40 +217,18 @@ def _make_cache(shape: tuple[int, ...], dtype: npt.DTypeLike, count: int) -> lis
     import numpy as np
 
     try:
-        return [_fresh_pages(shape, dtype) for _ in range(count)]
+        return [fresh_pages(shape, dtype) for _ in range(count)]
     except (OSError, OverflowError, ValueError, MemoryError) as error:
         _, heads, tokens, head_dim = shape
         token_bytes = count * heads * head_dim * np.dtype(dtype).itemsize
         fitting = tokens // 2
-        while fitting >= 256 and not _grants(fitting * token_bytes):
+        while fitting >= 256 and not grants(fitting * token_bytes):
             fitting //= 2
         advice = f"export it again with --context {fitting} or less" if fitting >= 256 else "take a smaller model"
         raise EngineError(
             f"the system refused the KV cache: {tokens * token_bytes / 1e9:.1f} GB for a context of {tokens} tokens; "
             f"{advice}, or give the process more memory (ulimit -v?)"
         ) from error
-
-
-def _grants(size: int) -> bool:
-    try:
-        mmap.mmap(-1, size).close()
-    except (OSError, OverflowError, ValueError, MemoryError):
-        return False
-    return True
-
-
-def _fresh_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeroes that cost memory only once a position is written.
-
-    Every head has rows of its own, megabytes apart: on the huge pages that numpy asks for, the first token would take
-    the whole cache (3 GB for Phi-3-mini at 4096 tokens, and 4 s to clear it).
-    """
-    import numpy as np
-
-    pages = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def load_session(path: Path, threads: int | None, *, device: Any = None, providers: Sequence[Any] = _ON_CPU) -> Any:

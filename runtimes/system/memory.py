@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from runtimes.api import MemoryUse
+from runtimes.system.pages import mirrored_bytes
 
 STATUS = Path("/proc/self/status")
 
@@ -61,6 +62,9 @@ def read_status(status: Path) -> MemorySample | None:
         )
     except KeyError:
         return None
+    if status == STATUS and (mirrored := mirrored_bytes()) is not None:
+        # The kernel counts such pages at each of their places, in the high-water mark too.
+        high = resident = anonymous + file + mirrored
     return MemorySample(
         high_water_bytes=high, resident_bytes=resident, anonymous_bytes=anonymous, file_bytes=file, swap_bytes=swap
     )
