@@ -7,7 +7,6 @@ import ctypes
 import math
 import mmap
 import os
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,8 @@ class Mirrored:
 
     def __init__(self, size: int, times: int) -> None:
         """Raises OSError where the system refuses."""
-        if not sys.platform.startswith("linux"):
-            raise OSError("only Linux has memfd_create")
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memfd_create")
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self.address = _map(None, size * times, _PROT_NONE, flags, -1)
         weakref.finalize(self, _unmap, self.address, size * times)
