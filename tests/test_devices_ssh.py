@@ -31,7 +31,7 @@ from phi_edge.main import main
 from runtimes import DoneEvent, GenerateRequest, Runtime, TokenEvent, open_runtime
 from runtimes.engines.fake import fake_artifact
 from runtimes.errors import ConnectionLostError, DeviceBusyError, EngineError, TransportError
-from runtimes.loop.tokens import TokenRequest
+from runtimes.loop.tokens import Grammar, TokenRequest, TokensDone
 from runtimes.registry import text_runtime
 from runtimes.text.tokenizer import Tokenizer
 
@@ -440,17 +440,21 @@ def test_an_environment_is_made_on_the_board(emulated_pi: EmulatedPi, tiny_onnx:
     lab.write_text(emulated_pi.row(python=None, wheelhouse=str(wheels), cache=str(cache)))
     with contextlib.closing(open_driver(NAME, find_device(NAME, lab))) as driver:
         artifact = open_artifact(tiny_onnx)
+        stop = artifact.manifest.tokens.stop
         driver.stage(artifact, print)
         opened = driver.open(artifact, Loading(wait_s=120))
         with contextlib.closing(opened.source) as source:
             assert len(list(source.stream(TokenRequest(ids=[5], max_new_tokens=2)))) == 3
+            yes = Grammar("regex", "yes|no")
+            *tokens, done = source.stream(TokenRequest(ids=[5], max_new_tokens=9, stop_ids=stop, grammar=yes))
+            assert tokens and isinstance(done, TokensDone) and done.finish == "stop"
         assert opened.versions["onnxruntime"] == "1.32.0"
         said: list[str] = []
         driver.stage(artifact, said.append)
         assert said == []  # nothing is made or pushed twice
     (site,) = cache.glob("venv/*/lib/python3.11/site-packages")
     installed = {path.name.partition("-")[0] for path in site.glob("*.dist-info")}
-    assert {"onnxruntime", "numpy"} <= installed
+    assert {"onnxruntime", "numpy", "llguidance"} <= installed
     assert not installed & {"torch", "transformers", "onnx", "executorch", "onnxruntime_genai", "matplotlib"}
 
 
