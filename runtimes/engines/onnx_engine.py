@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import ADAPTER_SUFFIX, Artifact, Model
 from runtimes.engines.adapter_file import empty_values, read_values
 from runtimes.engines.engine import adapter_names
-from runtimes.engines.side_by_side import SideBySide, try_side_by_side
+from runtimes.engines.side_by_side import SideBySide, open_side_by_side
 from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
 from runtimes.system.pages import fresh_pages, grants
@@ -97,7 +97,7 @@ class OnnxEngine:
             self._bind_input("total_sequence_length", self._lengths[1:], (1,))
         # How several tokens get the logits that each would get alone; None until it was tried, and where it cannot be.
         self._beside: SideBySide | None = None
-        plain = self.switch_tokens is None and self._positions is None and self._lengths is None
+        plain = self.switch_tokens is None and not names & {"position_ids", "seqlens_k"}
         self._may_try = plain and several and bool(self._kv)
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
@@ -183,18 +183,13 @@ class OnnxEngine:
 
     def _rows_side_by_side(self, ids: Sequence[int], start: int) -> Logits | None:
         """The logits after each of `ids`, bit for bit those of a forward each; None where that is not to be had."""
-        if self._beside is not None:
-            return self._beside.forward(ids, start)
-        if not self._may_try:
-            return None
-        self._may_try = False
-        alone = self.forward(ids[:1], start).copy()
-        caches = dict(zip(self._tails, self._kv, strict=True))
-        self._beside = try_side_by_side(self._session, caches, self._values, self._logits, ids, start, alone)
-        if self._beside is None:
-            return None
-        self._use_cache(self._beside.caches)
-        return self._logits[: len(ids)]
+        if self._may_try:
+            self._may_try = False
+            self._beside = open_side_by_side(self._session, self._kv[0], self._tails, self._values, self._logits)
+            if self._beside is not None:
+                self._beside.take_over(self._kv, start)
+                self._use_cache(self._beside.caches)
+        return None if self._beside is None else self._beside.forward(ids, start)
 
     def _bind_rows(self, rows: int) -> None:
         self._rows_from[0] = -rows

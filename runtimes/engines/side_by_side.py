@@ -25,51 +25,51 @@ if TYPE_CHECKING:
     from runtimes.engines.engine import Logits
 
 _CPU = ("cpu", 0)
+TRIED_TOKENS = 5  # whose logits alone and together are compared
 
 
-def try_side_by_side(
-    session: Any,
-    caches: Mapping[str, npt.NDArray[Any]],
-    adapter: Mapping[str, Any],
-    logits: Logits,
-    ids: Sequence[int],
-    start: int,
-    alone: Logits,
+def open_side_by_side(
+    session: Any, like: npt.NDArray[Any], names: Sequence[str], adapter: Mapping[str, Any], logits: Logits
 ) -> SideBySide | None:
-    """It, with the logits after each of `ids` in `logits`; None where the system has no such memory, or where the first
-    one's are not `alone`, which a forward of its own gave."""
+    """It, with empty caches; None where the system has no such memory, or where a token together with others has other
+    logits than alone."""
     import numpy as np
 
     try:
-        beside = SideBySide(session, caches, logits, start)
+        beside = SideBySide(session, like, names, logits)
         for name, value in adapter.items():
             beside.binding.bind_ortvalue_input(name, value)
-        rows = beside.forward(ids, start)
+        ids = range(TRIED_TOKENS)
+        alone = [beside.forward([id], id)[0].copy() for id in ids]
+        together = beside.forward(ids[1:], 1)
     except (OSError, EngineError):
         return None
-    return beside if np.array_equal(rows[0], alone) else None
+    return beside if all(np.array_equal(one, row) for one, row in zip(alone[1:], together, strict=True)) else None
 
 
 class SideBySide:
-    """A session's binding for a batch. `caches` take the place of those that it was made with."""
+    """A session's binding for a batch."""
 
-    def __init__(self, session: Any, caches: Mapping[str, npt.NDArray[Any]], logits: Logits, filled: int) -> None:
-        """`caches`: [1, kv_heads, positions, head_dim] by their names after `past_key_values.` and `present.`, of which
-        the first `filled` positions are copied; `logits` [rows, vocab] for as many tokens at once. Raises OSError."""
+    def __init__(self, session: Any, like: npt.NDArray[Any], names: Sequence[str], logits: Logits) -> None:
+        """`like` one of the KV caches, [1, kv_heads, positions, head_dim]; `names` of all, after `past_key_values.` and
+        `present.`; `logits` [rows, vocab] for as many tokens at once. Raises OSError."""
         import numpy as np
 
-        self._session, self._names, self._logits = session, list(caches), logits
+        self._session, self._names, self._logits = session, names, logits
         self.binding = session.io_binding()
-        most, first = len(logits), next(iter(caches.values()))
-        shape = whole_pages(first.shape, first.itemsize)
-        size = math.prod(shape) * first.itemsize
-        self._mirrored = [Mirrored(size, most) for _ in caches]
-        self.caches = [mirrored.array(shape, first.dtype) for mirrored in self._mirrored]
-        for new, old in zip(self.caches, caches.values(), strict=True):
-            new[:, :, :filled] = old[:, :, :filled]
-        self._ids = np.zeros((most, 1), np.int64)
+        shape = whole_pages(like.shape, like.itemsize)
+        self._mirrored = [Mirrored(math.prod(shape) * like.itemsize, len(logits)) for _ in names]
+        self.caches = [mirrored.array(shape, like.dtype) for mirrored in self._mirrored]
+        self._ids = np.zeros((len(logits), 1), np.int64)
         self._last_row = np.full(1, -1, np.int64)  # token_logits_from: after each sequence's last token
         self._tokens = 0
+
+    def take_over(self, caches: list[npt.NDArray[Any]], filled: int) -> None:
+        """Copy the first `filled` positions. Each cache is let go before the next is copied, so that memory never has
+        all of them twice."""
+        for place, cache in enumerate(self.caches):
+            cache[:, :, :filled] = caches[place][:, :, :filled]
+            caches[place] = cache
 
     def forward(self, ids: Sequence[int], start: int) -> Logits:
         """The logits after each of `ids`, which begin at position `start`. The next call overwrites them."""
@@ -101,7 +101,7 @@ class SideBySide:
         self.binding.bind_output("token_logits", *_CPU, self._logits.dtype, shape, self._logits.ctypes.data)
 
 
-def whole_pages(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def whole_pages(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     """A cache's shape with so many more positions that it fills whole pages."""
     one, heads, positions, head_dim = shape
     step = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, heads * head_dim * itemsize)
