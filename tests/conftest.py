@@ -196,6 +196,12 @@ def tiny_webgpu_float(tiny_export: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_directml(tiny_export: Callable[..., Path]) -> Path:
+    """For DirectML, with everything that is this target's default."""
+    return tiny_export("directml", target="windows-directml")
+
+
+@pytest.fixture(scope="session")
 def tiny_cuda(tiny_export: Callable[..., Path]) -> Path:
     """For CUDA: float16, in 4 bits."""
     return tiny_export("cuda", target="cuda", scheme="int4-b32", context_tokens=256)

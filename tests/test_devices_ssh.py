@@ -78,18 +78,13 @@ def ids(runtime: Runtime, prompt: str, count: int = 4) -> list[int]:
     return [event.id for event in runtime.generate(request) if isinstance(event, TokenEvent)]
 
 
-def test_greedy_tokens_are_those_of_this_machine(
+def test_greedy_tokens_are_those_of_this_machine_and_odd_prompts_arrive(
     open_pi: Callable[[], Runtime], tiny_onnx: Path, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
-    artifact, here = open_artifact(tiny_onnx), open_runtime(tiny_onnx)
-    parted = partings(artifact, here, open_pi(), questions(50), max_new_tokens=16)
-    here.close()
+    pi, here, artifact = open_pi(), open_runtime(tiny_onnx), open_artifact(tiny_onnx)
+    parted = partings(artifact, here, pi, questions(50), max_new_tokens=16)
     record_testsuite_property("parted", parted)
     assert all(each.gap <= CLOSE_LOGITS for each in parted) and len(parted) <= 2, parted
-
-
-def test_prompts_that_a_shell_would_mangle_reach_the_model(open_pi: Callable[[], Runtime], tiny_onnx: Path) -> None:
-    pi, here, artifact = open_pi(), open_runtime(tiny_onnx), open_artifact(tiny_onnx)
     for text in odd_texts(12, seed=6, nul=True):
         request = GenerateRequest(prompt=f"the light {text}", max_new_tokens=3, ignore_stop_ids=True)
         (*seen, pi_done), (*expected, done) = pi.generate(request), here.generate(request)
@@ -106,7 +101,7 @@ def test_run_and_bench_take_its_name(emulated_pi: EmulatedPi, tiny_onnx: Path, t
     ran = CliRunner().invoke(main, ["run", str(tiny_onnx), "Turn on the light", "--max-new-tokens", "4", *lab])
     assert ran.exit_code == 0, ran.output
     out = tmp_path / "m.json"
-    words = ["bench", str(tiny_onnx), *lab, "--prompt-tokens", "8", "--generate-tokens", "6", "--reps", "2"]
+    words = ["bench", str(tiny_onnx), *lab, "--prompt-tokens", "8", "--generate-tokens", "6", "--reps", "1"]
     benched = CliRunner().invoke(main, [*words, "--out", str(out)])
     assert benched.exit_code == 0, benched.output
     measurement = read_measurement(out)
@@ -339,11 +334,15 @@ def test_an_artifact_that_the_memory_cannot_hold_is_refused_before_the_push(
     assert not (emulated_pi.cache / "artifacts" / artifact.manifest.digest()).exists()
 
 
-def test_a_cable_pulled_in_a_generation_is_reported_and_a_new_start_works(
+def test_two_clients_a_pulled_cable_a_new_start_and_a_killed_agent(
     emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]
 ) -> None:
+    """One after another, as a start takes the emulator seconds."""
     lost = open_pi()
-    events = lost.generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
+    with pytest.raises(DeviceBusyError, match=r"the device is in use: another agent holds .*agent.lock .*pid"):
+        open_pi()
+    request = GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True)
+    events = lost.generate(request)
     next(events)
     emulated_pi.cut()
     with pytest.raises(
@@ -354,7 +353,14 @@ def test_a_cable_pulled_in_a_generation_is_reported_and_a_new_start_works(
         list(lost.generate(GenerateRequest(prompt="Turn on")))
     lost.close()
     wait_for_no_agent(emulated_pi)
-    assert ids(open_pi(), "Turn on the light in the")
+    again = open_pi()
+    assert ids(again, "Turn on the light in the")
+    events = again.generate(request)
+    next(events)
+    (pid,) = emulated_pi.agents()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(TransportError, match=r"the agent ended while generating: .* ended there \(out of memory"):
+        list(events)
 
 
 def wait_for_no_agent(emulated_pi: EmulatedPi) -> None:
@@ -363,15 +369,6 @@ def wait_for_no_agent(emulated_pi: EmulatedPi) -> None:
     while emulated_pi.agents() and time.monotonic() < until_s:
         time.sleep(0.1)
     assert not emulated_pi.agents()
-
-
-def test_a_killed_agent_is_reported(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
-    events = open_pi().generate(GenerateRequest(prompt="Turn on", max_new_tokens=400, ignore_stop_ids=True))
-    next(events)
-    (pid,) = emulated_pi.agents()
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(TransportError, match=r"the agent ended while generating: .* ended there \(out of memory"):
-        list(events)
 
 
 def test_a_restarted_device_is_reported(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
@@ -401,15 +398,6 @@ def test_a_dead_sshd_in_a_generation_is_reported(emulated_pi: EmulatedPi, open_p
             list(events)
     finally:
         emulated_pi.start()
-
-
-def test_two_clients_at_once_are_refused(emulated_pi: EmulatedPi, open_pi: Callable[[], Runtime]) -> None:
-    first = open_pi()
-    with pytest.raises(DeviceBusyError, match=r"the device is in use: another agent holds .*agent.lock .*pid"):
-        open_pi()
-    assert ids(first, "Turn on the light in the")
-    first.close()
-    assert ids(open_pi(), "Turn on the light in the")
 
 
 def test_a_missing_library_is_reported(emulated_pi: EmulatedPi, tiny_onnx: Path, tmp_path: Path) -> None:
