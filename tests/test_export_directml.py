@@ -123,9 +123,8 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, options: dict[str, Any], m
         export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", **options))
 
 
-def test_the_default_context_stays_within_the_window(tmp_path: Path) -> None:
-    artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
-    manifest = artifact.manifest
+def test_the_default_context_stays_within_the_window(tiny_directml: Path) -> None:
+    manifest = open_artifact(tiny_directml).manifest
     assert (manifest.context_tokens, manifest.window_tokens) == (2047, 2047)
     assert manifest.scheme.activations == "float16"
     assert manifest.memory.kv_bytes_per_token == 2 * 4 * 2 * 32 * 2

@@ -93,15 +93,14 @@ def test_an_adapter_without_direct3d_12_is_passed_over() -> None:
         choose_adapter([LAPTOP[0], old], "rtx")
 
 
-def test_an_adapter_is_for_directml_on_windows(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_for_directml_on_windows(tiny_onnx: Path, tiny_directml: Path) -> None:
     wanted = Graphics(adapter="0")
     with pytest.raises(
         RequestError, match="exported for DirectML, WebGPU or CUDA, and this one is for cpu: remove them"
     ):
         open_tokens(open_artifact(tiny_onnx), graphics=wanted)
-    artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
     with pytest.raises(RequestError, match="here the CPU runs this artifact"):
-        open_tokens(artifact, graphics=wanted)
+        open_tokens(open_artifact(tiny_directml), graphics=wanted)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +147,9 @@ PROMPT = [1, 17, 42, 99, 300, 7, 21, 5, 250]
 
 
 @pytest.mark.parametrize("continues", [True, False], ids=["appends", "chooses"])
-def test_genai_under_our_loop_gives_our_tokens(tmp_path: Path, continues: bool) -> None:
+def test_genai_under_our_loop_gives_our_tokens(tiny_directml: Path, continues: bool) -> None:
     """The artifact for DirectML, float16 and all, in stock onnxruntime-genai on the CPU; both ways to go on."""
-    artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
+    artifact = open_artifact(tiny_directml)
     engine = load_genai(artifact, 1, provider=None, options={})
     engine.continues = continues
     genai, plain = TokenLoop(engine), TokenLoop(open_onnx(artifact, 1))
@@ -175,13 +174,15 @@ def test_an_engine_that_cannot_continue_gets_whole_prompts() -> None:
 
 
 def test_genai_needs_its_config(tmp_path: Path) -> None:
-    request = ExportRequest(checkpoint="tiny", out=tmp_path / "o", target="windows-directml", lengths_as_inputs=True)
+    request = ExportRequest(
+        checkpoint="tiny", out=tmp_path / "o", target="windows-directml", scheme="int4-b32", lengths_as_inputs=True
+    )
     with pytest.raises(EngineError, match="without --lengths-as-inputs"):
         open_genai(export_model(request), None)
 
 
-def test_the_generators_own_stop_is_a_token_like_any_other(tmp_path: Path) -> None:
-    artifact = export_model(ExportRequest(checkpoint="tiny", out=tmp_path / "out", target="windows-directml"))
+def test_the_generators_own_stop_is_a_token_like_any_other(tiny_directml: Path) -> None:
+    artifact = open_artifact(tiny_directml)
     engine, plain = load_genai(artifact, 1, provider=None, options={}), open_onnx(artifact, 1)
     engine.continues = False
     given = [rare_id(artifact), 5, rare_id(artifact)]
