@@ -199,11 +199,11 @@ def report(name: str, rows: Sequence[Row]) -> None:
         )
     for kind, tasks in (("repeats its prompt", REPEATING), ("free", FREE)):
         ratios = [row.ratio for row in rows if row.task in tasks]
-        same = [row.same_tokens is None for row in rows if row.task in tasks]
+        equal = [row.same_tokens is None for row in rows if row.task in tasks]
         if ratios:
             low, high = interval(ratios)
             mean = f"{statistics.geometric_mean(ratios):.2f} ({low:.2f} to {high:.2f}) times plain decode"
-            click.echo(f"\n{kind}: {mean}, the lowest {min(ratios):.2f}; the same tokens in {sum(same)} of {len(same)}")
+            click.echo(f"\n{kind}: {mean}, the lowest {min(ratios):.2f}; the same tokens in {sum(equal)} of {len(equal)}")
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
