@@ -20,7 +20,7 @@ from runtimes.errors import EngineError, RequestError
 from runtimes.loop.loop import TokenLoop
 from runtimes.loop.tokens import NewToken, TokenRequest, TokensDone
 from runtimes.registry import open_tokens
-from runtimes.system.dxgi import SOFTWARE, Adapter, GpuMeter, _Desc1, adapter_of, list_adapters
+from runtimes.system.windows.dxgi import SOFTWARE, Adapter, GpuMeter, _Desc1, adapter_of, list_adapters
 
 WINML = {"onnxruntime-genai-winml": "0.18.0", "onnxruntime-windowsml": "1.30.0", "windowsml": "2.5.96"}
 DIRECTML = {"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4"}

@@ -199,11 +199,13 @@ def report(name: str, rows: Sequence[Row]) -> None:
         )
     for kind, tasks in (("repeats its prompt", REPEATING), ("free", FREE)):
         ratios = [row.ratio for row in rows if row.task in tasks]
-        equal = [row.same_tokens is None for row in rows if row.task in tasks]
+        alike = [row.same_tokens is None for row in rows if row.task in tasks]
         if ratios:
             low, high = interval(ratios)
             mean = f"{statistics.geometric_mean(ratios):.2f} ({low:.2f} to {high:.2f}) times plain decode"
-            click.echo(f"\n{kind}: {mean}, the lowest {min(ratios):.2f}; the same tokens in {sum(equal)} of {len(equal)}")
+            click.echo(
+                f"\n{kind}: {mean}, the lowest {min(ratios):.2f}; the same tokens in {sum(alike)} of {len(alike)}"
+            )
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:

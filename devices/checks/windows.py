@@ -15,7 +15,7 @@ from devices.transports.windows.host import WindowsHost
 from runtimes.engines.directml import STACKS, choose_adapter, choose_stack
 from runtimes.engines.engine import Graphics
 from runtimes.errors import EngineError, RuntimesError, TransportError
-from runtimes.system.dxgi import Adapter
+from runtimes.system.windows.dxgi import Adapter
 
 OLDEST_BUILD = 18362  # Windows 10, version 1903: DirectML's first
 _DEFAULT_SHELL = (

@@ -103,7 +103,7 @@ def load_mode(files: Sequence[Path]) -> Literal["mmap", "read"] | None:
 def age_s() -> float | None:
     """Seconds since the kernel started this process; on Linux in its ticks of 10 ms."""
     if sys.platform == "win32":
-        from runtimes.system import win32
+        from runtimes.system.windows import win32
 
         return win32.process_age_s()
     try:

@@ -33,7 +33,7 @@ from runtimes.loop.tokens import NewToken, TokenRequest
 from runtimes.registry import open_tokens
 from runtimes.system.conditions import read_conditions
 from runtimes.system.memory import MemorySampler
-from runtimes.system.windows_stdin import binary_stdin
+from runtimes.system.windows.stdin import binary_stdin
 
 if TYPE_CHECKING:
     from runtimes.stock.table import StockTokens

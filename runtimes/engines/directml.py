@@ -1,7 +1,7 @@
 """DirectML on Windows: which of Microsoft's packages are there, which graphics adapter is used, and no silent CPU.
 
 Everything is decided from facts that are passed in (distributions, adapters), so it can be tested anywhere; reading
-them is runtimes.system.dxgi's. It does not install anything.
+them is runtimes.system.windows.dxgi's. It does not install anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from export.artifact import Artifact
 from runtimes.engines.engine import ANY_ADAPTER, Engine, Graphics
 from runtimes.errors import EngineError
-from runtimes.system.dxgi import Adapter, list_adapters
+from runtimes.system.windows.dxgi import Adapter, list_adapters
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ def restarted(before: str | None, now: str | None) -> bool:
 def boot_id(root: Path = Path("/")) -> str | None:
     """The kernel's boot id; on Windows the number of its start. None where there is none. `root` contains proc/."""
     if sys.platform == "win32":
-        from runtimes.system import win32
+        from runtimes.system.windows import win32
 
         return win32.boot_id()
     try:

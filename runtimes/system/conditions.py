@@ -88,7 +88,7 @@ def _linux_conditions(root: Path) -> Conditions:
 
 
 def _windows_conditions() -> Conditions:
-    from runtimes.system import win32
+    from runtimes.system.windows import win32
 
     (total_bytes, available_bytes), (battery_share, charging) = win32.machine_memory(), win32.power()
     return Conditions(

@@ -11,7 +11,7 @@ MOST_THREADS = 1024  # no machine that runs a Phi has more; starting 5,000 takes
 def available_cores() -> int:
     """The cores that this process may run on."""
     if sys.platform == "win32":
-        from runtimes.system.win32 import allowed_cores
+        from runtimes.system.windows.win32 import allowed_cores
 
         return allowed_cores()
     if hasattr(os, "sched_getaffinity"):

@@ -73,7 +73,7 @@ def read_status(status: Path) -> MemorySample | None:
 def _windows_reader() -> Reader:
     import psutil
 
-    from runtimes.system.dxgi import GpuMeter
+    from runtimes.system.windows.dxgi import GpuMeter
 
     process, adapters = psutil.Process(), GpuMeter()
 

@@ -1,0 +1,1 @@
+"""What only Windows has: its adapters, its processes, its stdin."""
