@@ -18,7 +18,6 @@ from export.models.attention import AttentionKind
 from export.models.masks import BlockPattern
 from export.models.shape import Config
 from export.to_executorch.ring import RingAttention, RingCalls
-from export.to_executorch.singly import attend
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,6 @@ class Call:
     """What the layers of one call share. Masks, by number: 0 where a key is seen, -inf elsewhere, [tokens, context]."""
 
     start: Any  # the first token's position
-    position: Tensor  # the same, int64 [1]
-    singly: Tensor  # bool: each token attends alone
     masks: Mapping[int, Tensor]
 
 
@@ -42,8 +39,7 @@ def make_attention(kind: AttentionKind, head_dim: int, context_tokens: int, ring
 
 
 def make_calls(config: Config, context_tokens: int, ring_tokens: int | None) -> nn.Module:
-    """(start as int64 [1], start as a number, count, whether each token attends alone) -> what the layers of one call
-    share."""
+    """(start as int64 [1], start as a number, count) -> what the layers of one call share."""
     if ring_tokens:
         assert config.sliding_window
         return RingCalls(config.sliding_window, ring_tokens)
@@ -68,7 +64,8 @@ class CachedAttention(nn.Module):
         keys, values = self.get_buffer("key"), self.get_buffer("value")
         torch.ops.llama.update_cache(key, keys, call.start)
         torch.ops.llama.update_cache(value, values, call.start)
-        return attend(call.singly, query, keys, values, call.position, self.scale)
+        attended: Tensor = torch.ops.llama.custom_sdpa(query, keys, values, call.start, None, 0.0, True, self.scale)
+        return attended
 
 
 class BlockSparseAttention(nn.Module):
@@ -109,15 +106,15 @@ class BlockSparseAttention(nn.Module):
         attended = []
         for (number, mask, _), some in zip(self.calls, parts, strict=True):
             keys, values = self.get_buffer(f"key_{number}"), self.get_buffer(f"value_{number}")
-            attended.append(attend(call.singly, some, keys, values, call.position, self.scale, masks[mask]))
+            attended.append(torch.ops.llama.custom_sdpa(some, keys, values, start, masks[mask], 0.0, False, self.scale))
         return torch.cat(attended, dim=2).index_select(2, self.get_buffer("back"))
 
 
 class PlainCalls(nn.Module):
     """Without a mask."""
 
-    def forward(self, position: Tensor, start: Any, count: Any, singly: Tensor) -> Call:
-        return Call(start, position, singly, {})
+    def forward(self, position: Tensor, start: Any, count: Any) -> Call:
+        return Call(start, {})
 
 
 class BlockCalls(nn.Module):
@@ -133,14 +130,13 @@ class BlockCalls(nn.Module):
             kept = torch.where(blocks.keeps(shift, block), 0.0, float("-inf"))
             self.register_buffer(f"kept_{shift}", kept[None], persistent=False)
 
-    def forward(self, position: Tensor, start: Any, count: Any, singly: Tensor) -> Call:
+    def forward(self, position: Tensor, start: Any, count: Any) -> Call:
         blocks = self.blocks
         if self.context_tokens <= blocks.dense_tokens:
-            return Call(start, position, singly, {})
+            return Call(start, {})
         query, key = torch.arange(count)[:, None] + start, torch.arange(self.context_tokens)[None, :]
         past = torch.where(key <= query, 0.0, float("-inf"))
         first = (torch.div(query, blocks.size, rounding_mode="floor") - (blocks.local - 1)) * blocks.size
         near = torch.where(key >= first, past, float("-inf"))
         kept = {shift: self.get_buffer(f"kept_{shift}") for shift in self.shifts}
-        masks = {shift + 1: torch.maximum(near, past + mask) for shift, mask in kept.items()}
-        return Call(start, position, singly, masks)
+        return Call(start, {shift + 1: torch.maximum(near, past + mask) for shift, mask in kept.items()})

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from export.models.attention import AttentionKind
-from export.to_executorch.singly import attend
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class RingCall:
     start: Tensor  # int64 [1]: the first token's position
     within: Tensor  # bool: the window has not been exceeded
     many: Tensor  # bool: the tokens would overwrite what they need
-    singly: Tensor  # bool: each token attends alone; many attend at once all the same
     before: Tensor  # int64 [1, tokens]: slots to write to before attention
     after: Tensor  # the same, afterwards
     mask: Tensor  # [tokens, ring], for a few tokens
@@ -45,7 +43,7 @@ class RingCalls(nn.Module):
         super().__init__()
         self.window, self.ring = window, ring
 
-    def forward(self, start: Tensor, number: Any, count: Any, singly: Tensor) -> RingCall:
+    def forward(self, start: Tensor, number: Any, count: Any) -> RingCall:
         token, end = torch.arange(count), start + count
         within = (end <= self.window)[0]
         few = torch.logical_or(end - start <= self.ring - self.window + 1, end <= self.ring)[0]
@@ -56,7 +54,6 @@ class RingCalls(nn.Module):
             start=start,
             within=within,
             many=many,
-            singly=singly,
             before=torch.remainder(start + torch.where(many, 0, token), self.ring)[None],
             after=torch.remainder(position, self.ring)[None],
             # Where no layer will read a mask, it is only filled. What a cond returns is overwritten by the next one.
@@ -107,7 +104,7 @@ class RingAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, call: RingCall) -> Tensor:
         keys, values = self.get_buffer("key"), self.get_buffer("value")
         self.write(key, value, call.before)
-        inputs = (query, keys, values, key, value, call.start, call.singly, call.many, call.mask, call.mask_of_many)
+        inputs = (query, keys, values, key, value, call.start, call.many, call.mask, call.mask_of_many)
         attended: Tensor = torch.cond(call.within, self.attend_within, self.attend_beyond, inputs)
         self.write(key, value, call.after)
         return attended
@@ -117,22 +114,24 @@ class RingAttention(nn.Module):
         torch.ops.llama.update_cache_with_indices(value, self.get_buffer("value"), 0, slots)
 
     def attend_within(self, query: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
-        _, _, start, singly, *_ = rest
-        return attend(singly, query, keys, values, start, self.scale)
+        start = rest[2][-1].item()
+        torch._check(start >= 0)  # type: ignore[no-untyped-call]
+        attended: Tensor = torch.ops.llama.custom_sdpa(query, keys, values, start, None, 0.0, True, self.scale)
+        return attended
 
     def attend_beyond(self, query: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
-        key, value, _, singly, many, mask, mask_of_many = rest
-        inputs = (query, keys, values, key, value, singly, mask, mask_of_many)
+        key, value, _, many, mask, mask_of_many = rest
+        inputs = (query, keys, values, key, value, mask, mask_of_many)
         attended: Tensor = torch.cond(many, self.attend_many, self.attend_few, inputs)
         return attended
 
     def attend_few(self, query: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
-        _, _, singly, mask, _ = rest
-        first = torch.zeros(1, dtype=torch.int64)  # with a mask, no position counts
-        return attend(singly, query, keys, values, first, self.scale, mask)
+        return self.masked(query, keys, values, rest[2])
 
     def attend_many(self, query: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
-        key, value, _, _, mask = rest
-        keys, values = torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
+        key, value, _, mask = rest
+        return self.masked(query, torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1), mask)
+
+    def masked(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         attended: Tensor = torch.ops.llama.custom_sdpa(query, keys, values, 0, mask, 0.0, False, self.scale)
         return attended

@@ -17,7 +17,7 @@ class Runner(nn.Module):
 
     The KV cache is its attentions' state. There is one row, the last token's. A start_pos that is larger by
     2 * (rows - 1) * `context_tokens` asks for those of the last `rows` tokens, at most LOGITS_ROWS, so that guesses are
-    checked in one call, with the very logits that a call for each token gives. The stock runner never does.
+    checked in one call. The stock runner never does.
 
     Where a sequence may outgrow long rope's short factors, a call takes the long ones if it reaches beyond
     `original_context_tokens`, or if start_pos is counted from `context_tokens` on: so the first pieces of a long prompt
@@ -42,8 +42,7 @@ class Runner(nn.Module):
     def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
         config, count = self.config, tokens.shape[1]
         period = 2 * self.context_tokens
-        further = torch.div(start_pos, period, rounding_mode="floor")
-        rows = self.rows(further + 1, count)
+        rows = self.rows(torch.div(start_pos, period, rounding_mode="floor") + 1, count)
         start_pos = torch.remainder(start_pos, period)
         if config.rope.switches(self.context_tokens):
             original = config.rope.original_context_tokens
@@ -55,7 +54,7 @@ class Runner(nn.Module):
         else:
             start = row = self.number(start_pos, count, self.context_tokens)
         cos, sin = (torch.narrow(self.get_buffer(name), 1, row, count) for name in ("cos", "sin"))
-        call = self.calls(start_pos, start, count, (further > 0)[0])
+        call = self.calls(start_pos, start, count)
         hidden = self.model.embed(tokens)
         query, key, value = self.pieces[0](hidden, cos, sin)
         for layer, attention in enumerate(self.attentions):
