@@ -54,7 +54,7 @@ def test_its_command_answers_its_health_check(tiny_onnx: Path) -> None:
     program = shutil.which("phi-edge", path=str(Path(sys.executable).parent))
     assert program is not None
     check[0] = sys.executable
-    environment = os.environ | {"KEY": "a key of thirty-two characters..", "no_proxy": "127.0.0.1"}
+    environment = os.environ | {"KEY": "a-key-of-thirty-two-characters..", "no_proxy": "127.0.0.1"}
     server = subprocess.Popen([program, *serve[1:]], env=environment, stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + LIMIT_S

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from devices.errors import DeviceError
-from devices.measure.contender import name_of
 from phi_edge.files import FILE, make_folder, write_text
 from phi_edge.lab import Wait, lab_option
 from phi_edge.progress import board
@@ -98,6 +97,8 @@ def _only_here(folder: Path) -> Iterator[None]:
 
 def _cells_json(rows: Sequence[Row]) -> str:
     """Every cell with its state, for scripts."""
+    from devices.measure.contender import name_of
+
     content = [
         {
             "artifact": name_of(row.cell.artifact),
@@ -114,6 +115,7 @@ def _cells_json(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    from devices.measure.contender import name_of
     from devices.measure.metrics import METRICS
     from devices.measure.result import Result
     from devices.report.figures import MAIN, figures_table
