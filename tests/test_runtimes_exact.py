@@ -27,18 +27,13 @@ COUNT = 48
 KINDS = {
     "onnx": {"target": "cpu", "scheme": "int4-b32", "context_tokens": 250},  # no whole number of pages
     "onnx-int8-cache": {"target": "cpu", "scheme": "int4-b32", "context_tokens": 256, "kv_cache": "int8"},
-    "executorch": {},
 }
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def engine(request: pytest.FixtureRequest, tiny_export: Callable[..., Path]) -> CheckingEngine:
     name = str(request.param)
-    if name == "executorch":
-        folder: Path = request.getfixturevalue("tiny_executorch")
-    else:
-        folder = tiny_export(f"exact-{name}", **KINDS[name])
-    artifact = open_artifact(folder)
+    artifact = open_artifact(tiny_export(f"exact-{name}", **KINDS[name]))
     engine = ENGINES[artifact.manifest.format](artifact, 1)
     request.addfinalizer(engine.close)
     assert isinstance(engine, CheckingEngine)
