@@ -125,20 +125,20 @@ def export_beside(
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
         job = replace(job, scheme=fit_budget(job, journal, progress.read))
-    # Hashes are made beside what keeps one core busy: the trace, and the engine's loading.
+    progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
+    layout = LAYOUTS[job.format](job)
+    if request.require_full_delegation and layout.coverage.outside:
+        raise DelegationError(
+            f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
+        )
+    folder.mkdir(exist_ok=True)
+    check_disk(out, folder, layout)
+    copy_tokenizer(job.checkpoint, folder)
+    if prover:
+        prover.read_texts(folder, job.format)
+    # Hashes are made beside the stream, which waits for the disk, and the engine's loading, which keeps one core busy.
     with ThreadPoolExecutor(1) as hasher:
         source = hasher.submit(job.checkpoint.describe)
-        progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
-        layout = LAYOUTS[job.format](job)
-        if request.require_full_delegation and layout.coverage.outside:
-            raise DelegationError(
-                f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
-            )
-        folder.mkdir(exist_ok=True)
-        check_disk(out, folder, layout)
-        copy_tokenizer(job.checkpoint, folder)
-        if prover:
-            prover.read_texts(folder, job.format)
         loss, digests = fill_weights(job, batch, layout, folder, journal, progress)
         progress.step("writing the rest")
         layout.finish(folder, digests)
