@@ -14,6 +14,7 @@ from devices.energy.meter import LineMeter
 from devices.errors import DeviceError
 from devices.transports.child import ChildLines
 from runtimes.errors import TransportError
+from runtimes.system.energy.sources import PowerSum
 
 MOST_WATTS = 100_000.0
 
@@ -38,11 +39,10 @@ class WattLines:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = shlex.join(command)
         self.source: str | None = f"meter, {self._command}"
-        self._last: tuple[float, float] | None = None
-        self._sum = 0.0
+        self._sum = PowerSum()
 
     def joules(self, line: bytes, at_s: float) -> float | None:
-        """See Lines.joules. Power, joined by straight lines."""
+        """See Lines.joules."""
         text = line.decode("utf-8", "replace").strip()
         watts = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,12})?", text) else math.inf
         if watts > MOST_WATTS:
@@ -50,7 +50,4 @@ class WattLines:
                 f"the meter `{self._command}` printed {text[:60]!r}; a line is a number of watts, such as 4.25; "
                 "correct `meter` in lab.toml"
             )
-        if self._last is not None:
-            self._sum += (at_s - self._last[0]) * (self._last[1] + watts) / 2
-        self._last = at_s, watts
-        return self._sum
+        return self._sum.add(watts, at_s)

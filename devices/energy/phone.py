@@ -6,6 +6,7 @@ has a counter of its charge, which is coarse: then only an answer that takes 10 
 
 from __future__ import annotations
 
+import math
 import re
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from devices.energy.meter import LineMeter, Meter
 from devices.transports.host import Host, LineProcess
 from runtimes.errors import TransportError
 from runtimes.system.energy.meter import POWER_INTERVAL_S
+from runtimes.system.energy.sources import PowerSum
 
 SOURCE = "battery, whole device"
 COUNTER = "battery's charge counter, whole device"
@@ -60,19 +62,13 @@ class BatteryLines:
     optional = True
 
     def __init__(self) -> None:
-        self._last: tuple[float, float] | None = None
-        self._sum = 0.0
+        self._sum = PowerSum()
 
     def joules(self, line: bytes, at_s: float) -> float | None:
-        """See Lines.joules. Power, joined by straight lines; of a moment in which it charges nobody knows it."""
+        """See Lines.joules. Nobody knows the power of a moment in which it charges, nor the sum from there on."""
         watts = parse_watts(line)
-        if watts is None:
-            self._sum = float("nan")
-            return None
-        if self._last is not None:
-            self._sum += (at_s - self._last[0]) * (self._last[1] + watts) / 2
-        self._last = at_s, watts
-        return self._sum
+        joules = self._sum.add(math.nan if watts is None else watts, at_s)
+        return None if watts is None else joules
 
 
 class ChargeMeter:

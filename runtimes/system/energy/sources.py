@@ -61,27 +61,37 @@ class Counted:
         return self._joules
 
 
+class PowerSum:
+    """The joules under samples of power, which are joined by straight lines."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+        self._joules = 0.0
+
+    def add(self, watts: float, at_s: float) -> float:
+        """The sum up to this sample, which is later than those before."""
+        if self._last is not None:
+            self._joules += (at_s - self._last[0]) * (self._last[1] + watts) / 2
+        self._last = at_s, watts
+        return self._joules
+
+
 class Sampled:
-    """See Sum. Power, whose looks are joined by straight lines."""
+    """See Sum. Power, at each look."""
 
     by_samples = True
 
     def __init__(self, source: str, power: Power, clock: Callable[[], float]) -> None:
         self.source = source
         self._power, self._clock = power, clock
-        self._last: tuple[float, float] | None = None
-        self._joules: float | None = 0.0
+        self._sum: PowerSum | None = PowerSum()
 
     def look(self) -> float | None:
         """See Sum.look."""
         watts, at_s = self._power(), self._clock()
         if watts is None:
-            self._joules = None
-        elif self._last is not None and self._joules is not None:
-            self._joules += (at_s - self._last[0]) * (self._last[1] + watts) / 2
-        if watts is not None:
-            self._last = at_s, watts
-        return self._joules
+            self._sum = None
+        return None if watts is None or self._sum is None else self._sum.add(watts, at_s)
 
 
 def _number(path: Path) -> int | None:
