@@ -5,6 +5,7 @@ Memory on Linux only; elsewhere it is None. https://docs.kernel.org/admin-guide/
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -82,13 +83,8 @@ def workers() -> int:
 def tool_versions(format: Format) -> dict[str, str]:
     """The versions of what makes an artifact of this format, as far as it is installed."""
     names = [*TOOLS, "gguf"] if format == "gguf" else TOOLS
-    return {name: importlib.metadata.version(name) for name in names if installed(name)}
-
-
-def installed(name: str) -> bool:
-    """Whether a distribution is there to be asked for its version."""
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ from runtimes.loop.grammar import can_constrain
 from runtimes.system import pagecache
 from runtimes.system.boot import boot_id
 from runtimes.system.cores import available_cores
+from runtimes.system.packages import installed_versions
 
 # distribution -> the module that shows whether it is loaded; on Windows they have other names
 LIBRARIES = {
@@ -42,10 +42,11 @@ def describe(artifact: Artifact, threads: int | None) -> dict[str, Any]:
 
 def describe_agent(threads: int | None) -> dict[str, Any]:
     """What of it does not depend on the model either."""
+    own = installed_versions(["phi-edge"]).get("phi-edge", "from source")
     return {
         "event": "ready",
         "protocol": PROTOCOL,
-        "agent": f"phi-edge {_version('phi-edge') or 'from source'} python",
+        "agent": f"phi-edge {own} python",
         "pid": os.getpid(),
         "threads": available_cores() if threads is None else threads,
         "versions": versions(),
@@ -74,11 +75,8 @@ def cached_before(files: Sequence[Path], *, cold: bool) -> float | None:
 
 def versions() -> dict[str, str]:
     """Python's version, and those of the known libraries that this process really loaded."""
-    found = {"python": platform.python_version()}
-    for name, package in LIBRARIES.items():
-        if package in sys.modules and (version := _version(name)):
-            found[name] = version
-    return found
+    loaded = (name for name, package in LIBRARIES.items() if package in sys.modules)
+    return {"python": platform.python_version()} | installed_versions(loaded)
 
 
 def weights(files: Sequence[Path]) -> list[Path]:
@@ -113,10 +111,3 @@ def age_s() -> float | None:
     except (OSError, ValueError, IndexError, AttributeError):
         return None
     return age if 0 <= age < 1e6 else None  # an emulator may leave the field at 0
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -7,7 +7,6 @@ runtimes.system.cuda's. It does not install anything.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from runtimes.engines.engine import ANY_ADAPTER, Engine, Graphics
 from runtimes.engines.onnx_engine import load_session, model_file, open_onnx
 from runtimes.errors import EngineError
 from runtimes.system.cuda import Gpu, list_gpus
+from runtimes.system.packages import installed_versions
 from runtimes.system.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
@@ -139,19 +139,11 @@ def _load_library() -> None:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise EngineError("CUDA needs onnxruntime-gpu", fix="pip install 'phi-edge[cuda]'") from error
-    owners = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    owners = [*installed_versions(("onnxruntime", "onnxruntime-gpu"))]
     check_library(onnxruntime.get_available_providers(), owners)
     # It finds NVIDIA's libraries in pip's packages, and prints what it does not find.
     with contextlib.redirect_stdout(sys.stderr):
         onnxruntime.preload_dlls()
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 class CudaEngine(DeviceCacheEngine):

@@ -7,7 +7,6 @@ them is runtimes.system.windows.dxgi's. It does not install anything.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from export.artifact import Artifact
 from runtimes.engines.engine import ANY_ADAPTER, Engine, Graphics
 from runtimes.errors import EngineError
+from runtimes.system.packages import installed_versions
 from runtimes.system.windows.dxgi import Adapter, list_adapters
 
 
@@ -61,13 +61,7 @@ MALWARE = "onnxruntime-winml"  # taken down from PyPI; the real one is onnxrunti
 def installed_distributions() -> dict[str, str]:
     """name -> version of what this module judges."""
     wanted = {name for stack in STACKS for name in stack.distributions} | {MALWARE} | set().union(*OWNERS.values())
-    found: dict[str, str] = {}
-    for name in wanted:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(wanted)
 
 
 def choose_stack(installed: Mapping[str, str]) -> Stack:
