@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from export.checkpoint.open import open_checkpoint
+from export.system import numbers
 
 POLL_S = 0.02
 
@@ -74,8 +74,7 @@ def own_peak_bytes(command: Sequence[str]) -> int:
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             with contextlib.suppress(OSError):  # it has just ended
-                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-                seen = max(seen, int(found[1]) * 1024 if found else 0)
+                seen = max(seen, numbers(Path(f"/proc/{process.pid}/status")).get("VmHWM", 0))
             time.sleep(POLL_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

@@ -80,7 +80,7 @@ def examine_board(driver: PythonBoardDriver) -> Iterator[Finding]:
         folder = driver.cache_folder()
         yield disk(folder, board.host.files.free_bytes(folder), f"rm -r {folder}/artifacts/*")
         yield from judge_conditions(driver.look())
-        yield judge_energy(driver.what_tells_energy())
+        yield judge_energy(driver.energy_source)
     except RuntimesError as error:
         fix = f"check the folder {board.cache} on the device, or set `cache` in lab.toml"
         yield Finding(what="cache", state="wrong", seen=" ".join(str(error).splitlines()), fix=fix)

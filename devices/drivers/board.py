@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,6 @@ class PythonBoardDriver:
         self._examine = examine
         self._python: Python | None = None
         self._cache: str | None = None
-        self._energy: str | None = None
-        self._energy_asked = False
         self._agents: dict[Format, list[str]] = {}  # the command that starts the agent, where it is there
 
     def conditions(self) -> Conditions:
@@ -82,7 +81,7 @@ class PythonBoardDriver:
         cache = self.cache_folder()
         on_adapter = artifact.manifest.engine.get("provider") == "dml"
         # `hold` is of what is measured. Before the loading, because another Python starts for it.
-        meter = self.meter_command() if loading.hold and self.what_tells_energy() is not None else None
+        meter = self.meter_command() if loading.hold and self.energy_source is not None else None
         opened = open_agent(
             self.board.host,
             [*agent, f"{cache}/artifacts/{artifact.manifest.digest()}"],
@@ -122,12 +121,10 @@ class PythonBoardDriver:
         code = bring_code(self.board.host, self.cache_folder(), self.board.starter, _silent)
         return ["env", f"PYTHONPATH={code}", self.board.starter, "-P", "-m", module]
 
-    def what_tells_energy(self) -> str | None:
-        """The source of its energy figures; None where nothing on it can tell. Asked once."""
-        if self.board.system is POSIX and not self._energy_asked:
-            self._energy = what_tells(self.board.host, self.meter_command())
-            self._energy_asked = True
-        return self._energy
+    @functools.cached_property
+    def energy_source(self) -> str | None:
+        """What tells its energy; None where nothing on it can."""
+        return what_tells(self.board.host, self.meter_command()) if self.board.system is POSIX else None
 
     def meter_command(self) -> list[str]:
         """What prints its energy there. It needs no engine."""
