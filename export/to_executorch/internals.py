@@ -128,17 +128,32 @@ def lower(piece: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
 
     program = torch.export.export(piece.eval(), example, dynamic_shapes=shapes, strict=False)
     # Linear layers are kept whole: decomposed, they become reshapes that XNNPACK does not take.
-    edge = to_edge(
-        program,
-        compile_config=EdgeCompileConfig(
-            _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[torch.ops.aten.linear.default]
-        ),
+    config = EdgeCompileConfig(
+        _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[torch.ops.aten.linear.default]
     )
+    with few_passes():
+        edge = to_edge(program, compile_config=config)
     lowered = edge.exported_program()
     for node in lowered.graph.nodes:
         if is_dequant(node) and is_dynamic_qdq(node):
             tag_as_implicit_q_dq(node)  # as XNNPACK's partitioner does: without it a linear layer may have no bias
     return to_backend(XnnpackBackend.__name__, lowered, [CompileSpec(ONLY_LINEAR_LAYERS, b"")])
+
+
+@contextlib.contextmanager
+def few_passes() -> Iterator[None]:
+    """While a piece goes to edge dialect: only the passes that change something in one. Each of the others runs the
+    graph again, and changes views, symbols as tensors, or mixed types, of which a piece has none."""
+    from executorch.exir import passes
+    from executorch.exir.program import _program
+
+    stock = _program._get_aten_to_edge_passes
+    kinds = (passes.ReplaceSymSizeOpPass, passes.ScalarToTensorPass, passes.RemoveNoopPass, passes.RemoveToCopyPass)
+    _program._get_aten_to_edge_passes = lambda config: ([kind() for kind in kinds], stock(config)[1])
+    try:
+        yield
+    finally:
+        _program._get_aten_to_edge_passes = stock
 
 
 def copy_lowered(lowered: Any, tags: PlaceholderTags, rename: Mapping[str, str], shapes: Shapes) -> nn.Module:
