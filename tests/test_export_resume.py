@@ -21,6 +21,7 @@ from export.weights.scratch import Scratch
 from fakes.killed import export_until, journal_lines, never
 
 LAYERS = 4
+CONTEXT = 64  # within the window: with branches in its attention a program takes twice as long to make
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def undisturbed(checkpoints: dict[Format, Path], tmp_path_factory: pytest.TempPa
 
 
 def request(checkpoint: Path, out: Path, format: Format = "onnx", fresh: bool = False) -> ExportRequest:
-    return ExportRequest(checkpoint=str(checkpoint), out=out, format=format, scheme="int4-b32", fresh=fresh)
+    return ExportRequest(
+        checkpoint=str(checkpoint), out=out, format=format, scheme="int4-b32", context_tokens=CONTEXT, fresh=fresh
+    )
 
 
 class InterruptedAt(Progress):
@@ -182,6 +185,7 @@ def test_killed_at_many_moments(
     whole, and the next export goes on."""
     out, part = tmp_path / "out", tmp_path / "out.part"
     words = [str(checkpoints[format]), str(out), "--format", format, "--scheme", "int4-b32"]
+    words += ["--context", str(CONTEXT)]
     chance, killed = random.Random(1), 0
     moments = [functools.partial(at_work, part, count, chance.uniform(0, 0.05)) for count in lines]
     if format == "onnx":
