@@ -42,6 +42,7 @@ while len(text) < {count}:
     text += piece
 exec(text)
 """
+_SMALL_BYTES = 1 << 18
 _PYTHON = re.compile(r"[\w.:\\/ ()+@~-]+")
 
 
@@ -82,9 +83,12 @@ class WindowsHost:
     def push(self, local: Path, remote: str, *, deadline_s: float) -> None:
         """See Host.push."""
         check_name(remote)
-        offset, total = max(0, self.ask("size", int, path=remote)), local.stat().st_size
-        head = _program("append", {"path": remote, "offset": min(offset, total)})
-        with _followed(head, local, min(offset, total)) as source:
+        total = local.stat().st_size
+        # Each command starts a Python there: a small file is sooner sent again than asked for.
+        there = 0 if total <= _SMALL_BYTES else self.ask("size", int, path=remote)
+        offset = min(max(0, there), total)
+        head = _program("append", {"path": remote, "offset": offset})
+        with _followed(head, local, offset) as source:
             done = self.wire.run(self._line(), deadline_s=deadline_s, stdin=source, doing=["append", remote])
         done.checked(f"writing {remote}")
 
