@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
 from typing import Any
@@ -53,6 +54,22 @@ def test_a_lowered_weight_is_found_by_its_tag_and_copied_without_its_bytes() -> 
     assert list(copy.named_data_store_output.pte_data) == [provisional_key(slot)]
     assert provisional_key(slot).encode() in copy.processed_bytes
     assert type(copy).__name__ == "LoweredBackendModule"
+
+
+def test_few_passes_give_the_bytes_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gated product and a norm over tokens of an unknown number, as the pieces have."""
+
+    class Gated(Product):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+            return (y * torch.sigmoid(y)).view(1, x.shape[1], 2, 4)
+
+    shapes = {"x": {1: torch.export.Dim("tokens", min=1, max=8)}}
+    with quiet(), torch.no_grad():
+        few = lower(Gated(PlaceholderTags()), (torch.zeros(1, 3, 4),), shapes)
+        monkeypatch.setattr("export.to_executorch.internals.few_passes", contextlib.nullcontext)
+        all_of_them = lower(Gated(PlaceholderTags()), (torch.zeros(1, 3, 4),), shapes)
+    assert few.processed_bytes == all_of_them.processed_bytes
 
 
 def test_keys_are_replaced_by_those_of_the_content() -> None:

@@ -2,7 +2,7 @@
 # Build the software of the emulated phone: the native agent for this machine and for arm64, and an arm64 root for
 # qemu-user with ONNX Runtime's libraries out of their Linux wheels (a phone's differ in their C library alone).
 #   tests/fakes/emulate_android.sh DIR    -> DIR/agent, agent-sanitized, agent-arm64, libraries, root; what is there already is kept
-# Needs the packages of ci/install_system.sh. About 70 s of one core, most of it for yyjson with the sanitizers; 130 MB.
+# Needs the packages of ci/install_system.sh. About 30 s of one core; 130 MB.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
