@@ -61,7 +61,9 @@ class EmulatedWindows(LocalSshd):
         )
         exported = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
         python = windows.folder / "python" / "python.exe"
-        self._entry.write_text(f"#!/bin/sh\n{exported}exec wine '{python}' -IS '{windows_path(SESSION)}'\n")
+        # The shell stays, and says which signal ended Wine. Of its own child ssh says 255, as of a lost connection.
+        command = f"wine '{python}' -IS '{windows_path(SESSION)}'\nexit $?\n"
+        self._entry.write_text(f"#!/bin/sh\n{exported}{command}")
         self._entry.chmod(0o755)
         self.prepare()
         self.lab.write_text(self.row())

@@ -154,7 +154,7 @@ def test_the_place_is_tried_before_the_work(tiny_onnx: Path, tmp_path: Path, mon
     def never(*_: object) -> None:
         raise AssertionError("measured, and for nothing")
 
-    monkeypatch.setattr("devices.measure.bench.measure", never)
+    monkeypatch.setattr("phi_edge.benching.measure", never)
     with read_only(monkeypatch):
         refused(call("bench", str(tiny_onnx), "--out", str(tmp_path / "m.json")), "m.json: cannot be written")
         refused(
