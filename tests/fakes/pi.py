@@ -90,10 +90,9 @@ class EmulatedPi(LocalSshd):
     """`with EmulatedPi(folder, pi) as board: ... --lab board.lab --device pi5`. Its keys are in `folder`."""
 
     def __init__(self, folder: Path, pi: Path) -> None:
-        # A home of its own: the shell would run this machine's start-up files for every command.
         self._programs = folder / "programs"  # before the machine's own
         path = f"{self._programs}:{pi}/bin:/usr/local/bin:/usr/bin:/bin"
-        super().__init__(folder, NAME, {"SetEnv": f"PATH={path} HOME={folder}"})
+        super().__init__(folder, NAME, environment={"PATH": path})
         self.pi = pi
         self.lab = folder / "lab.toml"
         self.cache = folder / "Jürgen's 模型" / "cache on the board"

@@ -19,10 +19,14 @@ SSHD = "/usr/sbin/sshd"
 class LocalSshd:
     """`name` is the host's in the client's configuration, `config`; `settings` are further ones of sshd_config."""
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, name: str, *, settings: Mapping[str, str] = {}, environment: Mapping[str, str] = {}
+    ) -> None:
         self._folder = folder
         self._name = name
         self._settings = settings
+        # A home of its own: the shell would run this machine's start-up files for every command.
+        self._environment_there = {"HOME": str(folder)} | dict(environment)
         self.config = folder / "ssh_config"
         self._port = _free_port()
         self._sshd: subprocess.Popen[bytes] | None = None
@@ -90,6 +94,7 @@ class LocalSshd:
             "PidFile": "none",
             "MaxStartups": "100",
             "MaxSessions": "100",
+            "SetEnv": " ".join(f"{name}={value}" for name, value in self._environment_there.items()),
         } | dict(self._settings)
         (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in sshd.items()))
         key = (folder / "host_key.pub").read_text()

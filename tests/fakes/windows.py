@@ -36,8 +36,7 @@ class EmulatedWindows(LocalSshd):
     def __init__(self, folder: Path) -> None:
         self._own = contextlib.ExitStack()
         self._entry = folder / "entry"
-        # bash reads the .bashrc of HOME for a command of sshd: the user's own may print, or take its time.
-        super().__init__(folder, NAME, {"ForceCommand": str(self._entry), "SetEnv": f"HOME={folder}"})
+        super().__init__(folder, NAME, settings={"ForceCommand": str(self._entry)})
         self.lab = folder / "lab.toml"
         self.cache = folder / "Jürgen Håkansson 模型" / "cache of it"
         self._screen: subprocess.Popen[bytes] | None = None
