@@ -15,8 +15,13 @@ from typing import Any
 
 TIMEOUT_S = 600.0
 
-GENAI = """
+# The libraries print lines of their own, of which a part may wait in a buffer: the answers keep stdout to themselves.
+ANSWERS = """
 import os
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+"""
+GENAI = """
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import json, sys, numpy, onnxruntime_genai as og
 config = og.Config(sys.argv[1])
@@ -35,7 +40,7 @@ for line in sys.stdin:
     while not generator.is_done() and len(out) < options["count"]:
         generator.generate_next_token()
         out.append(int(generator.get_next_tokens()[0]))
-    print("ANSWER " + json.dumps({"prompt": ids, "tokens": out}))
+    print(json.dumps({"prompt": ids, "tokens": out}), file=answers)
 """
 RUNNER = """
 import json, sys, warnings
@@ -51,7 +56,7 @@ for line in sys.stdin:
         echo=False, temperature=0.0, max_new_tokens=options["count"], num_bos=0, num_eos=0
     )
     runner.generate(json.loads(line), config, pieces.append, lambda stats: None)
-    print("ANSWER " + json.dumps(pieces))
+    print(json.dumps(pieces), file=answers)
 """
 
 
@@ -77,9 +82,8 @@ def runner_answers(artifact: Path, prompts: Sequence[str], count: int) -> list[l
 
 def _run(script: str, artifact: Path, prompts: Sequence[str], options: dict[str, Any]) -> list[Any]:
     lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
-    command = [sys.executable, "-c", script, str(artifact), json.dumps(options)]
+    command = [sys.executable, "-c", ANSWERS + script, str(artifact), json.dumps(options)]
     result = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"the stock engine failed on {artifact}: {result.stderr[-2000:]}")
-    mark = "ANSWER "  # the libraries print lines of their own
-    return [json.loads(line.removeprefix(mark)) for line in result.stdout.splitlines() if line.startswith(mark)]
+    return [json.loads(line) for line in result.stdout.splitlines()]

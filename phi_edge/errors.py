@@ -26,6 +26,7 @@ from runtimes import terminal
 from runtimes.errors import RuntimesError, TransportError
 
 ROOMS = {"export", "runtimes", "devices", "phi_edge"}
+STDOUT, STDERR = 1, 2
 
 UNEXPECTED = re.compile(r"unexpected extra arguments? \((.*)\)", re.DOTALL)  # what click says
 
@@ -43,7 +44,7 @@ class UserError(click.ClickException):
         return "\n  ".join([terminal.one_line(first), *(terminal.one_line(line) for line in quoted)])
 
     def show(self, file: IO[Any] | None = None) -> None:
-        with contextlib.suppress(OSError):  # nobody reads stderr any more; the exit code is as it was
+        with lost_if_unread():
             super().show(file)
 
 
@@ -66,7 +67,7 @@ class Interrupted(click.ClickException):
         super().__init__("interrupted")
 
     def show(self, file: IO[Any] | None = None) -> None:
-        with contextlib.suppress(OSError):
+        with lost_if_unread():
             click.echo("Interrupted", err=True)
 
 
@@ -140,18 +141,28 @@ def system_error(error: OSError) -> str:
         full = error.filename2 is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return f"{os.fsdecode(error.filename2 if full else error.filename)}: {reason}"
     if error.errno == errno.EPIPE:
-        silence_stdout()
+        silence(STDOUT)
         return "whoever read the output has gone"
     if error.errno in (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EDQUOT, errno.EFBIG):
-        silence_stdout()
+        silence(STDOUT)
         return f"the output cannot be written ({reason})"
     return f"the system refused: {reason}"
 
 
-def silence_stdout() -> None:
-    """Let nothing more be written there, so that Python's own flush at the end does not fail once more."""
+@contextmanager
+def lost_if_unread() -> Iterator[None]:
+    """What is written to stderr is lost where nobody reads it; the exit code stays as it is."""
+    try:
+        yield
+    except OSError:
+        silence(STDERR)
+
+
+def silence(descriptor: int) -> None:
+    """Let nothing more be written there, so that Python's own flush at the end does not fail once more and end the
+    process with 120."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def missing_module(verb: str, extra: str, module: str) -> str:

@@ -8,7 +8,6 @@ the engine's memory is not the exporter's, and its crash neither.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from export.artifact import Artifact, Manifest
 from export.errors import ArtifactError
 from export.strict import build, parse_json
+from runtimes.agent.lines import LineWriter
 from runtimes.api import GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.cuda import refused_here
 from runtimes.engines.engine import ACCELERATED, ANY_ADAPTER, Graphics
@@ -79,15 +79,14 @@ def _generate(runtime: Runtime, ids: Sequence[int], count: int) -> list[int]:
 def main() -> int:
     """See the module; -> the exit code."""
     manifest = build(Manifest, parse_json(sys.stdin.buffer.read()), "the manifest on stdin", ArtifactError)
+    out = LineWriter.over_stdout()
     answer: Mapping[str, object]
     try:
-        # What an engine's library prints is no answer.
-        with contextlib.redirect_stdout(sys.stderr):
-            remarks, reference = prove(Artifact(Path(sys.argv[1]), manifest))
-            answer = {"remarks": remarks, "reference": reference}
+        remarks, reference = prove(Artifact(Path(sys.argv[1]), manifest))
+        answer = {"remarks": remarks, "reference": reference}
     except RuntimesError as error:
         answer = {"error": " ".join(str(error).split())}
-    print(json.dumps(answer), flush=True)
+    out.write(answer)
     return 2 if "error" in answer else 0
 
 

@@ -212,7 +212,7 @@ def test_how_a_command_ends(
         raise raised
 
     monkeypatch.setattr(demo, "plan", fail)
-    monkeypatch.setattr("phi_edge.errors.silence_stdout", lambda: None)
+    monkeypatch.setattr("phi_edge.errors.silence", lambda descriptor: None)
     result = run("demo", "--out", str(tmp_path / "demo"))
     assert result.exit_code == exit_code and said in result.stderr
 

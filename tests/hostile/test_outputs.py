@@ -198,7 +198,8 @@ def test_a_full_stdout_is_one_line(measured: Path, words: list[str]) -> None:
 @pytest.mark.parametrize("words", ["report m.json --json -", "--help", "report no.json 2>&1", "--help 2>&1"])
 def test_a_reader_that_leaves_early_is_no_missed_limit(measured: Path, words: str) -> None:
     command = f"( sleep 0.2; {sys.executable} -P -m phi_edge {words} ) | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=measured, timeout=60)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that Python's own flush at the end fails once more
+    done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=measured, timeout=60, env=buffered)
     assert done.stdout == b"2\n" and b"Traceback" not in done.stderr
 
 
