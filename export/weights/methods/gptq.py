@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export.weights.methods.compiled import compiled
 from export.weights.methods.quantize import Codes, Floats, Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
 
@@ -173,7 +173,8 @@ def quantise_rows_with_feedback(
     )
 
 
-def _quantise_columns(
+@compiled(fastmath={"contract", "nsz", "nnan"})
+def quantise_columns(
     remaining: Floats,
     first: int,
     stop: int,
@@ -209,7 +210,8 @@ def _quantise_columns(
                     later[k] -= parts[k] * error
 
 
-def _dequantise_blocks(
+@compiled(fastmath=True)
+def dequantise_blocks(
     blocks: Floats,
     codes: Codes,
     scales: Floats,
@@ -230,7 +232,3 @@ def _dequantise_blocks(
             largest_error = max(largest_error, abs(difference))
             total += difference * difference
         largest[n], worst[n], squared[n] = most, largest_error, total
-
-
-quantise_columns = numba.njit(nogil=True, fastmath={"contract", "nsz", "nnan"}, error_model="numpy")(_quantise_columns)
-dequantise_blocks = numba.njit(nogil=True, fastmath=True, error_model="numpy")(_dequantise_blocks)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from export.errors import CheckpointError
+from export.weights.methods.compiled import compiled
 from export.weights.scratch import Scratch
 from export.weights.slots import Slot
 
@@ -221,7 +221,9 @@ def choose(
     return chosen
 
 
-def _quantise_blocks(
+# fastmath lets the sums be vectorised; it supposes finite weights, which export.weights.stream makes sure of.
+@compiled(fastmath=True)
+def quantise_blocks(
     blocks: Floats,
     candidates: Floats,
     candidate_zeros: Floats,
@@ -285,7 +287,3 @@ def _quantise_blocks(
             dequantised[n, i] = level * scale
             largest_error = max(largest_error, abs(level * scale - blocks[n, i]))
         scales[n], zeros[n], worst[n] = scale, zero, largest_error
-
-
-# fastmath lets the sums be vectorised; it supposes finite weights, which export.weights.stream makes sure of.
-quantise_blocks = numba.njit(nogil=True, fastmath=True, error_model="numpy")(_quantise_blocks)
