@@ -12,7 +12,8 @@ declare -A programs=(
   [gcc-aarch64-linux-gnu]=aarch64-linux-gnu-gcc [libc6-dev-arm64-cross]=/usr/aarch64-linux-gnu/include/stdio.h
   [libstdc++6-arm64-cross]=/usr/aarch64-linux-gnu/lib/libstdc++.so.6 # what ONNX Runtime for arm64 needs
   [cmake]=cmake [gcc]=gcc [g++]=g++ [libc6-dev]=/usr/include/stdio.h # Android: the native agents
-  [clang]=clang                                        # make fuzz: libFuzzer and the sanitizers
+  [clang]=clang                                        # make fuzz, and its libFuzzer and sanitizers
+  [libclang-rt-14-dev]=/usr/lib/llvm-14/lib/clang/14.0.6/lib/linux/libclang_rt.fuzzer-$(uname -m).a
   [wine]=wine [xvfb]=Xvfb [xauth]=xauth [npm]=npm      # the Windows libraries, from the npm registry
   [mesa-vulkan-drivers]=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json # and the software device they see
   [libvulkan1]=/usr/lib/x86_64-linux-gnu/libvulkan.so.1 [libgl1]=/usr/lib/x86_64-linux-gnu/libGL.so.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hostile import artifacts
 from hostile.cheap import make_cheap
 
+from ci.fuzz import native
 from ci.fuzz.fuzz import PYTHON
 from ci.fuzz.targets import TARGETS, by_command
 from export.artifact import MANIFEST
@@ -42,6 +44,14 @@ def test_its_inputs_end_well(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.chdir(folder)
         assert target.outcome(data, folder) is None
         shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc: run ci/install_system.sh")
+@pytest.mark.parametrize("target", native.TARGETS)
+def test_the_native_agents_targets_compile(target: str) -> None:
+    agent = native.HERE.parents[1] / "runtimes" / "native"
+    flags = ["-fsyntax-only", "-Wall", "-Wextra", "-Werror", '-DPHI_EDGE_VERSION="fuzz"', f"-I{agent}"]
+    subprocess.run(["gcc", *flags, str(native.HERE / f"{target}.c")], check=True)
 
 
 def test_a_traceback_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

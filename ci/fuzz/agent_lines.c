@@ -65,7 +65,8 @@ int LLVMFuzzerInitialize(int *count, char ***words) {
     if (input < 0 || answers < 0 || dup2(answers, 1) < 0 || !events_open() || dup2(out, 1) < 0)
         stop("no files for the input and the answers");
     memory_start();
-    if (!artifact_open(&artifact, getenv("AGENT_ARTIFACT"), error, sizeof error) || !model_init(&model, &artifact))
+    if (!artifact_open(&artifact, getenv("AGENT_ARTIFACT"), engine_format(), error, sizeof error) ||
+        !model_init(&model, &artifact))
         stop(error);
     model.engine = engine_open(artifact.folder, getenv("AGENT_LIBRARIES"), 1, model.context_tokens, model.vocab_size,
                                error, sizeof error);

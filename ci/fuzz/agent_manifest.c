@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file < 0 || write(file, data, size) != (ssize_t)size || close(file) != 0)
         abort();
-    if (artifact_open(&artifact, folder, error, sizeof error)) {
+    if (artifact_open(&artifact, folder, "onnx", error, sizeof error)) {
         (void)artifact_cached_share(&artifact);
         (void)artifact_load_mode(&artifact);
     }
