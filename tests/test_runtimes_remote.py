@@ -116,7 +116,10 @@ def test_loading_has_an_end(start: Callable[..., RemoteTokens], program: str, ti
     [
         ("hear(); sys.exit(4)", r"the agent ended while generating: nobody knows \(exit code 4\)"),
         ("say(event='token', request=hear()['request'], id=1, at_s=0.1); os.kill(os.getpid(), 9)", "SIGKILL"),
-        ("hear(); print('ld.so: x', flush=True); time.sleep(900)", "printed b'ld.so: x', which is no line"),
+        (
+            "hear(); print('ld.so: something', flush=True); time.sleep(900)",
+            "printed b'ld.so: something', which is no line",
+        ),
         ("hear(); sys.stdout.write('{\"event\": \"tok'); sys.stdout.flush()", "the agent ended while generating"),
         ("hear(); time.sleep(900)", r"stopped after \d+ s of generating without a result"),
         ("say(event='error', request=hear()['request'], code='engine', message='x', fatal=True)", "x"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from export.strict import build, parse_json
 from runtimes.agent.facts import age_s, cached_before, load_mode
+from runtimes.agent.lines import LineWriter
 from runtimes.api import MemoryUse
 from runtimes.engines.executorch_engine import check_header, load_library
 from runtimes.errors import EngineError, RuntimesError
@@ -102,16 +102,14 @@ def _warm_up(runner: Any, config: Any, question: Question) -> str:
 
 def main() -> int:
     """See the module; -> the exit code."""
-    out = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # the runner prints what it likes
+    out = LineWriter.over_stdout()
     question = build(Question, parse_json(sys.stdin.buffer.readline()), "the question", EngineError)
     with MemorySampler() as memory:
         try:
             found = answer(question, memory)
         except RuntimesError as error:
             found = Answer(error=" ".join(str(error).split()))
-    out.write(json.dumps(dataclasses.asdict(found)) + "\n")
-    out.flush()
+    out.write(dataclasses.asdict(found))
     os._exit(0)  # torch's and ExecuTorch's thread pools need not be shut down
 
 
