@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,7 @@ from fakes.windows_session import missing as wine_lacks
 from fakes.windows_session import own_windows, windows_path
 
 NAME = "laptop"
+START_S = 120.0
 SESSION = Path(__file__).parent / "wine" / "session.py"
 
 
@@ -67,6 +69,7 @@ class EmulatedWindows(LocalSshd):
         self.prepare()
         self.lab.write_text(self.row())
         self.start()
+        self._await_python()
         return self
 
     def __exit__(
@@ -96,6 +99,15 @@ class EmulatedWindows(LocalSshd):
     def windows_cache(self) -> str:
         """The cache's folder as the device names it."""
         return "Z:" + str(self.cache)
+
+    def _await_python(self) -> None:
+        """On a busy machine cmd.exe was seen not to find python at first: Windows is on only once it does."""
+        command = ["ssh", "-F", str(self.config), NAME, "python -IS -c pass"]
+        until_s = time.monotonic() + START_S
+        while (tried := subprocess.run(command, capture_output=True, timeout=START_S)).returncode != 0:
+            if time.monotonic() > until_s:
+                raise RuntimeError(f"the emulated Windows does not start: {tried.returncode}, {tried.stderr!r}")
+            time.sleep(0.5)
 
     def _start_screen(self) -> str:
         """Wine's graphics adapters are those of a screen."""
