@@ -77,14 +77,14 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         (out / "config.json").write_text(json.dumps(json.loads((TINY / "config.json").read_text()) | (config or {})))
         write_graph(out / "model.onnx", [attention(n, window) for n in range(LAYERS)] + (extra or []), rows)
         sizes = {"num_hidden_layers": LAYERS, "num_key_value_heads": HEADS, "head_size": HEAD}
+        described = {"context_length": 4096} | (model or {})
         settings = {
             "model": {
-                "context_length": 4096,
                 "eos_token_id": [758, 755, 756],
                 "decoder": {"filename": "model.onnx"} | sizes | (decoder or {}),
             }
-            | (model or {}),
-            "search": {"max_length": 4096, "past_present_share_buffer": True} | (search or {}),
+            | described,
+            "search": {"max_length": described["context_length"], "past_present_share_buffer": True} | (search or {}),
         }
         (out / "genai_config.json").write_text(json.dumps(settings))
         return out
@@ -124,6 +124,16 @@ def test_nothing_is_wrong(make: Callable[..., Path]) -> None:
             directml(extra=[helper.make_node("GatherBlockQuantized", ["w", "ids"], ["h"], domain="com.microsoft")]),
             ["GatherBlockQuantized (1 nodes)", "--target windows-directml"],
         ),
+        ({"model": {"context_length": -1}}, ["settings: genai_config.json has model.context_length -1", "above 0"]),
+        ({"model": {"vocab_size": "many"}}, ["settings: genai_config.json has model.vocab_size 'many'"]),
+        ({"model": {"vocab_size": 32064}}, ["model.vocab_size 32064; config.json has 768 tokens; write 768 there"]),
+        ({"decoder": {"filename": "/home/me/model.onnx"}}, ["right on one computer only; write model.onnx there"]),
+        ({"decoder": {"filename": "C:\\me\\model.onnx"}}, ["right on one computer only; write model.onnx there"]),
+        ({"decoder": {"filename": "decoder.onnx"}}, ["filename 'decoder.onnx'; the folder has no such file"]),
+        ({"decoder": {"filename": ["model.onnx"]}}, ["it names the graph; write model.onnx there"]),
+        ({"decoder": {"num_hidden_layers": 32}}, ["num_hidden_layers 32; the graph has 2 layers; write 2 there"]),
+        ({"decoder": {"num_key_value_heads": 8}}, ["num_key_value_heads 8; the graph has 2 heads"]),
+        ({"search": {"max_length": 8192}}, ["search.max_length 8192; model.context_length is 4096"]),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, list) else "",
 )

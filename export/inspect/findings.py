@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from export.checkpoint.tokens import turn_end
 from export.errors import CheckpointError
-from export.inspect.foreign import Foreign
+from export.inspect import settings
+from export.inspect.finding import Finding
+from export.inspect.foreign import ATTENTION, Foreign
 from export.inspect.graph import Graph, Node
 from export.models.rope import ROPE_TYPES, rope_settings
 
-ATTENTION = "GroupQueryAttention"
 ELEMENT_BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 LARGE_CACHE_BYTES = 8 << 30  # more than the memory of most devices
 # Of ONNX Runtime's operators that graphs for the CPU have: those that DirectML has no kernel for.
@@ -26,22 +26,6 @@ NOT_IN_DIRECTML = ("GatherBlockQuantized", "SparseAttention", "If", "Loop")
 # Work that belongs into a delegate: called by the program itself, it runs in ExecuTorch's portable, slow kernels.
 HEAVY = ("addmm", "bmm", "convolution", "linear", "mm", "scaled_dot_product_attention")
 EXPORT = "export the checkpoint with phi-edge"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault, or something that cannot be read. One line: what it is about, what was seen, what it should be, and
-    what helps."""
-
-    state: Literal["wrong", "unknown"]
-    what: str
-    seen: str
-    should: str
-    fix: str
-
-    def line(self) -> str:
-        """For people."""
-        return f"{self.state}: {self.what}: {self.seen}; {self.should}; {self.fix}"
 
 
 def examine_foreign(model: Foreign) -> list[Finding]:
@@ -194,6 +178,9 @@ RULES: tuple[Callable[[Foreign], Iterator[Finding]], ...] = (
     chat_files,
     operators,
     cache_size,
+    settings.numbers,
+    settings.file_name,
+    settings.agreement,
 )
 
 

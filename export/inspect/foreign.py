@@ -18,6 +18,7 @@ from export.inspect.program import Program, read_program
 
 GENAI = "genai_config.json"
 CONFIG = "config.json"
+ATTENTION = "GroupQueryAttention"
 # optimum's names, the one that generates first.
 DECODERS = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx", "decoder_model.onnx")
 
@@ -57,7 +58,7 @@ class Foreign:
         if self.program is not None:
             return self.program.number("get_max_context_len") or self.program.number("get_max_seq_len")
         longest = self.part("model").get("context_length", self.config.get("max_position_embeddings"))
-        return longest if type(longest) is int else None
+        return longest if type(longest) is int and longest > 0 else None
 
 
 def open_foreign(path: Path, checkpoint: Path | None) -> Foreign:
