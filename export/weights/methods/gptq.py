@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.weights.methods.compiled import compiled
-from export.weights.methods.quantize import Codes, Floats, Levels, QuantisedRows, importance_of, quantise_rows
+from export.weights.methods.compiled import MAGNITUDE, compiled
+from export.weights.methods.loops import Codes, Floats
+from export.weights.methods.quantize import Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
 
 # Part of the mean of the diagonal that is added to it; ten times as much each time that the matrix is not positive
@@ -223,12 +224,13 @@ def dequantise_blocks(
 ) -> None:
     """Weights and codes [n, block], scales and zeros [n] -> everything that follows, in place."""
     for n in range(blocks.shape[0]):
-        most, largest_error, total = np.float32(0), np.float32(0), np.float32(0)
+        most, most_error, total = np.int32(0), np.int32(0), np.float32(0)
         for i in range(blocks.shape[1]):
-            value = (np.float32(codes[n, i]) - zeros[n]) * scales[n]
-            difference = value - blocks[n, i]
-            dequantised[n, i] = value
-            most = max(most, abs(blocks[n, i]))
-            largest_error = max(largest_error, abs(difference))
+            dequantised[n, i] = (np.float32(codes[n, i]) - zeros[n]) * scales[n]
+        for i in range(blocks.shape[1]):
+            difference = dequantised[n, i] - blocks[n, i]
             total += difference * difference
-        largest[n], worst[n], squared[n] = most, largest_error, total
+            most = max(most, np.float32(blocks[n, i]).view(np.int32) & MAGNITUDE)
+            most_error = max(most_error, np.float32(difference).view(np.int32) & MAGNITUDE)
+        largest[n], worst[n] = np.int32(most).view(np.float32), np.int32(most_error).view(np.float32)
+        squared[n] = total

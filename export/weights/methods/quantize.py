@@ -12,11 +12,10 @@ from enum import Enum
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from export.errors import CheckpointError
-from export.weights.methods.compiled import compiled
+from export.weights.methods.loops import block_ranges, quantise_blocks
 from export.weights.scratch import Scratch
 from export.weights.slots import Slot
 
@@ -35,9 +34,6 @@ FINE_CENTRED_DIVISORS = {4: (7.0, 7.5, 8.0, 8.5, 9.0), 8: (127.0, 128.0)}
 IMPORTANCE_FLOOR = 0.01
 # Of a scale whose products with zero points must be in float16, which has 11 significant bits: a zero point has 4.
 PRODUCT_BITS, MOST_ZERO_POINT = 7, 15
-
-Floats = NDArray[np.float32]
-Codes = NDArray[np.uint8]
 
 
 class Levels(Enum):
@@ -111,7 +107,8 @@ def quantise_rows(
     """
     rows, columns = weight.shape
     blocks = weight.view(-1, block_size)
-    low, high = blocks.amin(dim=1), blocks.amax(dim=1)
+    low, high = torch.empty(len(blocks)), torch.empty(len(blocks))
+    block_ranges(blocks.view(torch.int32).numpy(), low.view(torch.int32).numpy(), high.view(torch.int32).numpy())
     largest = torch.maximum(high, -low)
     # A block of zeros gets the scale 1 / divisor: engines refuse 0.
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
@@ -219,71 +216,3 @@ def choose(
         chosen.fitted.numpy(), chosen.worst.numpy(), chosen.squared.numpy(),
     )  # fmt: skip
     return chosen
-
-
-# fastmath lets the sums be vectorised; it supposes finite weights, which export.weights.stream makes sure of.
-@compiled(fastmath=True)
-def quantise_blocks(
-    blocks: Floats,
-    candidates: Floats,
-    candidate_zeros: Floats,
-    last: np.float32,
-    importance: Floats | None,
-    codes: Codes,
-    dequantised: Floats,
-    scales: Floats,
-    zeros: Floats,
-    fitted: Floats,
-    worst: Floats,
-    squared: Floats,
-) -> None:
-    """blocks [n, block], candidate scales [c, n], their zeros [c, n] or [1, 1], the last code, the columns' importance
-    [blocks in a row, block] or None -> everything that follows, in place; `fitted` only with importance.
-
-    numba compiles it twice, without and with importance.
-    """
-    size = blocks.shape[1]
-    zero_c, zero_n = candidate_zeros.shape[0] - 1, candidate_zeros.shape[1] - 1
-    for n in range(blocks.shape[0]):
-        least, scale, zero = np.float32(np.inf), np.float32(0), np.float32(0)
-        if importance is not None:
-            group = n % importance.shape[0]
-        for c in range(candidates.shape[0]):
-            candidate = candidates[c, n]
-            candidate_zero = candidate_zeros[min(c, zero_c), min(n, zero_n)]
-            low, high = -candidate_zero, last - candidate_zero
-            inverse = np.float32(1) / candidate
-            error = np.float32(0)
-            if importance is None:
-                for i in range(size):
-                    level = min(max(np.rint(blocks[n, i] * inverse), low), high)
-                    difference = level * candidate - blocks[n, i]
-                    error += difference * difference
-            else:
-                for i in range(size):
-                    level = min(max(np.rint(blocks[n, i] * inverse), low), high)
-                    difference = level * candidate - blocks[n, i]
-                    error += difference * difference * importance[group, i]
-            if error < least:
-                least, scale, zero = error, candidate, candidate_zero
-        low, high = -zero, last - zero
-        inverse = np.float32(1) / scale
-        largest_error = np.float32(0)
-        if importance is None:
-            squared[n] = least
-        else:
-            products, squares, total = np.float32(0), np.float32(0), np.float32(0)
-            for i in range(size):
-                level = min(max(np.rint(blocks[n, i] * inverse), low), high)
-                difference = level * scale - blocks[n, i]
-                total += difference * difference
-                products += level * blocks[n, i] * importance[group, i]
-                squares += level * level * importance[group, i]
-            squared[n] = total
-            fitted[n] = products / squares if squares > 0 and products * scale > 0 else scale
-        for i in range(size):
-            level = min(max(np.rint(blocks[n, i] * inverse), low), high)
-            codes[n, i] = np.int32(level + zero)
-            dequantised[n, i] = level * scale
-            largest_error = max(largest_error, abs(level * scale - blocks[n, i]))
-        scales[n], zeros[n], worst[n] = scale, zero, largest_error
