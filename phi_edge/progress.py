@@ -103,7 +103,8 @@ def export_progress(quiet: bool) -> Iterator[Progress]:
             self.task: TaskID | None = None
 
         def step(self, what: str) -> None:
-            self.bars.console.print(f"[dim]{what}[/dim]")
+            # A remark may quote a checkpoint's own template, brackets and all.
+            self.bars.console.print(one_line(what), style="dim", markup=False, highlight=False, soft_wrap=True)
 
         def weights(self, total_bytes: int) -> None:
             self.task = self.bars.add_task("weights", total=total_bytes, tensor="")
@@ -118,7 +119,7 @@ def export_progress(quiet: bool) -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[tensor]}"),
+        TextColumn("{task.fields[tensor]}", style="dim", markup=False),
     )
     console = Console(stderr=True, quiet=quiet)
     with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:

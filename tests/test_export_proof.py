@@ -110,6 +110,15 @@ def test_another_accelerator_is_named(small: Path, tmp_path: Path) -> None:
     assert "run here on ONNX Runtime's CPU, not on DirectML" in result.stderr
 
 
+def test_a_remark_with_brackets_is_shown_whole(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the markup of the library that draws the bar, brackets are commands, or mistakes."""
+    remark = "the template refuses [/INST]; pip install 'phi-edge[gguf]', or write [bold] and a line that is too long"
+    monkeypatch.setattr(ChildProver, "run", lambda self, artifact: Proof([remark]))
+    result = export(small, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert remark in result.stderr.splitlines()
+
+
 def test_a_machine_that_is_too_small_is_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.system.memory_room", lambda: Room(1_000_000, "left by ulimit -v"))
     (remark,) = ChildProver().run(open_artifact(tiny_onnx)).remarks
