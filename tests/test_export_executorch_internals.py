@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from export.checkpoint.open import open_checkpoint
+from export.scheme import SCHEMES
+from export.to_executorch import program
 from export.to_executorch.internals import (
     VERIFIED,
     PlaceholderBytes,
@@ -20,8 +24,9 @@ from export.to_executorch.internals import (
     key_replacer,
     lower,
     provisional_key,
-    quiet,
 )
+from export.to_executorch.quiet import quiet
+from export.to_executorch.sizes import ring_tokens
 from export.weights.slots import SlotId
 
 WEIGHT = SlotId("before.weight")
@@ -70,6 +75,20 @@ def test_few_passes_give_the_bytes_of_all(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("export.to_executorch.internals.few_passes", contextlib.nullcontext)
         all_of_them = lower(Gated(PlaceholderTags()), (torch.zeros(1, 3, 4),), shapes)
     assert few.processed_bytes == all_of_them.processed_bytes
+
+
+def test_one_removal_gives_the_bytes_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program with rings, whose attention has branches."""
+    config = open_checkpoint("tiny").config
+    ring = ring_tokens(config.sliding_window, 4096)
+
+    def fixed_bytes() -> Mapping[int, bytes]:
+        built = program.build(config, SCHEMES["int4-b32"], context_tokens=4096, ring_tokens=ring, bos=1, stop=[2])
+        return built.fixed
+
+    once = fixed_bytes()
+    monkeypatch.setattr(program, "one_removal", contextlib.nullcontext)
+    assert once == fixed_bytes()
 
 
 def test_keys_are_replaced_by_those_of_the_content() -> None:

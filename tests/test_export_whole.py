@@ -26,9 +26,10 @@ from export.models.layers import SplitLinear, leaves
 from export.models.shape import EMBEDDING, Config, on_meta
 from export.pipeline import export_model
 from export.request import ExportRequest
-from export.to_executorch.internals import PlaceholderTags, quiet
+from export.to_executorch.internals import PlaceholderTags
 from export.to_executorch.layers import part_rows
 from export.to_executorch.pieces import Between, First, Last, Pieces
+from export.to_executorch.quiet import quiet
 from export.to_executorch.runner import Runner
 from export.weights.slots import SlotId
 from runtimes.api import GenerateRequest, Message, TokenEvent

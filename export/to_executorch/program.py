@@ -22,11 +22,12 @@ from export.to_executorch.internals import (
     PlaceholderTags,
     hide_constants,
     key_replacer,
-    quiet,
+    one_removal,
     serialised,
 )
 from export.to_executorch.layers import part_rows, part_sizes
 from export.to_executorch.pieces import Pieces
+from export.to_executorch.quiet import quiet
 from export.to_executorch.runner import Runner
 from export.to_executorch.sizes import PREFILL_TOKENS
 from export.weights.slots import DTYPES, SUFFIXES, Interleaved, Slot, SlotId, Slots
@@ -97,13 +98,13 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
         constant_methods=methods,
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
-    return edge.to_executorch(
-        ExecutorchBackendConfig(
-            extract_delegate_segments=True,
-            do_quant_fusion_and_const_prop=False,
-            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-        )
+    config = ExecutorchBackendConfig(
+        extract_delegate_segments=True,
+        do_quant_fusion_and_const_prop=False,
+        sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
     )
+    with one_removal():
+        return edge.to_executorch(config)
 
 
 def lay_out_program(manager: Any, config: Config, scheme: Scheme) -> Program:

@@ -8,12 +8,13 @@ back by as many tokens; these are hidden by a mask. There are three ways through
 - Many tokens would overwrite keys that the first of them still sees. So they attend to the ring and, behind it, to
   themselves, and are written afterwards.
 
-torch.cond chooses among them, but may not write. So each call writes twice, before and after, and the first time a call
+cond chooses among them, but may not write. So each call writes twice, before and after, and the first time a call
 with many tokens writes all of them to one slot that is free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from export.models.attention import AttentionKind
+
+
+def cond(which: Tensor, yes: Callable[..., Tensor], no: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """torch.cond for a trace. torch.cond itself compiles both branches before they are traced: twice the time."""
+    chosen: Tensor = torch.ops.higher_order.cond(
+        which, lambda *values: yes(*values), lambda *values: no(*values), inputs
+    )
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,8 @@ class RingCalls(nn.Module):
             before=torch.remainder(start + torch.where(many, 0, token), self.ring)[None],
             after=torch.remainder(position, self.ring)[None],
             # Where no layer will read a mask, it is only filled. What a cond returns is overwritten by the next one.
-            mask=torch.cond(masked, self.mask, self.no_mask, (start, position)).clone(),
-            mask_of_many=torch.cond(many, self.mask_of_many, self.no_mask_of_many, (start, position)).clone(),
+            mask=cond(masked, self.mask, self.no_mask, (start, position)).clone(),
+            mask_of_many=cond(many, self.mask_of_many, self.no_mask_of_many, (start, position)).clone(),
         )
 
     def ages(self, newest: Tensor) -> Tensor:
@@ -105,7 +114,7 @@ class RingAttention(nn.Module):
         keys, values = self.get_buffer("key"), self.get_buffer("value")
         self.write(key, value, call.before)
         inputs = (query, keys, values, key, value, call.start, call.many, call.mask, call.mask_of_many)
-        attended: Tensor = torch.cond(call.within, self.attend_within, self.attend_beyond, inputs)
+        attended: Tensor = cond(call.within, self.attend_within, self.attend_beyond, inputs)
         self.write(key, value, call.after)
         return attended
 
@@ -122,7 +131,7 @@ class RingAttention(nn.Module):
     def attend_beyond(self, query: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
         key, value, _, many, mask, mask_of_many = rest
         inputs = (query, keys, values, key, value, mask, mask_of_many)
-        attended: Tensor = torch.cond(many, self.attend_many, self.attend_few, inputs)
+        attended: Tensor = cond(many, self.attend_many, self.attend_few, inputs)
         return attended
 
     def attend_few(self, query: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
