@@ -1,4 +1,4 @@
-"""What an export relies on of ExecuTorch's inside. A new version of ExecuTorch fails here first: see internals.py."""
+"""What an export relies on of ExecuTorch's inside: internals.py, shortcuts.py. A new version of it fails here first."""
 
 from __future__ import annotations
 
@@ -77,18 +77,20 @@ def test_few_passes_give_the_bytes_of_all(monkeypatch: pytest.MonkeyPatch) -> No
     assert few.processed_bytes == all_of_them.processed_bytes
 
 
-def test_one_removal_gives_the_bytes_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shortcut", ["one_removal", "unchecked_branches"])
+def test_a_composed_program_has_the_bytes_of_the_long_way(shortcut: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program with rings, whose attention has branches."""
+    short = fixed_bytes()
+    monkeypatch.setattr(program, shortcut, contextlib.nullcontext)
+    assert short == fixed_bytes()
+
+
+def fixed_bytes() -> Mapping[int, bytes]:
+    """All of the tiny model's program but the weights."""
     config = open_checkpoint("tiny").config
     ring = ring_tokens(config.sliding_window, 4096)
-
-    def fixed_bytes() -> Mapping[int, bytes]:
-        built = program.build(config, SCHEMES["int4-b32"], context_tokens=4096, ring_tokens=ring, bos=1, stop=[2])
-        return built.fixed
-
-    once = fixed_bytes()
-    monkeypatch.setattr(program, "one_removal", contextlib.nullcontext)
-    assert once == fixed_bytes()
+    built = program.build(config, SCHEMES["int4-b32"], context_tokens=4096, ring_tokens=ring, bos=1, stop=[2])
+    return built.fixed
 
 
 def test_keys_are_replaced_by_those_of_the_content() -> None:

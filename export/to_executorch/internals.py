@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from export.scheme import EMBEDDING
 from export.to_executorch.quiet import quiet
+from export.to_executorch.shortcuts import few_passes
 from export.weights.slots import SlotId
 
 VERIFIED = "1.4.1"  # the version whose inside this module knows
@@ -134,45 +135,6 @@ def lower(piece: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
         if is_dequant(node) and is_dynamic_qdq(node):
             tag_as_implicit_q_dq(node)  # as XNNPACK's partitioner does: without it a linear layer may have no bias
     return to_backend(XnnpackBackend.__name__, lowered, [CompileSpec(ONLY_LINEAR_LAYERS, b"")])
-
-
-@contextlib.contextmanager
-def few_passes() -> Iterator[None]:
-    """While a piece goes to edge dialect: only the passes that change something in one. Each of the others runs the
-    graph again, and changes views, symbols as tensors, or mixed types, of which a piece has none."""
-    from executorch.exir import passes
-    from executorch.exir.program import _program
-
-    stock = _program._get_aten_to_edge_passes
-    kinds = (passes.ReplaceSymSizeOpPass, passes.ScalarToTensorPass, passes.RemoveNoopPass, passes.RemoveToCopyPass)
-    _program._get_aten_to_edge_passes = lambda config: ([kind() for kind in kinds], stock(config)[1])
-    try:
-        yield
-    finally:
-        _program._get_aten_to_edge_passes = stock
-
-
-@contextlib.contextmanager
-def one_removal() -> Iterator[None]:
-    """While a program is composed: stock, the pass that puts operators that write back into the program's graph does so
-    once for every branch of a cond, which are not changed. With 32 rings that took 11 s instead of 1 s."""
-    from executorch.exir.program import _program
-
-    stock = _program.unsafe_remove_auto_functionalized_pass
-
-    def once(program: Any) -> Any:
-        graph = program.graph_module
-        graph.modules = lambda: iter([graph])
-        try:
-            return stock(program)
-        finally:
-            del graph.modules
-
-    _program.unsafe_remove_auto_functionalized_pass = once
-    try:
-        yield
-    finally:
-        _program.unsafe_remove_auto_functionalized_pass = stock
 
 
 def copy_lowered(lowered: Any, tags: PlaceholderTags, rename: Mapping[str, str], shapes: Shapes) -> nn.Module:

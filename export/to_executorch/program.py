@@ -22,13 +22,13 @@ from export.to_executorch.internals import (
     PlaceholderTags,
     hide_constants,
     key_replacer,
-    one_removal,
     serialised,
 )
 from export.to_executorch.layers import part_rows, part_sizes
 from export.to_executorch.pieces import Pieces
 from export.to_executorch.quiet import quiet
 from export.to_executorch.runner import Runner
+from export.to_executorch.shortcuts import one_removal, unchecked_branches
 from export.to_executorch.sizes import PREFILL_TOKENS
 from export.weights.slots import DTYPES, SUFFIXES, Interleaved, Slot, SlotId, Slots
 
@@ -66,7 +66,8 @@ def build(
         pieces, tags = Pieces(config, scheme), PlaceholderTags()
         lowered = pieces.lowered()
         runner = Runner(config, pieces.embedding(tags), lowered, context_tokens, ring_tokens)
-        manager = compose(runner, context_tokens, bos, stop)
+        with unchecked_branches(), one_removal():
+            manager = compose(runner, context_tokens, bos, stop)
     hide_constants(manager.executorch_program, tags)
     return lay_out_program(manager, config, scheme)
 
@@ -98,13 +99,13 @@ def compose(runner: Runner, context_tokens: int, bos: int | None, stop: list[int
         constant_methods=methods,
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
-    config = ExecutorchBackendConfig(
-        extract_delegate_segments=True,
-        do_quant_fusion_and_const_prop=False,
-        sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+    return edge.to_executorch(
+        ExecutorchBackendConfig(
+            extract_delegate_segments=True,
+            do_quant_fusion_and_const_prop=False,
+            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+        )
     )
-    with one_removal():
-        return edge.to_executorch(config)
 
 
 def lay_out_program(manager: Any, config: Config, scheme: Scheme) -> Program:
