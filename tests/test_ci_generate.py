@@ -90,6 +90,20 @@ def test_what_cannot_be_timed_is_said_in_one_line(tiny_onnx_short: Path, tmp_pat
         assert done.returncode != 0 and reason in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_contender_that_fails_is_left_out_and_the_others_are_timed(tiny_onnx_short: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp.py").write_text("raise SystemExit('no such instruction')")
+    gguf, out = tmp_path / "model.gguf", tmp_path / "speed.json"
+    gguf.write_bytes(b"")
+    words = [str(tiny_onnx_short), "--engine", "llama.cpp", "--engine", "phi-edge", "--gguf", str(gguf)]
+    words += ["--rounds", "2", "--prompt-tokens", "20", "--generate-tokens", "3", "--out", str(out)]
+    done = generate(*words, modules=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("model.gguf, llama.cpp was left out: ")
+    assert "no such instruction" in done.stdout
+    names = [run["contender"] for run in json.loads(out.read_text())["runs"]]
+    assert names == 2 * [f"{tiny_onnx_short.name}, phi-edge"]
+
+
 def test_a_token_needs_the_weights_and_the_keys_and_values_in_the_window(tiny_onnx: Path) -> None:
     artifact = open_artifact(tiny_onnx)
     memory, window = artifact.manifest.memory, artifact.manifest.window_tokens

@@ -26,13 +26,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
 
 # Run as a script, this folder comes first on the path, and export.py in it would be taken for the package `export`.
 sys.path[0] = str(Path(__file__).parent.parent.parent)
-from ci.speed.contenders import Contender, bytes_per_token, contenders, run  # noqa: E402
+from ci.speed.contenders import Contender, Engine, bytes_per_token, contenders, run  # noqa: E402
 from ci.speed.page import plot, table  # noqa: E402
 from ci.speed.result import Comparison, Run  # noqa: E402
 
@@ -45,6 +46,7 @@ READ_BYTES, READS = 1 << 28, 8  # larger than every cache; the fastest reading c
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--gguf", type=FILE, help="The same model for llama.cpp.")
 @click.option("--llama-python", default=sys.executable, help="A Python that has llama-cpp-python.")
+@click.option("--engine", "engines", multiple=True, type=click.Choice(get_args(Engine)), default=get_args(Engine))
 @click.option("--prompt-tokens", "prompts", multiple=True, type=int, default=(128, 1024, 3584), show_default=True)
 @click.option("--generate-tokens", default=33, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
@@ -54,23 +56,36 @@ def main(
     folders: tuple[Path, ...],
     gguf: Path | None,
     llama_python: str,
+    engines: tuple[str, ...],
     prompts: tuple[int, ...],
     generate_tokens: int,
     rounds: int,
     threads: int,
     out: Path | None,
 ) -> None:
-    """Measure all FOLDERS, print a table, and with --out write the raw runs and a plot."""
-    chosen = list(contenders(folders, gguf, llama_python))
+    """Measure all FOLDERS, print a table, and with --out write the raw runs and a plot.
+
+    A contender that fails is left out from there on, and the exit code is 1.
+    """
+    chosen = [each for each in contenders(folders, gguf, llama_python) if each.engine in engines]
     runs: list[Run] = []
+    failed: dict[str, str] = {}
     bandwidth: list[float] = []
     for _ in range(rounds):
         bandwidth.append(read_speed(threads))
         for prompt in prompts:
             for contender in chosen:
-                if contender.fits(prompt + generate_tokens):
+                if contender.name in failed or not contender.fits(prompt + generate_tokens):
+                    continue
+                try:
                     runs.append(run(contender, prompt, generate_tokens, threads))
+                except click.ClickException as error:
+                    failed[contender.name] = error.message
+                    error.show()
+                else:
                     click.echo(json.dumps(asdict(runs[-1])), err=True)
+    if not runs and failed:
+        raise SystemExit(1)
     if not runs:
         raise click.ClickException("no prompt fits into any contender's context; give shorter --prompt-tokens")
     comparison = Comparison(
@@ -87,6 +102,9 @@ def main(
     if out is not None:
         out.write_text(json.dumps(asdict(comparison), indent=1) + "\n", encoding="utf-8")
         plot(comparison, out.with_suffix(".svg"))
+    for name, reason in failed.items():
+        click.echo(f"{name} was left out: {reason}")
+    raise SystemExit(1 if failed else 0)
 
 
 def needed(contender: Contender, prompts: tuple[int, ...]) -> dict[int, int]:
