@@ -150,13 +150,14 @@ def test_a_known_fault(make: Callable[..., Path], changes: dict[str, Any], parts
         {"window": -1, "model": {"context_length": 2047}},
         {"window": -1, "config": LONG_ROPE, "rows": 4096 + 1024},
         {"window": -1, "config": LONG_ROPE, "model": {"context_length": 1024}},
+        {"decoder": {"filename": None, "pipeline": [{"decoder": {"filename": "model.onnx"}}]}},
         {
             "window": -1,
             "config": LONG_ROPE,
             "extra": [helper.make_node("If", ["long"], ["cos_cache", "sin_cache"])],
         },
     ],
-    ids=["within the window", "two tables in one", "within the short factors", "an If"],
+    ids=["within the window", "two tables in one", "within the short factors", "a pipeline", "an If"],
 )
 def test_no_fault(make: Callable[..., Path], changes: dict[str, Any]) -> None:
     result = run("check", make(**changes))

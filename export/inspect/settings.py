@@ -37,8 +37,8 @@ def file_name(model: Foreign) -> Iterator[Finding]:
     """The runtime opens what the settings name, not what lies there; and folders are copied."""
     decoder = model.part("model", "decoder")
     name = decoder.get("filename")
-    if not decoder or name == model.model.name:
-        return
+    if not decoder or name == model.model.name or "pipeline" in decoder:
+        return  # a pipeline's parts have names of their own
     seen = f"{GENAI} has model.decoder.filename {name!r:.120}"
     if not isinstance(name, str) or not name:
         should = "it names the graph"
