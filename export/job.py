@@ -17,7 +17,7 @@ from export.models.shape import Config
 from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
-from export.to_executorch.sizes import ring_tokens
+from export.to_executorch.sizes import RING_SPARE_TOKENS, ring_tokens
 from export.weights.imported import imported_scheme
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def resolve_context(request: ExportRequest, config: Config, target: Target, form
     slides = target.windows and format != "gguf"  # llama.cpp reads a Phi-3's window and does not use it
     window = longest if slides else config.sliding_window or longest
     asked = request.context_tokens
-    context = min(target.context_tokens, short, window) if asked is None else asked
+    context = min(default_context(config, target, format), short, window) if asked is None else asked
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     if context > window:
@@ -167,6 +167,15 @@ def resolve_context(request: ExportRequest, config: Config, target: Target, form
             f"{target.name} cannot do; use {short}, or another target: "
             + ", ".join(other.name for other in TARGETS.values() if other.long_rope)
         )
+    return context
+
+
+def default_context(config: Config, target: Target, format: Format) -> int:
+    """The target's context, or the window where that is a few tokens less: an ExecuTorch program for one token more
+    needs a ring in every layer, and takes twice as long to make."""
+    window, context = config.sliding_window, target.context_tokens
+    if format == "executorch" and window is not None and window < context <= window + RING_SPARE_TOKENS:
+        return window
     return context
 
 

@@ -8,6 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from export.artifact import open_artifact
+from export.formats import LAYOUTS
+from export.job import resolve
+from export.request import ExportRequest
 from phi_edge.main import main
 
 
@@ -25,9 +28,16 @@ def test_the_cpu_runs_everything(tiny_onnx: Path) -> None:
 def test_executorch_says_what_is_portable(tiny_executorch: Path) -> None:
     coverage = open_artifact(tiny_executorch).manifest.coverage
     assert coverage["XnnpackBackend"] == {"delegate": 5}
-    # Each of four layers has three ways through its ring, of which a call takes one, and is written before and after.
-    assert coverage["portable"]["llama::custom_sdpa"] == 4 * 3
-    assert coverage["portable"]["llama::update_cache_with_indices"] == 4 * 4
+    assert coverage["portable"]["llama::custom_sdpa"] == 4
+    assert coverage["portable"]["llama::update_cache"] == 4 * 2
+
+
+def test_executorch_says_what_is_portable_in_rings() -> None:
+    """Each of four layers has three ways through its ring, of which a call takes one, and is written before and after."""
+    job = resolve(ExportRequest(checkpoint="tiny", out=Path("out"), target="android", context_tokens=2048))
+    portable = LAYOUTS["executorch"](job).coverage.counts["portable"]
+    assert portable["llama::custom_sdpa"] == 4 * 3
+    assert portable["llama::update_cache_with_indices"] == 4 * 4
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from devices.transports.llama_main import open_llama_main
 from devices.transports.local import LocalHost
 from export.artifact import Artifact
+from export.job import resolve
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.to_executorch.sizes import LOGITS_ROWS, RING_SPARE_TOKENS
@@ -149,3 +150,13 @@ def test_the_plan_counts_the_ring(artifact: Artifact) -> None:
     memory = artifact.manifest.memory
     assert memory.kept_tokens == RING
     assert memory.needed_bytes(CONTEXT) == memory.needed_bytes(RING) > memory.needed_bytes(WINDOW)
+
+
+def test_no_ring_for_a_few_tokens_that_nobody_asked_for() -> None:
+    """Android's context is 2,048 tokens, and the tiny model's window 2,047, as Phi-3-mini's."""
+    for format, asked, ring in (("executorch", None, None), ("executorch", 2048, 2048), ("onnx", None, None)):
+        job = resolve(
+            ExportRequest(checkpoint="tiny", out=Path("out"), target="android", format=format, context_tokens=asked)
+        )
+        expected = 2047 if (format, asked) == ("executorch", None) else 2048
+        assert (job.context_tokens, job.ring_tokens) == (expected, ring)
