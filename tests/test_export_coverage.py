@@ -33,7 +33,7 @@ def test_executorch_says_what_is_portable(tiny_executorch: Path) -> None:
 
 
 def test_executorch_says_what_is_portable_in_rings() -> None:
-    """Each of four layers has three ways through its ring, of which a call takes one, and is written before and after."""
+    """Each layer has three ways through its ring, of which a call takes one, and is written before and after."""
     job = resolve(ExportRequest(checkpoint="tiny", out=Path("out"), target="android", context_tokens=2048))
     portable = LAYOUTS["executorch"](job).coverage.counts["portable"]
     assert portable["llama::custom_sdpa"] == 4 * 3
