@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from export.artifact import TOKENIZER
 from export.checkpoint.chat import Chat, read_chat
@@ -58,7 +58,12 @@ class Foreign:
         if self.program is not None:
             return self.program.number("get_max_context_len") or self.program.number("get_max_seq_len")
         longest = self.part("model").get("context_length", self.config.get("max_position_embeddings"))
-        return longest if type(longest) is int and longest > 0 else None
+        return longest if is_size(longest) else None
+
+
+def is_size(value: Any) -> TypeGuard[int]:
+    """A whole number above 0."""
+    return type(value) is int and value > 0
 
 
 def open_foreign(path: Path, checkpoint: Path | None) -> Foreign:

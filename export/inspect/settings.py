@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from export.inspect.finding import Finding
-from export.inspect.foreign import ATTENTION, GENAI, Foreign
+from export.inspect.foreign import ATTENTION, GENAI, Foreign, is_size
 
 # The numbers that it reads, by table.
 NUMBERS = {
@@ -28,7 +28,7 @@ def numbers(model: Foreign) -> Iterator[Finding]:
     for table, keys in NUMBERS.items():
         for key in keys:
             value = model.part(*table).get(key)
-            if value is not None and not _is_size(value):
+            if value is not None and not is_size(value):
                 seen = f"{GENAI} has {'.'.join((*table, key))} {value!r:.60}"
                 yield Finding("wrong", "settings", seen, "it is a whole number above 0", "write the model's own there")
 
@@ -66,7 +66,7 @@ def agreement(model: Foreign) -> Iterator[Finding]:
         "model.vocab_size", model.part("model"), model.config.get("vocab_size"), "config.json has", "tokens"
     )
     longest, context = model.part("search").get("max_length"), model.context_tokens()
-    if isinstance(longest, int) and context is not None and longest > context:
+    if is_size(longest) and context is not None and longest > context:
         seen = f"{GENAI} has search.max_length {longest}"
         should = f"model.context_length is {context}, and the runtime refuses more"
         yield Finding("wrong", "settings", seen, should, f"write at most {context} there")
@@ -75,11 +75,7 @@ def agreement(model: Foreign) -> Iterator[Finding]:
 def _differing(key: str, table: Any, right: Any, who: str, things: str) -> Iterator[Finding]:
     """A size of the settings that is not the right one; nothing where either is unknown or no size."""
     value = table.get(key.rpartition(".")[2])
-    if _is_size(value) and _is_size(right) and value != right:
+    if is_size(value) and is_size(right) and value != right:
         yield Finding(
             "wrong", "settings", f"{GENAI} has {key} {value}", f"{who} {right} {things}", f"write {right} there"
         )
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0

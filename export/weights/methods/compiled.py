@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import numba
-import numpy as np
 
 Loop = Callable[..., None]
-
-# A float32's bits without its sign. As whole numbers they have the order of the magnitudes; and of whole numbers the
-# compiler finds the largest eight or sixteen at a time, of floats one after another, for the sake of NaN.
-MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
 def compiled(*, fastmath: bool | Collection[str]) -> Callable[[Loop], Loop]:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.weights.methods.compiled import MAGNITUDE, compiled
-from export.weights.methods.loops import Codes, Floats
+from export.weights.methods.compiled import compiled
+from export.weights.methods.loops import MAGNITUDE, Codes, Floats
 from export.weights.methods.quantize import Levels, QuantisedRows, importance_of, quantise_rows
 from export.weights.scratch import Scratch
 

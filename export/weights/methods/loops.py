@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.weights.methods.compiled import MAGNITUDE, compiled
+from export.weights.methods.compiled import compiled
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Bits = NDArray[np.int32]
+
+# A float32's bits without its sign. As whole numbers they have the order of the magnitudes; and of whole numbers the
+# compiler finds the largest eight or sixteen at a time, of floats one after another, for the sake of NaN.
+MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
 # fastmath lets the sums be vectorised; it supposes finite weights, which export.weights.stream makes sure of.
