@@ -1,11 +1,12 @@
 """What this machine's GPU computes with our artifacts, as a table: CUDA, and WebGPU outside a browser.
 
-    python ci/gpu_check.py [--provider cuda --provider webgpu] [--artifact FOLDER ...] [--out gpu.md]
+    python ci/gpu_check.py [--provider cuda --provider webgpu] [--artifact FOLDER ...] [--full-size-only] [--out gpu.md]
 
 For each provider the tiny model is exported and run in our engine and, for CUDA, in stock onnxruntime-genai: logits and
 greedy tokens beside the CPU provider's, where the provider put each node, speed and memory. --artifact adds a folder of
-full size, which runs on the provider that it was exported for. Then small variants of the family, with the published
-head layouts, windows and long rope, are compared with their float reference; Phi-3-small on CUDA is one of them.
+full size, which runs on the provider that it was exported for; --reference is the same checkpoint's export for the CPU,
+for an artifact that ONNX Runtime's CPU cannot compute (Phi-3-small's). Small variants of the family, with the published
+head layouts, windows and long rope, are compared with their float reference.
 Without a GPU it says so in one line, with exit code 2; exit code 1 if something is not as on the CPU.
 --provider cpu, and --provider webgpu --adapter software, rehearse it anywhere.
 """
@@ -52,7 +53,7 @@ ACCELERATORS = {"cuda": "CUDAExecutionProvider", "webgpu": "WebGpuExecutionProvi
 # provider -> the small variants that it has operators for, and their contexts: past the window, past long rope's switch
 # where the provider has it, past the blocks up to which Phi-3-small is dense.
 VARIANTS: Mapping[str, Mapping[str, int]] = {
-    "cuda": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4096, "phi-3-small-8k": 2048},
+    "cuda": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048},
     "webgpu": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352},
     "cpu": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048},
 }
@@ -69,6 +70,7 @@ class Plan:
     full_tokens: int = 8
     lengths: Sequence[int] = (128, 1024)
     steps: int = 64
+    tiny: bool = True
     variants: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: VARIANTS)
 
 
@@ -92,6 +94,8 @@ EXPORTS: Mapping[str, Sequence[tuple[str, str]]] = {
 @click.option("--provider", "providers", multiple=True, type=click.Choice(list(EXPORTS)), default=("cuda", "webgpu"))
 @click.option("--adapter", help="WebGPU's: as for phi-edge run; without it the first discrete one.")
 @click.option("--artifact", "artifacts", multiple=True, type=FOLDER, help="An artifact of full size for a GPU.")
+@click.option("--reference", "references", multiple=True, type=FOLDER, help="Its export for --target cpu.")
+@click.option("--full-size-only", is_flag=True, help="Only those artifacts.")
 @click.option("--activations", type=click.Choice(["float16", "float32"]), help="Of the tiny model, only these.")
 @click.option("--quick", is_flag=True, help="A few tokens of everything, to try the script itself.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the page there, too.")
@@ -99,12 +103,16 @@ def main(
     providers: tuple[str, ...],
     adapter: str | None,
     artifacts: tuple[Path, ...],
+    references: tuple[Path, ...],
+    full_size_only: bool,
     activations: str | None,
     quick: bool,
     out: Path | None,
 ) -> None:
     """Run the checks on this machine's GPU and print the table."""
-    plan = Plan(adapter=adapter, **QUICK) if quick else Plan(adapter=adapter)
+    plan = Plan(adapter=adapter, **(QUICK if quick else {}))
+    if full_size_only:
+        plan = dataclasses.replace(plan, tiny=False, variants={})
     try:
         devices = [f"- {provider}: {name_device(provider, adapter)}" for provider in providers]
     except EngineError as error:
@@ -115,7 +123,7 @@ def main(
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for provider in providers:
-            for target, type in EXPORTS[provider]:
+            for target, type in EXPORTS[provider] if plan.tiny else ():
                 if activations in (None, type):
                     artifact = export_tiny(Path(folder) / f"{target}-{type}", target, type)
                     rows += check(
@@ -124,7 +132,12 @@ def main(
             for each in map(open_artifact, artifacts):
                 if each.manifest.engine.get("provider") == provider:
                     texts = held_out_prompts(plan.full_prompts)
-                    rows += check(each, each.folder.name, provider, plan, texts, plan.full_tokens)
+                    same = (
+                        other
+                        for other in map(open_artifact, references)
+                        if other.manifest.source == each.manifest.source
+                    )
+                    rows += check(each, each.folder.name, provider, plan, texts, plan.full_tokens, next(same, each))
     text = "\n".join([*facts(devices), "", HEAD, *(row.markdown() for row in rows), ""])
     text += "\n".join(
         [f"{row.model}, {row.engine}, nodes beside the GPU: {', '.join(row.outside)}" for row in rows if row.outside]
@@ -163,11 +176,21 @@ def export_tiny(folder: Path, target: str, activations: str) -> Artifact:
     )
 
 
-def check(artifact: Artifact, name: str, provider: str, plan: Plan, texts: Sequence[str], tokens: int) -> Iterator[Row]:
-    """Our engine, then the stock one where it has the provider. After each of `texts`, so many tokens."""
+def check(
+    artifact: Artifact,
+    name: str,
+    provider: str,
+    plan: Plan,
+    texts: Sequence[str],
+    tokens: int,
+    reference: Artifact | None = None,
+) -> Iterator[Row]:
+    """Our engine, then the stock one where it has the provider. After each of `texts`, so many tokens. The CPU computes
+    the same artifact, or the reference."""
     tokenizer, manifest = Tokenizer(artifact.folder, artifact.manifest.files), artifact.manifest
     asked: dict[str, Any] = {
-        "folder": str(artifact.folder), "provider": provider, "adapter": plan.adapter,
+        "folder": str(artifact.folder), "reference": str((reference or artifact).folder),
+        "provider": provider, "adapter": plan.adapter,
         "prompts": [tokenizer.encode_prompt(text) for text in texts], "count": tokens,
         "lengths": plan.lengths, "steps": plan.steps,
         "stop": rare_id(artifact), "context_tokens": manifest.context_tokens,

@@ -146,26 +146,19 @@ def format_named(name: str) -> Format:
 
 
 def resolve_context(request: ExportRequest, config: Config, target: Target, format: Format) -> int:
-    """How many tokens the artifact's context has. Raises OptionError for more than the model, or its attention and
-    rotation on the target, can do."""
+    """How many tokens the artifact's context has. Raises OptionError for more than the model, or its attention on the
+    target, can do."""
     longest = config.max_position_embeddings
-    short = config.rope.original_context_tokens if config.rope.switches(longest) and not target.long_rope else longest
     slides = target.windows and format != "gguf"  # llama.cpp reads a Phi-3's window and does not use it
     window = longest if slides else config.sliding_window or longest
     asked = request.context_tokens
-    context = min(default_context(config, target, format), short, window) if asked is None else asked
+    context = min(default_context(config, target, format), window) if asked is None else asked
     if not 1 < context <= longest:
         raise OptionError(f"--context {context}: this model has a context of 2 to {longest} tokens")
     if context > window:
         raise OptionError(
             f"--context {context}: this model's attention slides after {window} tokens, which "
             f"{'llama.cpp' if format == 'gguf' else target.name} cannot do; use {window}"
-        )
-    if context > short:
-        raise OptionError(
-            f"--context {context}: beyond {short} tokens this model's long rope takes its long factors, which target "
-            f"{target.name} cannot do; use {short}, or another target: "
-            + ", ".join(other.name for other in TARGETS.values() if other.long_rope)
         )
     return context
 

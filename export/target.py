@@ -25,7 +25,6 @@ class Target:
     provider: str  # the genai_config's execution provider; "" for the CPU
     activations: tuple[str, ...] = ("float32",)  # of the ONNX graph and its KV cache; the first is the default
     windows: bool = True  # whether the provider's attention can slide; if not, the context stays within the window
-    long_rope: bool = True  # whether it switches to the long factors; if not, the context stays within the short ones
     block_sparse: bool = True  # whether the provider has phi3small's attention
     sparse_blocks: tuple[int, int] | None = None  # the only head_dim and block size that it has; None: all
     max_file_bytes: int | None = None  # how large a file of ONNX weights may be
@@ -120,7 +119,6 @@ TARGETS: Mapping[str, Target] = {
             accuracy_level=0,
             provider="cuda",
             activations=("float16",),  # CUDA's GroupQueryAttention and SparseAttention have no float32
-            long_rope=False,  # on an H100 its logits were others (docs/gpu.md)
             sparse_blocks=(128, 64),
             memory_budgets=(8, 12, 16, 24),
         ),

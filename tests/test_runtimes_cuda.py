@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 
 from ci.variants import make_checkpoint
@@ -139,13 +140,42 @@ def test_a_recorded_step_computes_the_same(tiny_cuda: Path, monkeypatch: pytest.
     engine.close()
 
 
-def test_beyond_the_switch_of_long_rope_is_refused(longrope_checkpoint: Path, tmp_path: Path) -> None:
-    request = ExportRequest(checkpoint=str(longrope_checkpoint), out=tmp_path / "out", target="cuda", scheme="int4-b32")
-    with pytest.raises(
-        OptionError, match=r"beyond 64 tokens this model's long rope takes its long factors, which targ"
+def test_long_rope_switches(longrope_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below, across and beyond the switch at 64 tokens, by recorded steps too: whose mask is as wide as the context."""
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    web, ours = (
+        export_model(
+            ExportRequest(
+                checkpoint=str(longrope_checkpoint), out=tmp_path / target, target=target, scheme="int4-b32",
+                context_tokens=160,
+            )
+        )
+        for target in ("webgpu", "cuda")
+    )  # fmt: skip
+    assert set(ours.manifest.coverage["CPUExecutionProvider"]) == {"Cast", "Gather"}
+    engines = [CudaEngine(load_session(model_file(ours), 1), ours, 0, H100), open_onnx(ours, 1), open_onnx(web, 1)]
+    ids = np.random.default_rng(0).integers(3, 500, 90).tolist()
+    for pieces, long in (
+        ([20, 1, 1], False),
+        ([40, 1, 23, 26], True),
+        ([63, 1, 1, 1], True),
+        ([90], True),
+        ([64], False),
     ):
-        export_model(dataclasses.replace(request, context_tokens=65))
-    assert export_model(request).manifest.context_tokens == 64
+        start = 0
+        for size in pieces:
+            recorded, whole, expected = (each.forward(ids[start : start + size], start, long=long) for each in engines)
+            assert np.array_equal(recorded, whole)
+            assert float(np.abs(whole - expected).max()) < 0.05  # half precision
+            start += size
+
+
+def test_each_node_of_phi_3_small_has_its_own_name_beyond_the_switch(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("phi-3-small-128k", tmp_path / "small")
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", target="cuda", scheme="int4-b32")
+    artifact = export_model(dataclasses.replace(request, context_tokens=8448))
+    names = [node.name for node in onnx.load(model_file(artifact), load_external_data=False).graph.node]
+    assert len(names) == len(set(names)) and "/model/layers.0/attn/SparseAttention" in " ".join(names)
 
 
 def test_after_others_block_sparse_attention_takes_one_token_at_a_time(

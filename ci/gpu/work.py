@@ -83,14 +83,14 @@ def speeds(engine: Engine, prompts: Sequence[int], steps: int, vocab_size: int) 
 
 
 def ours(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Our engine on the provider, then the same artifact on the CPU provider."""
+    """Our engine on the provider, then the CPU provider with the same artifact, or what stands for it there."""
     artifact = open_artifact(Path(asked["folder"]))
     with PeakGpuMemory() as peak:
         engine = open_engine(artifact, asked["provider"], asked["adapter"])
         with contextlib.closing(engine):
             seen = [greedy(engine, ids, asked["count"]) for ids in asked["prompts"]]
             found = speeds(engine, asked["lengths"], asked["steps"], engine.vocab_size)
-    with contextlib.closing(open_onnx(artifact, None)) as plain:
+    with contextlib.closing(open_onnx(open_artifact(Path(asked["reference"])), None)) as plain:
         expected = [greedy(plain, ids, asked["count"]) for ids in asked["prompts"]]
     off, spread, gaps = 0.0, 0.0, []
     for (tokens, logits), (their_tokens, theirs) in zip(seen, expected, strict=True):

@@ -169,7 +169,10 @@ class CudaEngine(DeviceCacheEngine):
             for place, id in enumerate(ids):
                 logits = self.forward_rows([id], start + place, rows, long=long)
             return logits
-        if self._step is None or len(ids) != 1 or start >= self.context_tokens:
+        early = (
+            long and self.switch_tokens is not None and start < self.switch_tokens
+        )  # which a recorded step is not told
+        if self._step is None or len(ids) != 1 or early or start >= self.context_tokens:
             return super().forward_rows(ids, start, rows, long=long)
         return self._step.forward(ids[0], start)
 

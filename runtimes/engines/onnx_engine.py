@@ -4,7 +4,9 @@ The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S] (one for 
 and perhaps seqlens_k and total_sequence_length int32 [1] in the mask's place), past_key_values.N.key/value
 [1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
 the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled. Where there is
-an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] says after which tokens: -rows.
+an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] says after which tokens: -rows. A graph
+with long rope learns of a long sequence's first pieces by zeros at the mask's end or, for CUDA, by the input
+sequence_tokens int64 [1].
 """
 
 from __future__ import annotations
@@ -92,6 +94,8 @@ class OnnxEngine:
         names = {item.name for item in session.get_inputs()}
         self._positions = np.zeros(self.context_tokens, np.int64) if "position_ids" in names else None
         self._lengths = np.zeros(2, np.int32) if "seqlens_k" in names else None
+        optional = {item.name for item in session.get_overridable_initializers()}
+        self._sequence = np.zeros(1, np.int64) if "sequence_tokens" in optional else None
         if self._lengths is not None:
             self._bind_input("seqlens_k", self._lengths[:1], (1,))
             self._bind_input("total_sequence_length", self._lengths[1:], (1,))
@@ -126,6 +130,9 @@ class OnnxEngine:
             # The long factors' rows lie below the short ones'; a call past the switch goes there by itself.
             self._positions[:length] = np.arange(start + early, end + early)
             self._bind_input("position_ids", self._positions, (1, length))
+        elif self._sequence is not None:
+            self._sequence[0] = early + 1 if early else 0
+            self._bind_input("sequence_tokens", self._sequence, (1,))
         elif early:
             # The graph takes the long factors where the mask is wider than the switch; its ones are what is in.
             width = early + 1
