@@ -21,7 +21,7 @@ from devices.leases.lease import Lease, Say
 from devices.measure.bench import Plan, measure
 from devices.measure.cloud import measure_service
 from devices.measure.contender import Contender, name_of, path_of
-from devices.measure.interleave import measure_in_turns
+from devices.measure.interleave import Rounds, measure_in_turns
 from devices.measure.measurement import DeviceFacts, Measurement
 from phi_edge.files import check_writable, write_text
 from phi_edge.progress import steps
@@ -147,7 +147,7 @@ def _bench(cell: Cell, facts: DeviceFacts, driver: Driver, lease: Lease) -> Outc
 
 
 def bench_against(
-    cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: int, say: Say
+    cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: Rounds, say: Say
 ) -> tuple[Measurement, Measurement]:
     """Measure the cell's artifact and `old` in turns, A B B A, and write both; the old one's file is `old_file(cell)`.
 
@@ -155,7 +155,7 @@ def bench_against(
     """
     if cell.artifact is None:
         raise DeviceError(f"--against compares two artifacts, and device {cell.device} is a service; leave it out")
-    device, sessions = lab.device(cell.device), 2 * rounds
+    device, sessions = lab.device(cell.device), 2 * rounds.most
     facts = DeviceFacts(name=cell.device, transport=device.transport)
     with (
         lease_device(lab, cell.device, f"bench {cell.title}", wait_s=wait_s, say=say) as lease,

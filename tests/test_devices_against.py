@@ -53,6 +53,27 @@ def test_two_artifacts_take_turns_and_are_compared(desk: Path) -> None:
     assert judged.exit_code in (0, 1) and "against the baseline, noise floor 5%" in judged.stdout
 
 
+@pytest.mark.parametrize(
+    ("precision", "rounds", "said"),
+    [
+        ("0.5", 4, "4 rounds\n"),
+        ("0.001", 12, "12 rounds; the gap between tokens is not known as precisely as was asked"),
+    ],
+)
+def test_more_rounds_until_the_ratio_is_known(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, precision: str, rounds: int, said: str
+) -> None:
+    """Between steps of 8, and three times --rounds at most."""
+    monkeypatch.setattr("phi_edge.verbs.bench.MOST_TIMES", 3)
+    (desk / "lab.toml").write_text(f"[device.desk]\nagent = {json.dumps(fake_agent(0.0))}\n")
+    result = bench(desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", precision)
+    assert result.exit_code == 0 and said in result.stderr, result.output
+    new, old = read_measurement(desk / "m.json"), read_measurement(desk / "m.against.json")
+    for measurement in (new, old):
+        assert {repetition.session for repetition in measurement.repetitions} == set(range(2 * rounds))
+        assert measurement.workload.repetitions == 2 * rounds and problems(measurement) == []
+
+
 def test_an_artifact_against_itself_gives_the_floor_that_later_verdicts_use(desk: Path) -> None:
     noise = desk / "noise.json"
     for _ in range(2):  # the second run replaces the floors of the first
@@ -77,6 +98,7 @@ def test_an_artifact_against_itself_gives_the_floor_that_later_verdicts_use(desk
     ("words", "said"),
     [
         (["--noise", "n.json"], "--noise is for --against"),
+        (["--precision", "0.02"], "--precision is for --against"),
         (["--against", "nothing"], "nothing"),
         (["--against", "old", "--generate-tokens", "300"], "more than the artifact's context of 256"),
         (["--against", "old", "--noise", "m.toml"], "m.toml: is not JSON"),

@@ -3,9 +3,9 @@
 python -m ci.bench.trials [--trials N] [--slower 0.05] [--keep FOLDER]      prints the table of docs/lab.md
 
 The artifact is the tiny model. The slower one is its copy, and its agent is busy after each token for the known share
-of that token's time (busy_agent.py). Each trial is one `phi-edge bench --against` as a user would call it, with its own
-number of rounds; the verdict is the comparison's, with the noise floor of 1 % that it prints with. Nearly all of a
-trial is the start of its processes, so prompt and answer may be short.
+of that token's time (busy_agent.py). Each trial is one `phi-edge bench --against --precision 0.02` as a user would call
+it, of 16 rounds and up to 96; the verdict is the comparison's, with the noise floor of 1 % that it prints with. Nearly
+all of a trial is the start of its processes, so prompt and answer may be short.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from devices.measure.measurement import read_measurement
 from phi_edge.verbs.bench import TURNS_FLOOR
 
 METRICS = ("itl_p50_s", "decode_tokens_per_s", "prefill_tokens_per_s")
-WORKLOAD = ("--prompt-tokens", "32", "--generate-tokens", "96", "--threads", "1")
+WORKLOAD = ("--prompt-tokens", "32", "--generate-tokens", "96", "--threads", "1", "--precision", "0.02")
 DEVICE = "here"
 
 

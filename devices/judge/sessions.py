@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from devices.measure.intervals import RESAMPLES, SEED
 from devices.measure.measurement import Measurement
-from devices.measure.metrics import Metric
+from devices.measure.metrics import METRICS, Metric
 
 Group = NDArray[np.float64]  # the samples of one repetition
 Session = Sequence[Group]
@@ -61,6 +61,20 @@ class Ratio:
     value: float
     low: float
     high: float
+
+    @property
+    def precision(self) -> float:
+        """How far the truth may be off, as a share, if the value is in the middle of its interval."""
+        return math.sqrt(self.high / self.low) - 1
+
+
+def is_precise(new: Measurement, old: Measurement, precision: float) -> bool:
+    """Whether the median gap between tokens, of two that took turns, is compared to this share. What is not there to be
+    compared needs no more sessions. It looks at the interval's width alone: who looks at its place, and stops when
+    that pleases, finds changes that are none."""
+    metric = METRICS["itl_p50_s"]
+    ratio = ratio_of(sessions_of(metric, new), sessions_of(metric, old), metric.quantile, paired=True)
+    return ratio is None or ratio.precision <= precision
 
 
 def ratio_of(

@@ -5,28 +5,51 @@ from __future__ import annotations
 import dataclasses
 import functools
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from devices.drivers.driver import Driver
 from devices.measure.bench import Plan, Step, assemble, check_context, give_up, repeat
 from devices.measure.contender import Contender, stage
 from devices.measure.measurement import DeviceFacts, Dropped, Measurement, Repetition
 
+LOOK_ROUNDS = 8  # from one look at the figures to the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How often A B B A: `least` times, and then on, `most` at most, until `enough` says so of new and old."""
+
+    least: int
+    most: int
+    enough: Callable[[Measurement, Measurement], bool]
+
 
 def measure_in_turns(
-    new: Contender, old: Contender, device: DeviceFacts, driver: Driver, plan: Plan, rounds: int, step: Step
+    new: Contender, old: Contender, device: DeviceFacts, driver: Driver, plan: Plan, rounds: Rounds, step: Step
 ) -> tuple[Measurement, Measurement]:
-    """`rounds` times A B B A: two sessions of each artifact a round, with the plan's repetitions in each.
+    """Two sessions of each artifact a round, with the plan's repetitions in each.
 
     Raises DeviceError and TransportError; there are no partial measurements.
     """
-    whole = dataclasses.replace(plan, repetitions=2 * rounds * plan.repetitions)
+    whole = dataclasses.replace(plan, repetitions=2 * rounds.most * plan.repetitions)
     for artifact in (new, old):
         check_context(artifact, plan)
         stage(driver, artifact, functools.partial(step, 0))
-    before = driver.conditions()
+    before, pair = driver.conditions(), uuid.uuid4().hex
     made: tuple[list[Repetition], list[Repetition]] = ([], [])
     dropped: list[Dropped] = []
-    for session in range(2 * rounds):
+
+    def measurements() -> tuple[Measurement, Measurement]:
+        conditions = before, driver.conditions()
+        done = dataclasses.replace(plan, repetitions=len(made[0]))
+        one, other = (
+            dataclasses.replace(assemble(artifact, device, done, conditions, own, dropped), pair=pair)
+            for artifact, own in zip((new, old), made, strict=True)
+        )
+        return one, other
+
+    for session in range(2 * rounds.most):
         for which in (0, 1) if session % 2 == 0 else (1, 0):
             own = made[which]
             while len(own) < (session + 1) * plan.repetitions:
@@ -37,13 +60,12 @@ def measure_in_turns(
                 else:
                     dropped.append(repetition)
                     give_up(dropped)
-    conditions, pair = (before, driver.conditions()), uuid.uuid4().hex
-    both = (
-        dataclasses.replace(assemble(artifact, device, whole, conditions, own, dropped), pair=pair)
-        for artifact, own in zip((new, old), made, strict=True)
-    )
-    candidate, baseline = both
-    return candidate, baseline
+        done, half = divmod(session + 1, 2)
+        if not half and done >= rounds.least and (done - rounds.least) % LOOK_ROUNDS == 0:
+            found = measurements()
+            if rounds.enough(*found):
+                return found
+    return measurements()
 
 
 def _count_from(step: Step, first: int, done: int, doing: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,10 @@ from runtimes.terminal import one_line
 if TYPE_CHECKING:
     from devices.lab import Lab
     from devices.measure.contender import Contender
+    from devices.measure.interleave import Rounds
     from phi_edge.benching import Cell, Outcome
 
+MOST_TIMES = 6  # --rounds, for --precision
 TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
 
 
@@ -39,7 +42,7 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
     ],
     groups={
         "Where": ("names", "lab", "wait_s", "threads"),
-        "Comparing": ("against", "rounds", "noise"),
+        "Comparing": ("against", "rounds", "precision", "noise"),
         "What is measured": ("prompts", "generate_tokens", "reps", "warmup", "deadline_s", "ready_s"),
     },
 )
@@ -70,6 +73,9 @@ TURNS_FLOOR = 0.01  # with --against: a change by less is nobody's concern
               help="Measure in turns with this artifact, A B B A, and compare.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(2, 100), metavar="N", default=16,
               help="With --against: how often A B B A, each letter a session of --reps.")  # fmt: skip
+@click.option("--precision", type=click.FloatRange(0.001, 0.5), metavar="SHARE", show_default="not looked at",
+              help="With --against: go on, up to six times as many rounds, until the ratio of the median gap between "
+              "tokens is known to this share, such as 0.02.")  # fmt: skip
 @click.option("--noise", type=FILE, metavar="FILE", show_default="none",
               help="With --against: floors of what is noise. Against itself, it is written.")  # fmt: skip
 @click.option("--out", type=FILE, metavar="FILE", show_default="a file in --out-dir",
@@ -90,6 +96,7 @@ def bench_command(
     ready_s: float | None,
     against: Path | None,
     rounds: int,
+    precision: float | None,
     noise: Path | None,
     out: Path | None,
     out_dir: Path | None,
@@ -126,8 +133,9 @@ def bench_command(
         )
     if against is not None and out is None:
         raise DeviceError("--against compares one artifact on one device: give --out FILE")
-    if noise is not None and against is None:
-        raise DeviceError("--noise is for --against: give the artifact to compare with, too")
+    for option, given in (("--noise", noise), ("--precision", precision)):
+        if given is not None and against is None:
+            raise DeviceError(f"{option} is for --against: give the artifact to compare with, too")
     plans = {
         name: Plan(
             generate_tokens=generate_tokens,
@@ -147,7 +155,7 @@ def bench_command(
         plan = dataclasses.replace(plans[name], prompt_tokens=tokens)
         cells = [Cell(artifact=artifact, device=name, plan=plan, out=out)]
         if against is not None:
-            show_turns(cells[0], open_contender(against), the_lab, wait_s, rounds, noise)
+            show_turns(cells[0], open_contender(against), the_lab, wait_s, how_many(rounds, precision), noise)
             return
     else:
         assert out_dir is not None
@@ -191,7 +199,17 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
         raise DeviceError(f"{len(missing)} of {count} were not measured; the lines above say why")
 
 
-def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: int, noise: Path | None) -> None:
+def how_many(rounds: int, precision: float | None) -> Rounds:
+    """The rounds to be made, and whether to go on until the comparison is precise."""
+    from devices.judge.sessions import is_precise
+    from devices.measure.interleave import Rounds
+
+    if precision is None:
+        return Rounds(least=rounds, most=rounds, enough=lambda new, old: True)
+    return Rounds(least=rounds, most=MOST_TIMES * rounds, enough=functools.partial(is_precise, precision=precision))
+
+
+def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: Rounds, noise: Path | None) -> None:
     """Measure in turns with `old`, and print what differs; of an artifact against itself, what is noise."""
     from devices.judge.compare import compare
     from devices.judge.noise import floors_of, read_floors, with_new
@@ -202,6 +220,12 @@ def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: int,
         check_writable(out)
     floors = read_floors(noise) if noise is not None and noise.exists() else None
     new, baseline = bench_against(cell, old, lab, wait_s, rounds, lambda what: echo(what, err=True))
+    if rounds.least < rounds.most:
+        made = f"{len({repetition.session for repetition in new.repetitions}) // 2} rounds"
+        short = (
+            "; the gap between tokens is not known as precisely as was asked: take a quieter device or more --rounds"
+        )
+        echo(made + ("" if rounds.enough(new, baseline) else short), err=True)
     itself = new.artifact.digest == baseline.artifact.digest
     known = floors.of(cell.device) if floors is not None and not itself else {}
     echo(to_text([], compare(new, baseline, 0.0 if itself else TURNS_FLOOR, known)), nl=False)
