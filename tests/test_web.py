@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from playwright.sync_api import Page, Playwright, expect, sync_playwright
 
 from ci.gpu.questions import twenty_questions
 from devices.measure.measurement import read_measurement
-from fakes.browser import browser_context, served_folder, software_browser
+from devices.transports.adb.devices import Client
+from fakes.adbd import FakeAdbd
+from fakes.browser import browser_context, listening_browser, served_folder, software_browser
+from fakes.lab_file import lab_file
 from phi_edge.main import main
 from runtimes import DoneEvent, GenerateRequest, TokenEvent, open_runtime
 from runtimes.text.tokenizer import Tokenizer
@@ -251,6 +256,52 @@ def test_bench_measures_a_browser(tiny_web_float: Path, tmp_path: Path) -> None:
     measurement = read_measurement(out)
     assert measurement.accelerator == "google swiftshader (software), float32"
     assert [len(each.run.token_at_s) for each in measurement.repetitions] == [4]
+
+
+@pytest.mark.emulated
+def test_a_phone_s_browser_is_driven_through_adb(
+    phone: FakeAdbd, adb: Client, tiny_web_float: Path, tmp_path: Path
+) -> None:
+    """The phone is a fake, whose Chrome is this machine's Chromium; the adb client and its forwards are real."""
+    row = {"transport": "browser", "serial": f"127.0.0.1:{phone.port}", "server": adb.server}
+    lab = tmp_path / "lab.toml"
+    lab.write_text(lab_file("phone", row))
+    runner, where = CliRunner(), ["--device", "phone", "--lab", str(lab)]
+    out = tmp_path / "measured.json"
+    workload = ["--prompt-tokens", "8", "--generate-tokens", "4", "--reps", "1", "--warmup", "0"]
+    with listening_browser(tmp_path / "profile") as port:
+        phone.phone.devtools_port = port
+        done = runner.invoke(main, ["bench", str(tiny_web_float), *where, "--out", str(out), *workload])
+        assert done.exit_code == 0, done.output
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
+            assert [each["url"] for each in json.load(answer) if each["type"] == "page"] == ["about:blank"]
+    measurement = read_measurement(out)
+    assert measurement.accelerator == "google swiftshader (software), float32"
+    assert measurement.before.cpu_model == "Fake Phone 1 FK1000"
+    command = ["adb", "-P", str(adb.server).rpartition(":")[2], "forward", "--list"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip() == ""
+    done = runner.invoke(main, ["doctor", "phone", "--lab", str(lab)])
+    assert "com.android.chrome" in done.output, done.output
+    (phone.phone.folder / "bin/am").write_text(
+        "#!/bin/sh\necho 'Error: Activity not started, unable to resolve Intent'\n"
+    )
+    done = runner.invoke(main, ["run", str(tiny_web_float), "Hi", *where])
+    assert done.exit_code == 2 and "did not start Chrome: Error: Activity not started" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"serial": "P1", "software": True}, "software is for a browser of this machine, and serial names a phone's"),
+        ({"server": "127.0.0.1:5037"}, "adb and server are a phone's; give its serial, too"),
+        ({"serial": "P1", "server": "far:5037"}, "through an adb server of this machine only"),
+    ],
+)
+def test_rows_that_contradict_themselves(tiny_onnx: Path, tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    lab = tmp_path / "lab.toml"
+    lab.write_text(lab_file("phone", {"transport": "browser"} | row))
+    done = CliRunner().invoke(main, ["run", str(tiny_onnx), "Hi", "--device", "phone", "--lab", str(lab)])
+    assert done.exit_code == 2 and message in done.output, done.output
 
 
 def test_what_a_browser_cannot_run_is_refused(tiny_onnx: Path, tiny_web_half: Path, tmp_path: Path) -> None:

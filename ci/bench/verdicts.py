@@ -20,6 +20,8 @@ from scipy.stats import mannwhitneyu, ttest_ind
 
 from devices.judge.compare import decide
 from devices.judge.sessions import log_ratios
+from devices.measure.interleave import LOOK_ROUNDS
+from phi_edge.verbs.bench import MOST_TIMES
 
 Times = NDArray[np.float64]  # trial, session, repetition
 Called = NDArray[np.bool_]  # a change, in each trial
@@ -64,7 +66,9 @@ class Design:
 
 A_B_B_A = [0, 1, 1, 0]
 SESSIONS_OF_FIVE = Design(A_B_B_A * 4, 5)
-OF_ONE = {rounds: Design(A_B_B_A * rounds, 1) for rounds in (16, 32)}  # as bench --against does it; 16 is its default
+ROUNDS, MOST_ROUNDS = 16, 16 * MOST_TIMES  # of bench --against, and of its --precision
+PRECISION = 0.02
+OF_ONE = Design(A_B_B_A * MOST_ROUNDS, 1)
 APART = Design([0] * 8 + [1] * 8, 5, in_turns=False)  # as most do it: first all of the old one, then all of the new one
 
 
@@ -104,16 +108,20 @@ def by_rank(new: Times, old: Times) -> Called:
 
 def by_sessions(new: Times, old: Times, *, paired: bool = True) -> Called:
     """Ours: the session is the unit, in pairs where they took turns; the whole interval beyond a noise floor of 1 %."""
+    called, _ = _judge(new, old, paired=paired)
+    return called
+
+
+def _judge(new: Times, old: Times, *, paired: bool = True) -> tuple[Called, Times]:
+    """Whether ours calls a change, and how precisely each ratio is known."""
     above, below = (np.log(np.median(times, axis=2)) for times in (new, old))
-    called = []
+    ends = []
     for first in range(0, len(new), AT_ONCE):
         rows = slice(first, first + AT_ONCE)
-        _, lows, highs = np.exp(log_ratios(above[rows], below[rows], paired=paired))
-        called += [
-            decide(low, high, "lower", FLOOR) in ("regression", "improvement")
-            for low, high in zip(lows, highs, strict=True)
-        ]
-    return np.array(called)
+        ends.append(np.exp(log_ratios(above[rows], below[rows], paired=paired)[1:]))
+    low, high = np.concatenate(ends, axis=1)
+    called = [decide(*each, "lower", FLOOR) in ("regression", "improvement") for each in zip(low, high, strict=True)]
+    return np.array(called), np.sqrt(high / low) - 1
 
 
 METHODS = ("threshold 5 %", "Welch's t", "Mann-Whitney", "sessions (ours)")
@@ -127,13 +135,29 @@ def rates(device: Device, slower: float, design: Design, trials: int, seed: int)
     return {name: float(each.mean()) for name, each in zip(METHODS, called, strict=True)}
 
 
-def rates_of_one(device: Device, slower: float, trials: int, seed: int) -> dict[str, float]:
-    """How often ours does with sessions of one repetition, by the number of rounds."""
-    found = {}
-    for rounds, design in OF_ONE.items():
-        new, old = simulate(device, slower, design, trials, np.random.default_rng(seed))
-        found[f"ours, {rounds} rounds of one"] = float(by_sessions(new, old).mean())
-    return found
+@dataclass(frozen=True)
+class OfOne:
+    """Sessions of one repetition, as bench --against has them by default: the shares that ours calls a change."""
+
+    plain: float
+    precise: float  # with --precision
+    rounds: float  # that --precision took, in the mean
+
+
+def rates_of_one(device: Device, slower: float, trials: int, seed: int) -> OfOne:
+    """Looked at as bench does."""
+    new, old = simulate(device, slower, OF_ONE, trials, np.random.default_rng(seed))
+    called, rounds = np.zeros(trials, bool), np.full(trials, MOST_ROUNDS)
+    plain, going = 0.0, np.arange(trials)
+    for done in range(ROUNDS, MOST_ROUNDS + 1, LOOK_ROUNDS):
+        sessions = slice(0, 2 * done)
+        called[going], precision = _judge(new[going, sessions], old[going, sessions])
+        plain = plain if done > ROUNDS else float(called.mean())
+        rounds[going] = done
+        going = going[precision > PRECISION]
+        if not len(going):
+            break
+    return OfOne(plain, float(called.mean()), float(rounds.mean()))
 
 
 def _flat(times: Times) -> Times:
@@ -145,13 +169,16 @@ def table(design: Design, slowdowns: Sequence[float], trials: int) -> str:
     lines: list[str] = []
     for number, (name, slower) in enumerate(itertools.product(DEVICES, slowdowns)):
         found = rates(DEVICES[name], slower, design, trials, seed=number)
+        took = {}
         if design.in_turns:
-            found |= rates_of_one(DEVICES[name], slower, trials, seed=number)
+            of_one = rates_of_one(DEVICES[name], slower, trials, seed=number)
+            found |= {f"ours, {ROUNDS} rounds of one": of_one.plain, f"ours, --precision {PRECISION}": of_one.precise}
+            took = {"its rounds": f"{of_one.rounds:.0f}"}
         if not lines:
-            lines = [f"| device |  | {' | '.join(found)} |", "|---|---|" + "---:|" * len(found)]
-        wrong = [share if slower == 0 else 1 - share for share in found.values()]
+            lines = [f"| device |  | {' | '.join([*found, *took])} |", "|---|---|" + "---:|" * len(found | took)]
+        wrong = [f"{share if slower == 0 else 1 - share:.1%}" for share in found.values()]
         kind = "false alarms, A/A" if slower == 0 else f"missed, {slower:.0%} slower"
-        lines.append(f"| {name if slower == 0 else ''} | {kind} | {' | '.join(f'{each:.1%}' for each in wrong)} |")
+        lines.append(f"| {name if slower == 0 else ''} | {kind} | {' | '.join([*wrong, *took.values()])} |")
     return "\n".join(lines)
 
 

@@ -51,7 +51,12 @@ class AdbDevice(Device):
 
     def key(self) -> str:
         """See Device.key."""
-        return f"adb:{self.server or ''}:{self.serial or ''}"
+        return phone_key(self.server, self.serial)
+
+
+def phone_key(server: str | None, serial: str | None) -> str:
+    """See Device.key: one phone, whatever on it is used."""
+    return f"adb:{server or ''}:{serial or ''}"
 
 
 class AdbDriver:

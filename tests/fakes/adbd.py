@@ -54,6 +54,15 @@ class Stream:
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
 
+    def read_some(self) -> bytes:
+        """What has come, one byte at least; nothing at the stream's end."""
+        try:
+            first = self.read(1)
+        except Gone:
+            return b""
+        rest, self._buffer = self._buffer, b""
+        return first + rest
+
     def write(self, data: bytes) -> None:
         """All of it. Raises Gone."""
         with self._writing:

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import http.server
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,20 @@ def software_browser(folder: Path) -> Path:
     lab = folder / "lab.toml"
     lab.write_text(lab_file("browser", {"transport": "browser", "program": chromium(), "software": True}))
     return lab
+
+
+@contextlib.contextmanager
+def listening_browser(profile: Path) -> Iterator[int]:
+    """A browser that others drive, as a phone's Chrome is. -> the port of its DevTools."""
+    options = ["--headless=new", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={profile}", *SOFTWARE]
+    with subprocess.Popen([chromium(), *options, "about:blank"], stderr=subprocess.DEVNULL) as browser:
+        until_s = time.monotonic() + 60
+        told = profile / "DevToolsActivePort"
+        while not (told.exists() and told.read_text().strip()):
+            assert time.monotonic() < until_s and browser.poll() is None, "Chromium does not listen"
+            time.sleep(0.1)
+        yield int(told.read_text().splitlines()[0])
+        browser.terminate()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -85,6 +86,8 @@ class Wire(Protocol):
 
     def read(self, size: int) -> bytes: ...
 
+    def read_some(self) -> bytes: ...
+
     def write(self, data: bytes) -> None: ...
 
 
@@ -103,6 +106,7 @@ class FakePhone:
         self.folder = folder.resolve()
         self.name = name
         self.free_bytes = free_bytes
+        self.devtools_port: int | None = None  # of a Chromium on this machine that acts its Chrome
         self._processes: set[subprocess.Popen[bytes]] = set()
         self.boot()
         tools = self.folder / "bin"
@@ -113,6 +117,9 @@ class FakePhone:
         cases = "\n".join(f"  {key}) printf %s {shlex.quote(text)};;" for key, text in told.items())
         _tool(tools / "dumpsys", f'#!/bin/sh\ncase "$1" in\n{cases}\n  *) echo "Can\'t find service: $1";;\nesac\n')
         _tool(tools / "cat", CAT)
+        _tool(tools / "am", "#!/bin/sh\necho Starting: Intent\n")
+        _tool(tools / "pm", "#!/bin/sh\necho package:/data/app/base.apk\n")
+        _tool(tools / "input", "#!/bin/sh\n")
 
     def boot(self) -> None:
         """A new boot id."""
@@ -137,7 +144,24 @@ class FakePhone:
             return lambda wire: self._shell(wire, rest)
         if name == b"sync":
             return self._sync
+        if name == b"reverse":  # it is on this machine, whose ports are its own
+            return lambda wire: wire.write(b"OKAY")
+        if (name, rest) == (b"localabstract", b"chrome_devtools_remote") and self.devtools_port is not None:
+            return self._devtools
         return None
+
+    def _devtools(self, wire: Wire) -> None:
+        """To the Chromium that acts the phone's Chrome, and back."""
+        with socket.create_connection(("127.0.0.1", self.devtools_port or 0)) as browser:
+
+            def back() -> None:
+                with contextlib.suppress(Gone, OSError):
+                    while data := browser.recv(65536):
+                        wire.write(data)
+
+            threading.Thread(target=back, daemon=True).start()
+            while data := wire.read_some():
+                browser.sendall(data)
 
     def _shell(self, wire: Wire, command: bytes) -> None:
         path = f"{self.folder}/bin:/usr/local/bin:/usr/bin:/bin"

@@ -1,8 +1,8 @@
-"""`python -m devices.transports.browser ARTIFACT`: an agent whose model runs in a browser of this machine.
+"""`python -m devices.transports.browser ARTIFACT`: an agent whose model runs in a browser, here or on a phone.
 
 It serves the web bundle's page files and the artifact on a free port of 127.0.0.1, opens agent.html in a Chromium that
 Playwright drives, and passes the lines of the agent protocol on between stdin, stdout and the page. The browser's
-profile is new each time, and removed at the end.
+profile is new each time, and removed at the end; in a phone's, which is its owner's, what the page has kept is removed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import json
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from playwright.async_api import ConsoleMessage, Error, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, Playwright, async_playwright
 
+from devices.transports.adb.devices import LOCAL_CLIENT, Client
+from devices.transports.browser.phone import phone_chrome
 from runtimes.bundle.write import write_site
-from runtimes.errors import RequestError
+from runtimes.errors import RequestError, TransportError
 
 HERE = Path(__file__).parent
+START_S = 30.0  # for a phone's Chrome
 
 
 class SiteHandler(http.server.SimpleHTTPRequestHandler):
@@ -50,25 +54,61 @@ def serve_site(artifact: Path, libraries: Path | None) -> Iterator[str]:
             server.shutdown()
 
 
-async def talk(address: str, program: str, options: list[str], *, headless: bool, silence_s: float | None) -> int:
-    """Open the page and pass lines on until stdin ends. -> the exit code."""
-    ended = asyncio.Event()
+@contextlib.asynccontextmanager
+async def own_browser(program: str, options: list[str], *, headless: bool) -> AsyncIterator[Page]:
+    """A page in a browser that is started for it."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=options, headless=headless)
-        page = await browser.new_page()
+        yield await browser.new_page()
+        await browser.close()
+
+
+@contextlib.asynccontextmanager
+async def phone_browser(site: str, serial: str, client: Client) -> AsyncIterator[Page]:
+    """A page in a phone's Chrome, beside its owner's."""
+    with phone_chrome(site, serial, client) as devtools:
+        async with async_playwright() as playwright:
+            browser = await _connect(playwright, devtools)
+            page = await browser.contexts[0].new_page()
+            try:
+                yield page
+            finally:
+                with contextlib.suppress(Error):  # where the phone or its Chrome has gone
+                    session = await page.context.new_cdp_session(page)
+                    await session.send("Storage.clearDataForOrigin", {"origin": site, "storageTypes": "all"})
+                    await page.close()
+
+
+async def _connect(playwright: Playwright, devtools: str) -> Browser:
+    """As soon as the phone's Chrome answers. Raises Error."""
+    until_s = time.monotonic() + START_S
+    while True:
+        try:
+            return await playwright.chromium.connect_over_cdp(devtools)
+        except Error:
+            if time.monotonic() > until_s:
+                raise
+            await asyncio.sleep(0.5)
+
+
+async def talk(site: str, opening: contextlib.AbstractAsyncContextManager[Page], *, silence_s: float | None) -> int:
+    """Open the page and pass lines on until stdin ends. -> the exit code."""
+    ended = asyncio.Event()
+    async with opening as page:
+        browser = page.context.browser
+        assert browser is not None
         page.on("console", _log)
         page.on("crash", lambda _: ended.set())
+        page.on("close", lambda _: ended.set())
         browser.on("disconnected", lambda _: ended.set())
         await page.expose_binding("phiEdgeWrite", lambda _, line: _write(line))
-        await page.goto(f"{address}/agent.html", wait_until="commit")
+        await page.goto(f"{site}/agent.html", wait_until="commit")
         await page.wait_for_function("Boolean(globalThis.phiEdgeRead)")
         reading = asyncio.create_task(_read(page, silence_s))
         await asyncio.wait([reading, asyncio.create_task(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
             raise RequestError("the browser has ended")
-        code = await reading
-        await browser.close()
-    return code
+        return await reading
 
 
 async def _read(page: Page, silence_s: float | None) -> int:
@@ -104,18 +144,24 @@ def main() -> int:
     """See the module; -> the exit code."""
     parser = argparse.ArgumentParser(prog="devices.transports.browser", allow_abbrev=False)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--program", required=True)
+    parser.add_argument("--program")
     parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--window", action="store_true")
+    parser.add_argument("--serial")  # of a phone
+    parser.add_argument("--adb", default=LOCAL_CLIENT.program)
+    parser.add_argument("--server")
     parser.add_argument("--libraries", type=Path)
     parser.add_argument("--silence-s", type=float)
     parser.add_argument("--cold", action="store_true")  # it is: the profile is new
     asked = parser.parse_args()
     try:
-        with serve_site(asked.artifact, asked.libraries) as address:
-            speaking = talk(address, asked.program, asked.option, headless=not asked.window, silence_s=asked.silence_s)
-            return asyncio.run(speaking)
-    except (Error, RequestError) as error:
+        with serve_site(asked.artifact, asked.libraries) as site:
+            if asked.serial is None:
+                opening = own_browser(asked.program, asked.option, headless=not asked.window)
+            else:
+                opening = phone_browser(site, asked.serial, Client(asked.adb, asked.server))
+            return asyncio.run(talk(site, opening, silence_s=asked.silence_s))
+    except (Error, RequestError, TransportError) as error:
         message = " ".join(str(error).split())
         _write(json.dumps({"event": "error", "request": None, "code": "engine", "message": message, "fatal": True}))
         return 2
