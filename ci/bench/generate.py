@@ -46,7 +46,8 @@ READ_BYTES, READS = 1 << 28, 8  # larger than every cache; the fastest reading c
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--gguf", type=FILE, help="The same model for llama.cpp.")
 @click.option("--llama-python", default=sys.executable, help="A Python that has llama-cpp-python.")
-@click.option("--engine", "engines", multiple=True, type=click.Choice(get_args(Engine)), default=get_args(Engine))
+@click.option("--engine", "engines", multiple=True, type=click.Choice(get_args(Engine)), default=get_args(Engine),
+              help="Only this one; give it again for each further one.")  # fmt: skip
 @click.option("--prompt-tokens", "prompts", multiple=True, type=int, default=(128, 1024, 3584), show_default=True)
 @click.option("--generate-tokens", default=33, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
@@ -68,6 +69,8 @@ def main(
     A contender that fails is left out from there on, and the exit code is 1.
     """
     chosen = [each for each in contenders(folders, gguf, llama_python) if each.engine in engines]
+    if not chosen:
+        raise click.ClickException(f"--engine {' '.join(engines)}: none of what was given runs there")
     runs: list[Run] = []
     failed: dict[str, str] = {}
     bandwidth: list[float] = []

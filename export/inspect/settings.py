@@ -68,7 +68,7 @@ def agreement(model: Foreign) -> Iterator[Finding]:
     longest, context = model.part("search").get("max_length"), model.context_tokens()
     if is_size(longest) and context is not None and longest > context:
         seen = f"{GENAI} has search.max_length {longest}"
-        should = f"model.context_length is {context}, and the runtime refuses more"
+        should = f"the model's context has {context} tokens, and the runtime refuses more"
         yield Finding("wrong", "settings", seen, should, f"write at most {context} there")
 
 

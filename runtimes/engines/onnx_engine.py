@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import ADAPTER_SUFFIX, Artifact, Model
 from runtimes.engines.adapter_file import empty_values, read_values
 from runtimes.engines.engine import adapter_names
-from runtimes.engines.side_by_side import SideBySide, open_side_by_side
+from runtimes.engines.side_by_side import CPU, SideBySide, open_side_by_side
 from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
 from runtimes.system.pages import fresh_pages, grants
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _CACHE_TYPES = _ELEMENT_TYPES | {"tensor(int8)": "int8"}
-_CPU = ("cpu", 0)
 _ON_CPU = ("CPUExecutionProvider",)
 _MOST_ROWS = 16  # of token_logits: a buffer of a few MB
 
@@ -207,10 +206,10 @@ class OnnxEngine:
         self._bind_output(name, self._logits, (1, rows, self.vocab_size))
 
     def _bind_input(self, name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
-        self._binding.bind_input(name, *_CPU, buffer.dtype, shape, buffer.ctypes.data)
+        self._binding.bind_input(name, *CPU, buffer.dtype, shape, buffer.ctypes.data)
 
     def _bind_output(self, name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
-        self._binding.bind_output(name, *_CPU, buffer.dtype, shape, buffer.ctypes.data)
+        self._binding.bind_output(name, *CPU, buffer.dtype, shape, buffer.ctypes.data)
 
 
 def _make_cache(shape: tuple[int, ...], dtype: npt.DTypeLike, count: int) -> list[npt.NDArray[Any]]:

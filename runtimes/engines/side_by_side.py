@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from runtimes.engines.engine import Logits
 
-_CPU = ("cpu", 0)
+CPU = ("cpu", 0)  # the place of a buffer that is bound
 TRIED_TOKENS = 5  # whose logits alone and together are compared
 
 
@@ -81,7 +81,7 @@ class SideBySide:
         self._ids[:count, 0] = ids
         mask = np.ones((count, end), np.int64)
         mask[:, start:] = np.tri(count, dtype=np.int64)
-        self.binding.bind_input("attention_mask", *_CPU, mask.dtype, mask.shape, mask.ctypes.data)
+        self.binding.bind_input("attention_mask", *CPU, mask.dtype, mask.shape, mask.ctypes.data)
         try:
             self._session.run_with_iobinding(self.binding)
         except Exception as error:  # the library's errors have no common class
@@ -92,13 +92,13 @@ class SideBySide:
         self._tokens = count
         for name, cache, mirrored in zip(self._names, self.caches, self._mirrored, strict=True):
             shape = (count, *cache.shape[1:])
-            self.binding.bind_input(f"past_key_values.{name}", *_CPU, cache.dtype, shape, mirrored.address)
-            self.binding.bind_output(f"present.{name}", *_CPU, cache.dtype, shape, mirrored.address)
-        self.binding.bind_input("input_ids", *_CPU, self._ids.dtype, (count, 1), self._ids.ctypes.data)
+            self.binding.bind_input(f"past_key_values.{name}", *CPU, cache.dtype, shape, mirrored.address)
+            self.binding.bind_output(f"present.{name}", *CPU, cache.dtype, shape, mirrored.address)
+        self.binding.bind_input("input_ids", *CPU, self._ids.dtype, (count, 1), self._ids.ctypes.data)
         last = self._last_row
-        self.binding.bind_input("token_logits_from", *_CPU, last.dtype, last.shape, last.ctypes.data)
+        self.binding.bind_input("token_logits_from", *CPU, last.dtype, last.shape, last.ctypes.data)
         shape = (count, 1, self._logits.shape[1])
-        self.binding.bind_output("token_logits", *_CPU, self._logits.dtype, shape, self._logits.ctypes.data)
+        self.binding.bind_output("token_logits", *CPU, self._logits.dtype, shape, self._logits.ctypes.data)
 
 
 def whole_pages(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
