@@ -53,7 +53,7 @@ ACCELERATORS = {"cuda": "CUDAExecutionProvider", "webgpu": "WebGpuExecutionProvi
 # provider -> the small variants that it has operators for, and their contexts: past the window, past long rope's switch
 # where the provider has it, past the blocks up to which Phi-3-small is dense.
 VARIANTS: Mapping[str, Mapping[str, int]] = {
-    "cuda": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048},
+    "cuda": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048, "phi-3-small-128k": 8448},
     "webgpu": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352},
     "cpu": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048},
 }
@@ -110,6 +110,17 @@ def main(
     out: Path | None,
 ) -> None:
     """Run the checks on this machine's GPU and print the table."""
+    opened, others = ([open_artifact(folder) for folder in folders] for folders in (artifacts, references))
+    for each in opened:
+        if each.manifest.engine.get("provider") not in providers:
+            raise click.UsageError(
+                f"{each.folder}: is for {each.manifest.target}; give --provider, too, or leave it out"
+            )
+    for other in others:
+        if not any(stand_in(each, [other]) for each in opened):
+            raise click.UsageError(f"{other.folder}: no --artifact is of the same checkpoint and scheme")
+    if full_size_only and not opened:
+        raise click.UsageError("--full-size-only: give --artifact")
     plan = Plan(adapter=adapter, **(QUICK if quick else {}))
     if full_size_only:
         plan = dataclasses.replace(plan, tiny=False, variants={})
@@ -129,15 +140,12 @@ def main(
                     rows += check(
                         artifact, f"tiny, {type}", provider, plan, held_out_prompts(plan.prompts), plan.tokens
                     )
-            for each in map(open_artifact, artifacts):
-                if each.manifest.engine.get("provider") == provider:
+            for each in opened:
+                if each.manifest.engine["provider"] == provider:
                     texts = held_out_prompts(plan.full_prompts)
-                    same = (
-                        other
-                        for other in map(open_artifact, references)
-                        if other.manifest.source == each.manifest.source
+                    rows += check(
+                        each, each.folder.name, provider, plan, texts, plan.full_tokens, stand_in(each, others)
                     )
-                    rows += check(each, each.folder.name, provider, plan, texts, plan.full_tokens, next(same, each))
     text = "\n".join([*facts(devices), "", HEAD, *(row.markdown() for row in rows), ""])
     text += "\n".join(
         [f"{row.model}, {row.engine}, nodes beside the GPU: {', '.join(row.outside)}" for row in rows if row.outside]
@@ -149,6 +157,12 @@ def main(
         out.write_text(text + "\n", encoding="utf-8")
     wrong = any(row.wrong for row in rows) or any(each.error or each.failures for each in variants)
     raise SystemExit(int(wrong))
+
+
+def stand_in(artifact: Artifact, references: Sequence[Artifact]) -> Artifact | None:
+    """The one with the same weights."""
+    wanted = artifact.manifest.source, artifact.manifest.scheme.name
+    return next((each for each in references if (each.manifest.source, each.manifest.scheme.name) == wanted), None)
 
 
 def name_device(provider: str, adapter: str | None) -> str:

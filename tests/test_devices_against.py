@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def test_two_artifacts_take_turns_and_are_compared(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "rounds", "said"),
     [
-        ("0.5", 4, "4 rounds\n"),
-        ("0.001", 12, "12 rounds; the gap between tokens is not known as precisely as was asked"),
+        ("0.5", 4, "4 rounds: the ratio of the gap is known to "),
+        ("0.001", 12, "; for more, take a quieter device or more --rounds"),
     ],
 )
 def test_more_rounds_until_the_ratio_is_known(
@@ -65,13 +66,30 @@ def test_more_rounds_until_the_ratio_is_known(
 ) -> None:
     """Between steps of 8, and three times --rounds at most."""
     monkeypatch.setattr("phi_edge.verbs.bench.MOST_TIMES", 3)
-    (desk / "lab.toml").write_text(f"[device.desk]\nagent = {json.dumps(fake_agent(0.0))}\n")
     result = bench(desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", precision)
     assert result.exit_code == 0 and said in result.stderr, result.output
     new, old = read_measurement(desk / "m.json"), read_measurement(desk / "m.against.json")
     for measurement in (new, old):
         assert {repetition.session for repetition in measurement.repetitions} == set(range(2 * rounds))
         assert measurement.workload.repetitions == 2 * rounds and problems(measurement) == []
+
+
+def test_where_there_is_no_gap_no_more_rounds_are_made(desk: Path) -> None:
+    result = bench(
+        desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", "0.5", "--generate-tokens", "1"
+    )
+    assert result.exit_code == 0 and "4 rounds: no gap between tokens was measured\n" in result.stderr, result.output
+
+
+def test_what_was_looked_at_is_kept_when_the_device_goes_away(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After twelve rounds of at most 24, an agent that does not start."""
+    agent = desk / "agent.sh"
+    command = shlex.join(fake_agent(0.002))
+    agent.write_text(f'echo x >> {desk}/starts; [ "$(wc -l < {desk}/starts)" -le 52 ] || exit 1; exec {command} "$@"\n')
+    (desk / "lab.toml").write_text(f"[device.desk]\nagent = {json.dumps(['sh', str(agent)])}\n")
+    result = bench(desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", "0.001")
+    assert result.exit_code == 0 and "the comparison ends at 12 rounds: " in result.stderr, result.output
+    assert len(read_measurement(desk / "m.json").repetitions) == 24
 
 
 def test_an_artifact_against_itself_gives_the_floor_that_later_verdicts_use(desk: Path) -> None:

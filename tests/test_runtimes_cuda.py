@@ -154,7 +154,10 @@ def test_long_rope_switches(longrope_checkpoint: Path, tmp_path: Path, monkeypat
     )  # fmt: skip
     assert set(ours.manifest.coverage["CPUExecutionProvider"]) == {"Cast", "Gather"}
     engines = [CudaEngine(load_session(model_file(ours), 1), ours, 0, H100), open_onnx(ours, 1), open_onnx(web, 1)]
+    assert isinstance(engines[0], CudaEngine) and engines[0]._step is not None
     ids = np.random.default_rng(0).integers(3, 500, 90).tolist()
+    short, long_factors = (engines[1].forward(ids[:20], 0, long=long).copy() for long in (False, True))
+    assert float(np.abs(short - long_factors).max()) > 0.2
     for pieces, long in (
         ([20, 1, 1], False),
         ([40, 1, 23, 26], True),

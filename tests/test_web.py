@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from playwright.sync_api import Page, Playwright, expect, sync_playwright
 from ci.gpu.questions import twenty_questions
 from devices.measure.measurement import read_measurement
 from devices.transports.adb.devices import Client
+from devices.transports.browser.devtools import devtools_page
 from fakes.adbd import FakeAdbd
 from fakes.browser import browser_context, listening_browser, served_folder, software_browser
 from fakes.lab_file import lab_file
@@ -263,21 +267,32 @@ def test_a_phone_s_browser_is_driven_through_adb(
     phone: FakeAdbd, adb: Client, tiny_web_float: Path, tmp_path: Path
 ) -> None:
     """The phone is a fake, whose Chrome is this machine's Chromium; the adb client and its forwards are real."""
-    row = {"transport": "browser", "serial": f"127.0.0.1:{phone.port}", "server": adb.server}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        site = f"http://127.0.0.1:{free.getsockname()[1]}"
+    address: dict[str, Any] = {
+        "serial": f"127.0.0.1:{phone.port}",
+        "server": adb.server,
+        "phone_port": int(site.rpartition(":")[2]),
+    }
     lab = tmp_path / "lab.toml"
-    lab.write_text(lab_file("phone", row))
+    lab.write_text(lab_file("phone", {"transport": "browser"} | address))
     runner, where = CliRunner(), ["--device", "phone", "--lab", str(lab)]
     out = tmp_path / "measured.json"
     workload = ["--prompt-tokens", "8", "--generate-tokens", "4", "--reps", "1", "--warmup", "0"]
     with listening_browser(tmp_path / "profile") as port:
         phone.phone.devtools_port = port
+        devtools = f"http://127.0.0.1:{port}/json"
+        # What an agent that was killed has left open.
+        urllib.request.urlopen(urllib.request.Request(f"{devtools}/new?{site}/agent.html", method="PUT"), timeout=30)
         done = runner.invoke(main, ["bench", str(tiny_web_float), *where, "--out", str(out), *workload])
         assert done.exit_code == 0, done.output
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
+        with urllib.request.urlopen(f"{devtools}/list", timeout=30) as answer:
             assert [each["url"] for each in json.load(answer) if each["type"] == "page"] == ["about:blank"]
+        assert kept_bytes(port, site) == 0
     measurement = read_measurement(out)
     assert measurement.accelerator == "google swiftshader (software), float32"
     assert measurement.before.cpu_model == "Fake Phone 1 FK1000"
+    assert phone.phone.reverses == {}
     command = ["adb", "-P", str(adb.server).rpartition(":")[2], "forward", "--list"]
     assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip() == ""
     done = runner.invoke(main, ["doctor", "phone", "--lab", str(lab)])
@@ -287,6 +302,18 @@ def test_a_phone_s_browser_is_driven_through_adb(
     )
     done = runner.invoke(main, ["run", str(tiny_web_float), "Hi", *where])
     assert done.exit_code == 2 and "did not start Chrome: Error: Activity not started" in done.output, done.output
+
+
+def kept_bytes(port: int, site: str) -> int:
+    """What the site's pages have left in a browser."""
+
+    async def ask() -> int:
+        async with devtools_page(f"http://127.0.0.1:{port}", "http://127.0.0.1:9") as page:
+            answer = await page.call("Storage.getUsageAndQuota", origin=site)
+            return int(answer["usage"])
+
+    with ThreadPoolExecutor(1) as elsewhere:  # Playwright's own loop runs in this thread
+        return elsewhere.submit(lambda: asyncio.run(ask())).result()
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,14 @@ class Design:
     order: Sequence[int]
     repetitions: int
     in_turns: bool = True
+    drifts: float = 1.0  # how many times the device's drift passes meanwhile
 
 
 A_B_B_A = [0, 1, 1, 0]
 SESSIONS_OF_FIVE = Design(A_B_B_A * 4, 5)
 ROUNDS, MOST_ROUNDS = 16, 16 * MOST_TIMES  # of bench --against, and of its --precision
 PRECISION = 0.02
-OF_ONE = Design(A_B_B_A * MOST_ROUNDS, 1)
+OF_ONE = Design(A_B_B_A * MOST_ROUNDS, 1, drifts=MOST_TIMES)  # once in the first ROUNDS
 APART = Design([0] * 8 + [1] * 8, 5, in_turns=False)  # as most do it: first all of the old one, then all of the new one
 
 
@@ -80,7 +81,7 @@ def simulate(
     per_session = (trials, len(design.order), 1)
     which, place = np.array(design.order), np.arange(shape[1] * shape[2])
     log = random.normal(0, device.repetition, shape) + random.normal(0, device.session, per_session)
-    log += np.linspace(0, device.drift, len(place)).reshape(shape[1:])
+    log += np.linspace(0, device.drift * design.drifts, len(place)).reshape(shape[1:])
     built_up = random.uniform(0.5, 1.5, (trials, len(place) // HEATING + 1))[:, place // HEATING]
     log += (device.heat * built_up * (place % HEATING) / (HEATING - 1)).reshape(shape)
     log += (random.random(shape) < device.outliers) * np.log(4 / 3)

@@ -55,8 +55,8 @@ class AdbDevice(Device):
 
 
 def phone_key(server: str | None, serial: str | None) -> str:
-    """See Device.key: one phone, whatever on it is used."""
-    return f"adb:{server or ''}:{serial or ''}"
+    """See Device.key: one phone, whatever on it is used, where its rows give the same server and serial."""
+    return f"adb:{(server or '').replace('localhost', '127.0.0.1')}:{serial or ''}"
 
 
 class AdbDriver:

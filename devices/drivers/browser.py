@@ -3,6 +3,7 @@ the agent."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
 import sys
@@ -47,6 +48,7 @@ class BrowserDevice(Device):
     window: bool = False  # show a window: some drivers offer a browser without one no adapter
     libraries: str | None = None  # as `phi-edge bundle --libraries`
     serial: str | None = None  # an Android phone's, as `adb devices` lists it
+    phone_port: int = 38383  # of the pages on the phone
     adb: str = "adb"  # the client program
     server: str | None = None  # HOST:PORT of the adb server; None: adb's default
 
@@ -73,7 +75,9 @@ class BrowserDriver:
     def __init__(self, name: str, device: BrowserDevice, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self._device = device
         self._libraries = None if device.libraries is None else Path(device.libraries)
-        self._host = LocalHost(timeouts)
+        # A phone removes what the page kept, which may be gigabytes.
+        ending = timeouts if device.serial is None else dataclasses.replace(timeouts, end_s=timeouts.command_s)
+        self._host = LocalHost(ending)
         self._timeouts = timeouts
         self._connected: AdbHost | None = None
 
@@ -110,7 +114,7 @@ class BrowserDriver:
             command += [f"--program={self._program()}", *(f"--option={option}" for option in options)]
             command += ["--window"] if device.window else []
         else:
-            command += [f"--serial={device.serial}", f"--adb={device.adb}"]
+            command += [f"--serial={device.serial}", f"--phone-port={device.phone_port}", f"--adb={device.adb}"]
             command += [] if device.server is None else [f"--server={device.server}"]
         command += [] if self._libraries is None else ["--libraries", str(self._libraries)]
         return open_agent(self._host, command, artifact, loading, here=True)

@@ -68,13 +68,13 @@ class Ratio:
         return math.sqrt(self.high / self.low) - 1
 
 
-def is_precise(new: Measurement, old: Measurement, precision: float) -> bool:
-    """Whether the median gap between tokens, of two that took turns, is compared to this share. What is not there to be
-    compared needs no more sessions. It looks at the interval's width alone: who looks at its place, and stops when
-    that pleases, finds changes that are none."""
+def gap_precision(new: Measurement, old: Measurement) -> float | None:
+    """How precisely the ratio of the median gap between tokens is known, of two that took turns; None where no gap was
+    measured. It is the interval's width alone: who looks at its place, and stops when that pleases, finds changes that
+    are none."""
     metric = METRICS["itl_p50_s"]
     ratio = ratio_of(sessions_of(metric, new), sessions_of(metric, old), metric.quantile, paired=True)
-    return ratio is None or ratio.precision <= precision
+    return None if ratio is None else ratio.precision
 
 
 def ratio_of(

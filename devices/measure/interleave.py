@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from devices.drivers.driver import Driver
+from devices.errors import DeviceError
 from devices.measure.bench import Plan, Step, assemble, check_context, give_up, repeat
 from devices.measure.contender import Contender, stage
 from devices.measure.measurement import DeviceFacts, Dropped, Measurement, Repetition
+from runtimes.errors import TransportError
 
 LOOK_ROUNDS = 8  # from one look at the figures to the next
 
@@ -23,6 +26,7 @@ class Rounds:
     least: int
     most: int
     enough: Callable[[Measurement, Measurement], bool]
+    say: Callable[[str], None]  # with the reason where it ended before
 
 
 def measure_in_turns(
@@ -30,7 +34,7 @@ def measure_in_turns(
 ) -> tuple[Measurement, Measurement]:
     """Two sessions of each artifact a round, with the plan's repetitions in each.
 
-    Raises DeviceError and TransportError; there are no partial measurements.
+    Raises DeviceError and TransportError where it fails before the first look; after it, what that look saw is kept.
     """
     whole = dataclasses.replace(plan, repetitions=2 * rounds.most * plan.repetitions)
     for artifact in (new, old):
@@ -44,12 +48,12 @@ def measure_in_turns(
         conditions = before, driver.conditions()
         done = dataclasses.replace(plan, repetitions=len(made[0]))
         one, other = (
-            dataclasses.replace(assemble(artifact, device, done, conditions, own, dropped), pair=pair)
+            dataclasses.replace(assemble(artifact, device, done, conditions, [*own], [*dropped]), pair=pair)
             for artifact, own in zip((new, old), made, strict=True)
         )
         return one, other
 
-    for session in range(2 * rounds.most):
+    def take_turns(session: int) -> None:
         for which in (0, 1) if session % 2 == 0 else (1, 0):
             own = made[which]
             while len(own) < (session + 1) * plan.repetitions:
@@ -60,12 +64,23 @@ def measure_in_turns(
                 else:
                     dropped.append(repetition)
                     give_up(dropped)
-        done, half = divmod(session + 1, 2)
-        if not half and done >= rounds.least and (done - rounds.least) % LOOK_ROUNDS == 0:
-            found = measurements()
-            if rounds.enough(*found):
-                return found
-    return measurements()
+
+    seen: tuple[Measurement, Measurement] | None = None
+    looks = [*range(rounds.least, rounds.most, LOOK_ROUNDS), rounds.most]
+    for first, last in itertools.pairwise([0, *looks]):
+        try:
+            for session in range(2 * first, 2 * last):
+                take_turns(session)
+            seen = measurements()
+        except (DeviceError, TransportError) as error:
+            if seen is None:
+                raise
+            rounds.say(f"the comparison ends at {first} rounds: {error}")
+            break
+        if rounds.enough(*seen):
+            break
+    assert seen is not None
+    return seen
 
 
 def _count_from(step: Step, first: int, done: int, doing: str) -> None:

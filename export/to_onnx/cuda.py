@@ -37,15 +37,15 @@ def cuda_options(operators: Collection[str]) -> dict[str, str]:
 
 
 def sequence_lengths(graph: Graph, *, switches: bool) -> tuple[dict[str, ir.Value], list[ir.Value]]:
-    """As the CPU's, by the mask's ones: a recorded step's mask is as wide as the context. That the first pieces of a
-    long prompt belong to a long sequence, an input says that need not be given."""
+    """As the CPU's, by the mask's ones: a recorded step's mask is as wide as the context. For the first pieces of a
+    long prompt, the optional input SEQUENCE_TOKENS is its whole length."""
     lengths, inputs = operators.sequence_lengths(graph, switches=False)
     if switches:
-        told = graph.option(SEQUENCE_TOKENS, [0])
+        given = graph.option(SEQUENCE_TOKENS, [0])
         one = graph.constant("/constants/one", 1)
         last = graph.add("/lengths/last_64/Cast", "Cast", [lengths["last_position"]], {"to": ir.DataType.INT64.value})
         filled = graph.add("/lengths/sequence/Add", "Add", [*last, one])
-        lengths["sequence_tokens"] = graph.add("/lengths/sequence/Max", "Max", [*filled, told])[0]
+        lengths["sequence_tokens"] = graph.add("/lengths/sequence/Max", "Max", [*filled, given])[0]
     return lengths, inputs
 
 

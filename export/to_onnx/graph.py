@@ -31,7 +31,7 @@ IR_VERSION = 10
 # end, whose logits are wanted (left out: -1, the last), and the output that has them. `logits` has the last one's in
 # any case, because that is what onnxruntime-genai takes.
 TOKEN_LOGITS, TOKEN_LOGITS_FROM = "token_logits", "token_logits_from"
-# For CUDA, an input that need not be given: how long the sequence will be, where more is to come than is in.
+# For CUDA, an input that need not be given: how long the whole sequence will be, when a call is only its first part.
 SEQUENCE_TOKENS = "sequence_tokens"
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from devices.lab import Lab
     from devices.measure.contender import Contender
     from devices.measure.interleave import Rounds
+    from devices.measure.measurement import Measurement
     from phi_edge.benching import Cell, Outcome
 
 MOST_TIMES = 6  # --rounds, for --precision
@@ -155,7 +155,7 @@ def bench_command(
         plan = dataclasses.replace(plans[name], prompt_tokens=tokens)
         cells = [Cell(artifact=artifact, device=name, plan=plan, out=out)]
         if against is not None:
-            show_turns(cells[0], open_contender(against), the_lab, wait_s, how_many(rounds, precision), noise)
+            show_turns(cells[0], open_contender(against), the_lab, wait_s, planned_rounds(rounds, precision), noise)
             return
     else:
         assert out_dir is not None
@@ -199,20 +199,26 @@ def show_outcomes(outcomes: Iterator[Outcome], count: int) -> None:
         raise DeviceError(f"{len(missing)} of {count} were not measured; the lines above say why")
 
 
-def how_many(rounds: int, precision: float | None) -> Rounds:
+def planned_rounds(rounds: int, precision: float | None) -> Rounds:
     """The rounds to be made, and whether to go on until the comparison is precise."""
-    from devices.judge.sessions import is_precise
+    from devices.judge.sessions import gap_precision
     from devices.measure.interleave import Rounds
 
-    if precision is None:
-        return Rounds(least=rounds, most=rounds, enough=lambda new, old: True)
-    return Rounds(least=rounds, most=MOST_TIMES * rounds, enough=functools.partial(is_precise, precision=precision))
+    def enough(new: Measurement, old: Measurement) -> bool:
+        found = gap_precision(new, old)
+        return precision is None or found is None or found <= precision
+
+    def say_why(what: str) -> None:
+        echo(one_line(what), err=True)
+
+    return Rounds(least=rounds, most=rounds if precision is None else MOST_TIMES * rounds, enough=enough, say=say_why)
 
 
 def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: Rounds, noise: Path | None) -> None:
     """Measure in turns with `old`, and print what differs; of an artifact against itself, what is noise."""
     from devices.judge.compare import compare
     from devices.judge.noise import floors_of, read_floors, with_new
+    from devices.judge.sessions import gap_precision
     from devices.judge.text import to_text
     from phi_edge.benching import bench_against, old_file
 
@@ -221,11 +227,15 @@ def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: Roun
     floors = read_floors(noise) if noise is not None and noise.exists() else None
     new, baseline = bench_against(cell, old, lab, wait_s, rounds, lambda what: echo(what, err=True))
     if rounds.least < rounds.most:
-        made = f"{len({repetition.session for repetition in new.repetitions}) // 2} rounds"
-        short = (
-            "; the gap between tokens is not known as precisely as was asked: take a quieter device or more --rounds"
+        made = len({repetition.session for repetition in new.repetitions}) // 2
+        found = gap_precision(new, baseline)
+        reached = (
+            f"the ratio of the gap is known to {found:.1%}"
+            if found is not None
+            else "no gap between tokens was measured"
         )
-        echo(made + ("" if rounds.enough(new, baseline) else short), err=True)
+        advice = "" if rounds.enough(new, baseline) else "; for more, take a quieter device or more --rounds"
+        echo(f"{made} rounds: {reached}{advice}", err=True)
     itself = new.artifact.digest == baseline.artifact.digest
     known = floors.of(cell.device) if floors is not None and not itself else {}
     echo(to_text([], compare(new, baseline, 0.0 if itself else TURNS_FLOOR, known)), nl=False)

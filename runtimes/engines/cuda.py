@@ -169,9 +169,8 @@ class CudaEngine(DeviceCacheEngine):
             for place, id in enumerate(ids):
                 logits = self.forward_rows([id], start + place, rows, long=long)
             return logits
-        early = (
-            long and self.switch_tokens is not None and start < self.switch_tokens
-        )  # which a recorded step is not told
+        # A recorded step cannot take sequence_tokens.
+        early = long and self.switch_tokens is not None and start < self.switch_tokens
         if self._step is None or len(ids) != 1 or early or start >= self.context_tokens:
             return super().forward_rows(ids, start, rows, long=long)
         return self._step.forward(ids[0], start)

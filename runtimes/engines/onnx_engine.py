@@ -94,7 +94,7 @@ class OnnxEngine:
         self._positions = np.zeros(self.context_tokens, np.int64) if "position_ids" in names else None
         self._lengths = np.zeros(2, np.int32) if "seqlens_k" in names else None
         optional = {item.name for item in session.get_overridable_initializers()}
-        self._sequence = np.zeros(1, np.int64) if "sequence_tokens" in optional else None
+        self._sequence_tokens = np.zeros(1, np.int64) if "sequence_tokens" in optional else None
         if self._lengths is not None:
             self._bind_input("seqlens_k", self._lengths[:1], (1,))
             self._bind_input("total_sequence_length", self._lengths[1:], (1,))
@@ -129,9 +129,9 @@ class OnnxEngine:
             # The long factors' rows lie below the short ones'; a call past the switch goes there by itself.
             self._positions[:length] = np.arange(start + early, end + early)
             self._bind_input("position_ids", self._positions, (1, length))
-        elif self._sequence is not None:
-            self._sequence[0] = early + 1 if early else 0
-            self._bind_input("sequence_tokens", self._sequence, (1,))
+        elif self._sequence_tokens is not None:
+            self._sequence_tokens[0] = early + 1 if early else 0
+            self._bind_input("sequence_tokens", self._sequence_tokens, (1,))
         elif early:
             # The graph takes the long factors where the mask is wider than the switch; its ones are what is in.
             width = early + 1

@@ -73,6 +73,10 @@ class Stream:
                 if self.closed.is_set():
                     raise Gone
 
+    def open(self, destination: bytes) -> Stream:
+        """A service of the client's machine, over the same wire. Raises Gone."""
+        return self._connection.open(destination)
+
     def close(self) -> None:
         """From our side."""
         if not self.closed.is_set():
@@ -83,8 +87,15 @@ class Stream:
     def arrived(self, data: bytes) -> None:
         self._incoming.put(data)
 
-    def acknowledged(self) -> None:
+    def acknowledged(self, remote: int) -> None:
+        self._remote = remote
         self._acknowledged.release()
+
+    def opened(self) -> None:
+        """Wait for the client's first answer. Raises Gone."""
+        self._acknowledged.acquire()
+        if self.closed.is_set():
+            raise Gone
 
     def end(self) -> None:
         """Wake whoever waits."""
@@ -113,6 +124,19 @@ class Connection:
                 self._wire.sendall(header + data)
         except OSError as error:
             raise Gone from error
+
+    def open(self, destination: bytes) -> Stream:
+        """See Stream.open."""
+        local, stream = self._new_stream(0)
+        self.send(b"OPEN", local, 0, destination + b"\0")
+        stream.opened()
+        return stream
+
+    def _new_stream(self, remote: int) -> tuple[int, Stream]:
+        with self._sending:
+            local, self._next_id = self._next_id, self._next_id + 1
+        self._streams[local] = stream = Stream(self, local, remote)
+        return local, stream
 
     def drop(self) -> None:
         """As when the cable is pulled."""
@@ -145,14 +169,13 @@ class Connection:
         if command in (b"CNXN", b"AUTH"):
             self._greet(second)
         elif command == b"OPEN":
-            local, self._next_id = self._next_id, self._next_id + 1
-            self._streams[local] = stream = Stream(self, local, first)
+            local, stream = self._new_stream(first)
             threading.Thread(target=self._serve_stream, args=(stream, local, first, data), daemon=True).start()
         elif (found := self._streams.get(second)) is not None:
             if command == b"WRTE":
                 found.arrived(data)
             elif command == b"OKAY":
-                found.acknowledged()
+                found.acknowledged(first)
             elif command == b"CLSE":
                 found.end()
 

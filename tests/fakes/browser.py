@@ -39,13 +39,15 @@ def listening_browser(profile: Path) -> Iterator[int]:
     """A browser that others drive, as a phone's Chrome is. -> the port of its DevTools."""
     options = ["--headless=new", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={profile}", *SOFTWARE]
     with subprocess.Popen([chromium(), *options, "about:blank"], stderr=subprocess.DEVNULL) as browser:
-        until_s = time.monotonic() + 60
-        told = profile / "DevToolsActivePort"
-        while not (told.exists() and told.read_text().strip()):
-            assert time.monotonic() < until_s and browser.poll() is None, "Chromium does not listen"
-            time.sleep(0.1)
-        yield int(told.read_text().splitlines()[0])
-        browser.terminate()
+        try:
+            until_s = time.monotonic() + 60
+            port_file = profile / "DevToolsActivePort"
+            while not (port_file.exists() and port_file.read_text().strip()):
+                assert time.monotonic() < until_s and browser.poll() is None, "Chromium does not listen"
+                time.sleep(0.1)
+            yield int(port_file.read_text().splitlines()[0])
+        finally:
+            browser.terminate()
 
 
 @contextlib.contextmanager

@@ -90,6 +90,10 @@ class Wire(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
+    def open(self, destination: bytes) -> Wire: ...
+
+    def close(self) -> None: ...
+
 
 class FakePhone:
     """One phone's folder, processes and free space. `free_bytes` None is plenty."""
@@ -107,6 +111,7 @@ class FakePhone:
         self.name = name
         self.free_bytes = free_bytes
         self.devtools_port: int | None = None  # of a Chromium on this machine that acts its Chrome
+        self.reverses: dict[bytes, socket.socket] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
         self.boot()
         tools = self.folder / "bin"
@@ -144,8 +149,8 @@ class FakePhone:
             return lambda wire: self._shell(wire, rest)
         if name == b"sync":
             return self._sync
-        if name == b"reverse":  # it is on this machine, whose ports are its own
-            return lambda wire: wire.write(b"OKAY")
+        if name == b"reverse":
+            return lambda wire: self._reverse(wire, rest)
         if (name, rest) == (b"localabstract", b"chrome_devtools_remote") and self.devtools_port is not None:
             return self._devtools
         return None
@@ -153,15 +158,20 @@ class FakePhone:
     def _devtools(self, wire: Wire) -> None:
         """To the Chromium that acts the phone's Chrome, and back."""
         with socket.create_connection(("127.0.0.1", self.devtools_port or 0)) as browser:
+            _relay(wire, browser)
 
-            def back() -> None:
-                with contextlib.suppress(Gone, OSError):
-                    while data := browser.recv(65536):
-                        wire.write(data)
-
-            threading.Thread(target=back, daemon=True).start()
-            while data := wire.read_some():
-                browser.sendall(data)
+    def _reverse(self, wire: Wire, asked: bytes) -> None:
+        """`forward:tcp:HERE;tcp:THERE`: a port of the phone, which is this machine, to one of the client's machine."""
+        what, _, rest = asked.partition(b":")
+        here, _, there = rest.partition(b";")
+        if what == b"forward":
+            listener = socket.create_server(("127.0.0.1", int(here.removeprefix(b"tcp:"))))
+            self.reverses[here] = listener
+            threading.Thread(target=_accept, args=(listener, wire, there), daemon=True).start()
+        elif (known := self.reverses.pop(here, None)) is not None:  # killforward
+            known.shutdown(socket.SHUT_RDWR)
+            known.close()
+        wire.write(b"OKAY")
 
     def _shell(self, wire: Wire, command: bytes) -> None:
         path = f"{self.folder}/bin:/usr/local/bin:/usr/bin:/bin"
@@ -262,6 +272,36 @@ def _pump(wire: Wire, pipe: IO[bytes], kind: int) -> None:
     with contextlib.suppress(Gone), pipe:
         while data := os.read(pipe.fileno(), 32768):
             wire.write(bytes([kind]) + WORD.pack(len(data)) + data)
+
+
+def _accept(listener: socket.socket, wire: Wire, there: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=_serve_reverse, args=(connection, wire, there), daemon=True).start()
+
+
+def _serve_reverse(connection: socket.socket, wire: Wire, there: bytes) -> None:
+    with connection, contextlib.suppress(Gone, OSError):
+        stream = wire.open(there)
+        _relay(stream, connection)
+        stream.close()
+
+
+def _relay(wire: Wire, connection: socket.socket) -> None:
+    """Until either ends."""
+
+    def back() -> None:
+        with contextlib.suppress(Gone, OSError):
+            while data := connection.recv(65536):
+                wire.write(data)
+        wire.close()
+
+    threading.Thread(target=back, daemon=True).start()
+    while data := wire.read_some():
+        connection.sendall(data)
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _stat(request: bytes, path: Path) -> bytes:

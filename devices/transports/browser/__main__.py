@@ -1,8 +1,7 @@
 """`python -m devices.transports.browser ARTIFACT`: an agent whose model runs in a browser, here or on a phone.
 
-It serves the web bundle's page files and the artifact on a free port of 127.0.0.1, opens agent.html in a Chromium that
-Playwright drives, and passes the lines of the agent protocol on between stdin, stdout and the page. The browser's
-profile is new each time, and removed at the end; in a phone's, which is its owner's, what the page has kept is removed.
+It serves the web bundle's page files and the artifact on a free port of 127.0.0.1, opens agent.html, and passes the
+lines of the agent protocol on between stdin, stdout and the page.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ import json
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from playwright.async_api import Browser, ConsoleMessage, Error, Page, Playwright, async_playwright
+from playwright.async_api import Error
 
 from devices.transports.adb.devices import LOCAL_CLIENT, Client
-from devices.transports.browser.phone import phone_chrome
+from devices.transports.browser.devtools import devtools_page
+from devices.transports.browser.page import AgentPage, own_page
+from devices.transports.browser.phone import Phone, phone_chrome
 from runtimes.bundle.write import write_site
 from runtimes.errors import RequestError, TransportError
 
 HERE = Path(__file__).parent
-START_S = 30.0  # for a phone's Chrome
 
 
 class SiteHandler(http.server.SimpleHTTPRequestHandler):
@@ -55,63 +54,28 @@ def serve_site(artifact: Path, libraries: Path | None) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def own_browser(program: str, options: list[str], *, headless: bool) -> AsyncIterator[Page]:
-    """A page in a browser that is started for it."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=options, headless=headless)
-        yield await browser.new_page()
-        await browser.close()
+async def phone_page(phone: Phone, site: str) -> AsyncIterator[tuple[AgentPage, str]]:
+    """A page in the phone's Chrome, and the site's address there."""
+    with phone_chrome(phone, site) as (devtools, there):
+        async with devtools_page(devtools, there) as page:
+            yield page, there
 
 
-@contextlib.asynccontextmanager
-async def phone_browser(site: str, serial: str, client: Client) -> AsyncIterator[Page]:
-    """A page in a phone's Chrome, beside its owner's."""
-    with phone_chrome(site, serial, client) as devtools:
-        async with async_playwright() as playwright:
-            browser = await _connect(playwright, devtools)
-            page = await browser.contexts[0].new_page()
-            try:
-                yield page
-            finally:
-                with contextlib.suppress(Error):  # where the phone or its Chrome has gone
-                    session = await page.context.new_cdp_session(page)
-                    await session.send("Storage.clearDataForOrigin", {"origin": site, "storageTypes": "all"})
-                    await page.close()
+async def talk(page: AgentPage, site: str, *, silence_s: float | None) -> int:
+    """Go to the agent and pass lines on until stdin ends. -> the exit code. Raises RequestError."""
+    await page.go(f"{site}/agent.html", _write)
+    while not await page.evaluate("Boolean(globalThis.phiEdgeRead)"):
+        await asyncio.sleep(0.05)
+    if await page.evaluate("document.visibilityState") != "visible":
+        raise RequestError("the page is hidden, and browsers slow such pages down; unlock the phone and leave it on")
+    reading = asyncio.create_task(_read(page, silence_s))
+    await asyncio.wait([reading, asyncio.create_task(page.ended.wait())], return_when=asyncio.FIRST_COMPLETED)
+    if not reading.done():
+        raise RequestError("the browser has ended")
+    return await reading
 
 
-async def _connect(playwright: Playwright, devtools: str) -> Browser:
-    """As soon as the phone's Chrome answers. Raises Error."""
-    until_s = time.monotonic() + START_S
-    while True:
-        try:
-            return await playwright.chromium.connect_over_cdp(devtools)
-        except Error:
-            if time.monotonic() > until_s:
-                raise
-            await asyncio.sleep(0.5)
-
-
-async def talk(site: str, opening: contextlib.AbstractAsyncContextManager[Page], *, silence_s: float | None) -> int:
-    """Open the page and pass lines on until stdin ends. -> the exit code."""
-    ended = asyncio.Event()
-    async with opening as page:
-        browser = page.context.browser
-        assert browser is not None
-        page.on("console", _log)
-        page.on("crash", lambda _: ended.set())
-        page.on("close", lambda _: ended.set())
-        browser.on("disconnected", lambda _: ended.set())
-        await page.expose_binding("phiEdgeWrite", lambda _, line: _write(line))
-        await page.goto(f"{site}/agent.html", wait_until="commit")
-        await page.wait_for_function("Boolean(globalThis.phiEdgeRead)")
-        reading = asyncio.create_task(_read(page, silence_s))
-        await asyncio.wait([reading, asyncio.create_task(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            raise RequestError("the browser has ended")
-        return await reading
-
-
-async def _read(page: Page, silence_s: float | None) -> int:
+async def _read(page: AgentPage, silence_s: float | None) -> int:
     """Lines to the page until the input ends (0), or none came for too long (3)."""
     lines: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -129,15 +93,21 @@ async def _read(page: Page, silence_s: float | None) -> int:
             return 3
         if not line:
             return 0
-        await page.evaluate("line => phiEdgeRead(line)", line)
+        await page.evaluate(f"phiEdgeRead({json.dumps(line)})")
 
 
 def _write(line: str) -> None:
     print(line, flush=True)
 
 
-def _log(message: ConsoleMessage) -> None:
-    print(f"browser: {message.text}", file=sys.stderr)
+async def serve(asked: argparse.Namespace, site: str) -> int:
+    """The agent, in the browser that is asked for. -> the exit code."""
+    if asked.serial is not None:
+        phone = Phone(asked.serial, asked.phone_port, Client(asked.adb, asked.server))
+        async with phone_page(phone, site) as (page, there):
+            return await talk(page, there, silence_s=asked.silence_s)
+    async with own_page(asked.program, asked.option, headless=not asked.window) as page:
+        return await talk(page, site, silence_s=asked.silence_s)
 
 
 def main() -> int:
@@ -148,19 +118,16 @@ def main() -> int:
     parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--window", action="store_true")
     parser.add_argument("--serial")  # of a phone
+    parser.add_argument("--phone-port", type=int)
     parser.add_argument("--adb", default=LOCAL_CLIENT.program)
     parser.add_argument("--server")
     parser.add_argument("--libraries", type=Path)
     parser.add_argument("--silence-s", type=float)
-    parser.add_argument("--cold", action="store_true")  # it is: the profile is new
+    parser.add_argument("--cold", action="store_true")  # it is: nothing is kept from one time to the next
     asked = parser.parse_args()
     try:
         with serve_site(asked.artifact, asked.libraries) as site:
-            if asked.serial is None:
-                opening = own_browser(asked.program, asked.option, headless=not asked.window)
-            else:
-                opening = phone_browser(site, asked.serial, Client(asked.adb, asked.server))
-            return asyncio.run(talk(site, opening, silence_s=asked.silence_s))
+            return asyncio.run(serve(asked, site))
     except (Error, RequestError, TransportError) as error:
         message = " ".join(str(error).split())
         _write(json.dumps({"event": "error", "request": None, "code": "engine", "message": message, "fatal": True}))
