@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)
 from ci.four_engines import held_out_prompts  # noqa: E402
 from ci.gpu.meter import open_nvml  # noqa: E402
+from ci.gpu.plan import EXPORTS, QUICK, Plan  # noqa: E402
 from ci.gpu.result import CONFORM_HEAD, HEAD, Conformance, Row  # noqa: E402
 from ci.gpu.work import MARK  # noqa: E402
 from ci.placements import PlacementError, count, read_placements  # noqa: E402
@@ -48,46 +49,6 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 LIMIT_S = 900.0
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-ep-webgpu")
 ACCELERATORS = {"cuda": "CUDAExecutionProvider", "webgpu": "WebGpuExecutionProvider", "cpu": "CPUExecutionProvider"}
-
-
-# provider -> the small variants that it has operators for, and their contexts: past the window, past long rope's switch
-# where the provider has it, past the blocks up to which Phi-3-small is dense.
-VARIANTS: Mapping[str, Mapping[str, int]] = {
-    "cuda": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048, "phi-3-small-128k": 8448},
-    "webgpu": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352},
-    "cpu": {"phi-3-mini-4k": 2304, "phi-3-mini-128k": 4352, "phi-3-small-8k": 2048},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How much is run."""
-
-    adapter: str | None
-    prompts: int = 20
-    full_prompts: int = 2  # of an artifact of full size, which the CPU computes too
-    tokens: int = 24  # of each answer
-    full_tokens: int = 8
-    lengths: Sequence[int] = (128, 1024)
-    steps: int = 64
-    tiny: bool = True
-    variants: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: VARIANTS)
-
-
-QUICK: Mapping[str, Any] = {
-    "prompts": 3,
-    "tokens": 4,
-    "full_prompts": 1,
-    "lengths": (16, 24),
-    "steps": 3,
-    "variants": {},
-}
-# provider -> the exports of the tiny model: target, activations.
-EXPORTS: Mapping[str, Sequence[tuple[str, str]]] = {
-    "cuda": (("cuda", "float16"),),
-    "webgpu": (("webgpu", "float16"), ("webgpu", "float32")),
-    "cpu": (("cpu", "float32"),),
-}
 
 
 @click.command()

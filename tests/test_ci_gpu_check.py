@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ci import gpu_check
+from ci.gpu.plan import QUICK, Plan
 from ci.gpu.result import Conformance, Row
 from ci.gpu.work import greedy, pieces
 from export.artifact import open_artifact
@@ -34,7 +35,7 @@ def test_it_runs_on_the_cpu(tmp_path: Path) -> None:
 
 def test_a_check_that_fails_is_one_line(tiny_onnx: Path) -> None:
     """A folder for the CPU has no float16 for CUDA's attention, and here is no GPU: the worker's last line is shown."""
-    plan = gpu_check.Plan(adapter="9", **gpu_check.QUICK)
+    plan = Plan(adapter="9", **QUICK)
     (row,) = gpu_check.check(open_artifact(tiny_onnx), "tiny", "cuda", plan, ["Hi"], 2)
     assert row.wrong and row.error.startswith("failed with 1: ") and row.markdown().count("\n") == 0
 

@@ -478,4 +478,4 @@ def test_llama_main_refuses_what_it_cannot(runner: AdbDevice, tiny_executorch: P
 
 def test_the_fake_phone_keeps_to_its_folder(tmp_path: Path) -> None:
     phone = FakePhone(tmp_path / "phone")
-    assert phone.service(b"reverse:forward") is None
+    assert phone.service(b"localabstract:other") is None

@@ -58,14 +58,14 @@ def test_two_artifacts_take_turns_and_are_compared(desk: Path) -> None:
     ("precision", "rounds", "said"),
     [
         ("0.5", 4, "4 rounds: the ratio of the gap is known to "),
-        ("0.001", 12, "; for more, take a quieter device or more --rounds"),
+        ("0.001", 8, "; for more, take a quieter device or more --rounds"),
     ],
 )
 def test_more_rounds_until_the_ratio_is_known(
     desk: Path, monkeypatch: pytest.MonkeyPatch, precision: str, rounds: int, said: str
 ) -> None:
-    """Between steps of 8, and three times --rounds at most."""
-    monkeypatch.setattr("phi_edge.verbs.bench.MOST_TIMES", 3)
+    """Twice --rounds at most."""
+    monkeypatch.setattr("phi_edge.verbs.bench.MOST_TIMES", 2)
     result = bench(desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", precision)
     assert result.exit_code == 0 and said in result.stderr, result.output
     new, old = read_measurement(desk / "m.json"), read_measurement(desk / "m.against.json")
@@ -82,14 +82,15 @@ def test_where_there_is_no_gap_no_more_rounds_are_made(desk: Path) -> None:
 
 
 def test_what_was_looked_at_is_kept_when_the_device_goes_away(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After twelve rounds of at most 24, an agent that does not start."""
+    """After five rounds, an agent that does not start."""
+    monkeypatch.setattr("devices.measure.interleave.LOOK_ROUNDS", 1)
     agent = desk / "agent.sh"
     command = shlex.join(fake_agent(0.002))
-    agent.write_text(f'echo x >> {desk}/starts; [ "$(wc -l < {desk}/starts)" -le 52 ] || exit 1; exec {command} "$@"\n')
+    agent.write_text(f'echo x >> {desk}/starts; [ "$(wc -l < {desk}/starts)" -le 21 ] || exit 1; exec {command} "$@"\n')
     (desk / "lab.toml").write_text(f"[device.desk]\nagent = {json.dumps(['sh', str(agent)])}\n")
     result = bench(desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", "0.001")
-    assert result.exit_code == 0 and "the comparison ends at 12 rounds: " in result.stderr, result.output
-    assert len(read_measurement(desk / "m.json").repetitions) == 24
+    assert result.exit_code == 0 and "the comparison ends at 5 rounds: " in result.stderr, result.output
+    assert len(read_measurement(desk / "m.json").repetitions) == 10
 
 
 def test_an_artifact_against_itself_gives_the_floor_that_later_verdicts_use(desk: Path) -> None:

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from onnx import helper
 
 from ci.four_engines import held_out_prompts
+from ci.gpu.plan import Plan
 from ci.gpu.questions import twenty_questions
-from ci.gpu_check import Plan, check
+from ci.gpu_check import check
 from ci.placements import read_placements
 from devices.drivers.table import open_device_runtime
 from export.artifact import open_artifact
@@ -170,17 +171,18 @@ REAL = pytest.mark.real
 
 @pytest.mark.webgpu
 @pytest.mark.parametrize(
-    ("model", "activations", "deviations", "near_ties"),
+    ("model", "activations", "tokens", "deviations", "near_ties"),
     [
-        ("tiny", "float32", 1e-3, 0),
-        ("tiny", "float16", 0.1, 1),
-        pytest.param("smollm2", "float32", 1e-3, 0, marks=REAL),
-        pytest.param("smollm2", "float16", 0.2, 2, marks=REAL),
+        ("tiny", "float32", 8, 1e-3, 0),
+        ("tiny", "float16", 8, 0.1, 1),
+        pytest.param("smollm2", "float32", 4, 1e-3, 0, marks=REAL),
+        pytest.param("smollm2", "float16", 2, 0.2, 2, marks=REAL),
     ],
 )
 def test_both_float_types_compute_what_the_cpu_does(
     model: str,
     activations: str,
+    tokens: int,
     deviations: float,
     near_ties: int,
     request: pytest.FixtureRequest,
@@ -191,13 +193,13 @@ def test_both_float_types_compute_what_the_cpu_does(
     real model in float32, because its float16 takes four times as long."""
     software_vulkan(tmp_path, monkeypatch, lavapipe())
     if model == "tiny":
-        folder, texts, tokens = request.getfixturevalue(TINY[activations]), held_out_prompts(20), 8
+        folder, texts = request.getfixturevalue(TINY[activations]), held_out_prompts(20)
         reference = folder
     else:
         real_web = request.getfixturevalue("real_web")
-        folder, texts, tokens = real_web(activations), twenty_questions(), 4
+        folder, texts = real_web(activations), twenty_questions()
         reference = real_web("float32")
-    plan = Plan(adapter="software", lengths=(16,), steps=1)
+    plan = Plan(adapter="software", lengths=())
     (row,) = check(open_artifact(folder), model, "webgpu", plan, texts, tokens, open_artifact(reference))
     assert not row.error and row.difference is not None and row.spread is not None
     assert row.difference < deviations * row.spread

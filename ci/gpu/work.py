@@ -63,7 +63,7 @@ def speeds(engine: Engine, prompts: Sequence[int], steps: int, vocab_size: int) 
     """Tokens a second: prefill of prompts of so many tokens, and decoding after each."""
     prefill: dict[int, float] = {}
     decode: dict[int, float] = {}
-    ids = np.random.default_rng(IDS_SEED).integers(3, min(vocab_size, 500), max(prompts)).tolist()
+    ids = np.random.default_rng(IDS_SEED).integers(3, min(vocab_size, 500), max(prompts, default=0)).tolist()
     for count in prompts:
         taken: list[float] = []
         for _ in range(1 + REPEATS):
@@ -146,7 +146,7 @@ def stock(asked: Mapping[str, Any]) -> dict[str, Any]:
         answers = [generate(ids, asked["count"])[0] for ids in asked["prompts"]]
         prefill: dict[int, float] = {}
         decode: dict[int, float] = {}
-        ids = np.random.default_rng(IDS_SEED).integers(3, 500, max(asked["lengths"])).tolist()
+        ids = np.random.default_rng(IDS_SEED).integers(3, 500, max(asked["lengths"], default=0)).tolist()
         for count in asked["lengths"]:
             prefill[count] = count / median(generate(ids[:count], 1)[1] for _ in range(REPEATS))
             tokens, _, taken_s = generate(ids[:count], WARM_STEPS + asked["steps"])

@@ -4,9 +4,8 @@ The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S] (one for 
 and perhaps seqlens_k and total_sequence_length int32 [1] in the mask's place), past_key_values.N.key/value
 [1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
 the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled. Where there is
-an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] says after which tokens: -rows. A graph
-with long rope learns of a long sequence's first pieces by zeros at the mask's end or, for CUDA, by the input
-sequence_tokens int64 [1].
+an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] says after which tokens: -rows. Of a long
+prompt's first pieces long rope learns by zeros at the mask's end or, for CUDA, by sequence_tokens int64 [1].
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ class OnnxEngine:
         self.continues = True
         self.accelerator: str | None = None
         self.adapters = adapter_names(artifact)
-        self._artifact = artifact
-        self._session = session
+        self._artifact, self._session = artifact, session
         self._kv_type = _check_graph(session, model)
         self._binding = session.io_binding()
         self._run_options: Any = None  # onnxruntime's own
@@ -90,11 +88,10 @@ class OnnxEngine:
         self._ids = np.zeros(self.context_tokens, np.int64)
         self._bound_length = 0
         # A graph for DirectML has positions of its own, and may have the lengths as numbers in the mask's place.
-        names = {item.name for item in session.get_inputs()}
+        names = {item.name for item in (*session.get_inputs(), *session.get_overridable_initializers())}
         self._positions = np.zeros(self.context_tokens, np.int64) if "position_ids" in names else None
         self._lengths = np.zeros(2, np.int32) if "seqlens_k" in names else None
-        optional = {item.name for item in session.get_overridable_initializers()}
-        self._sequence_tokens = np.zeros(1, np.int64) if "sequence_tokens" in optional else None
+        self._sequence_tokens = np.zeros(1, np.int64) if "sequence_tokens" in names else None
         if self._lengths is not None:
             self._bind_input("seqlens_k", self._lengths[:1], (1,))
             self._bind_input("total_sequence_length", self._lengths[1:], (1,))
@@ -123,8 +120,8 @@ class OnnxEngine:
             self._bound_length = length
         if rows != -self._rows_from[0]:
             self._bind_rows(rows)
-        early = self.switch_tokens if long and self.switch_tokens is not None and end <= self.switch_tokens else 0
-        width = end
+        switch, width = self.switch_tokens, end
+        early = switch if long and switch is not None and end <= switch else 0
         if self._positions is not None:
             # The long factors' rows lie below the short ones'; a call past the switch goes there by itself.
             self._positions[:length] = np.arange(start + early, end + early)
