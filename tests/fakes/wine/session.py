@@ -28,7 +28,9 @@ def exit_argument(code: int) -> int:
     return code - (1 << 32) if code >= 1 << 31 else code
 
 
-def main() -> int:
+def main(started: str) -> int:
+    """`started` is the name of a file that says that this has begun."""
+    os.close(os.open(started, os.O_CREAT | os.O_WRONLY))
     command = os.environ["SSH_ORIGINAL_COMMAND"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "PYTHON"))}
     process = subprocess.Popen(
@@ -55,6 +57,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = main(sys.argv[1])
     sys.stdout.flush()
     os._exit(exit_argument(code))
