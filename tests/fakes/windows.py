@@ -22,12 +22,15 @@ from fakes.windows_session import own_windows, windows_path
 NAME = "laptop"
 START_S = 120.0
 SESSION = Path(__file__).parent / "wine" / "session.py"
-# Wine crashes now and then when it starts. Nothing has been read then, and it is started again.
+# Wine crashes now and then (139): when it starts, and nothing has been read, so it is started again; or when it ends,
+# and the session has written its exit code down.
 ENTRY = """for try in 1 2 3; do
   {command}; code=$?
-  if [ $code -ne 139 ] || [ -e "$started" ]; then break; fi
+  if [ $code -ne 139 ]; then break; fi
+  if [ -s "$session" ]; then code=$(cat "$session"); fi
+  if [ -e "$session" ]; then break; fi
 done
-rm -f "$started"
+rm -f "$session"
 exit $code
 """
 
@@ -71,8 +74,8 @@ class EmulatedWindows(LocalSshd):
         exported = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
         python = windows.folder / "python" / "python.exe"
         # The shell stays, and says which signal ended Wine. Of its own child ssh says 255, as of a lost connection.
-        command = f"wine '{python}' -IS '{windows_path(SESSION)}' \"Z:$started\""
-        self._entry.write_text(f"#!/bin/sh\n{exported}started='{self._entry}'.$$\n{ENTRY.format(command=command)}")
+        command = f"wine '{python}' -IS '{windows_path(SESSION)}' \"Z:$session\""
+        self._entry.write_text(f"#!/bin/sh\n{exported}session='{self._entry}'.$$\n{ENTRY.format(command=command)}")
         self._entry.chmod(0o755)
         self.prepare()
         self.lab.write_text(self.row())

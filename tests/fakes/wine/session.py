@@ -28,9 +28,7 @@ def exit_argument(code: int) -> int:
     return code - (1 << 32) if code >= 1 << 31 else code
 
 
-def main(started: str) -> int:
-    """`started` is the name of a file that says that this has begun."""
-    os.close(os.open(started, os.O_CREAT | os.O_WRONLY))
+def main() -> int:
     command = os.environ["SSH_ORIGINAL_COMMAND"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "PYTHON"))}
     process = subprocess.Popen(
@@ -57,6 +55,8 @@ def main(started: str) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1])
+    file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)  # see ENTRY of fakes.windows
+    code = main()
     sys.stdout.flush()
+    os.write(file, str(code & 0xFF).encode())
     os._exit(exit_argument(code))
