@@ -167,7 +167,7 @@ def bench_against(
             lease.check()
             step(done, doing)
 
-        new, baseline = measure_in_turns(cell.artifact, old, facts, driver, cell.plan, rounds, leased_step)
+        new, baseline = measure_in_turns(cell.artifact, old, facts, driver, cell.plan, rounds, leased_step, say)
     write_text(cell.out, new.to_json())
     write_text(old_file(cell.out), baseline.to_json())
     return new, baseline

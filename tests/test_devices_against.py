@@ -211,6 +211,8 @@ def test_the_simulator_s_verdicts() -> None:
     assert tuple(sessions) == METHODS
     same = rates_of_one(DEVICES["sessions differ by 4 %"], 0.0, 200, seed=1)
     assert max(same.plain, same.precise) <= 0.05 and same.rounds > 16
+    outliers = rates_of_one(DEVICES["outliers"], 0.05, 200, seed=2)
+    assert min(outliers.plain, outliers.precise) >= 0.95
     slower = rates_of_one(DEVICES["all of it"], 0.05, 200, seed=2)
     assert slower.plain < 0.95 <= slower.precise
     assert rates(DEVICES["calm"], 0.05, SESSIONS_OF_FIVE, 40, seed=2)["sessions (ours)"] >= 0.9

@@ -173,9 +173,9 @@ REAL = pytest.mark.real
 @pytest.mark.parametrize(
     ("model", "activations", "tokens", "deviations", "near_ties"),
     [
-        ("tiny", "float32", 8, 1e-3, 0),
+        ("tiny", "float32", 8, 0.0, 0),
         ("tiny", "float16", 8, 0.1, 1),
-        pytest.param("smollm2", "float32", 4, 1e-3, 0, marks=REAL),
+        pytest.param("smollm2", "float32", 4, 0.0, 0, marks=REAL),
         pytest.param("smollm2", "float16", 2, 0.2, 2, marks=REAL),
     ],
 )
@@ -189,8 +189,8 @@ def test_both_float_types_compute_what_the_cpu_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On lavapipe, in 4 bits: logits, the greedy tokens after 20 prompts, and where each node runs. The CPU computes a
-    real model in float32, because its float16 takes four times as long."""
+    """On lavapipe, in 4 bits: logits, the greedy tokens after 20 prompts, and where each node runs. `deviations` bounds
+    float16's logits. The CPU computes a real model in float32, because its float16 takes four times as long."""
     software_vulkan(tmp_path, monkeypatch, lavapipe())
     if model == "tiny":
         folder, texts = request.getfixturevalue(TINY[activations]), held_out_prompts(20)
@@ -202,7 +202,7 @@ def test_both_float_types_compute_what_the_cpu_does(
     plan = Plan(adapter="software", lengths=())
     (row,) = check(open_artifact(folder), model, "webgpu", plan, texts, tokens, open_artifact(reference))
     assert not row.error and row.difference is not None and row.spread is not None
-    assert row.difference < deviations * row.spread
+    assert row.difference < (1e-3 if activations == "float32" else deviations * row.spread)
     # Rounding decides where the CPU's two best logits are nearly equal.
     assert row.prompts == 20 and row.equal == 20 - len(row.gaps) and len(row.gaps) <= near_ties, row
     assert all(gap <= 2 * row.difference for gap in row.gaps), row

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, ttest_ind
 
 from devices.judge.compare import decide
-from devices.judge.sessions import log_ratios
-from devices.measure.interleave import LOOK_ROUNDS
+from devices.judge.sessions import log_ratios, precision_of
+from devices.measure.interleave import Rounds
 from phi_edge.verbs.bench import MOST_TIMES
 
 Times = NDArray[np.float64]  # trial, session, repetition
@@ -122,7 +122,7 @@ def _judge(new: Times, old: Times, *, paired: bool = True) -> tuple[Called, Time
         ends.append(np.exp(log_ratios(above[rows], below[rows], paired=paired)[1:]))
     low, high = np.concatenate(ends, axis=1)
     called = [decide(*each, "lower", FLOOR) in ("regression", "improvement") for each in zip(low, high, strict=True)]
-    return np.array(called), np.sqrt(high / low) - 1
+    return np.array(called), precision_of(low, high)
 
 
 METHODS = ("threshold 5 %", "Welch's t", "Mann-Whitney", "sessions (ours)")
@@ -150,7 +150,7 @@ def rates_of_one(device: Device, slower: float, trials: int, seed: int) -> OfOne
     new, old = simulate(device, slower, OF_ONE, trials, np.random.default_rng(seed))
     called, rounds = np.zeros(trials, bool), np.full(trials, MOST_ROUNDS)
     plain, going = 0.0, np.arange(trials)
-    for done in range(ROUNDS, MOST_ROUNDS + 1, LOOK_ROUNDS):
+    for done in Rounds(least=ROUNDS, most=MOST_ROUNDS, enough=lambda new, old: False).looks:
         sessions = slice(0, 2 * done)
         called[going], precision = _judge(new[going, sessions], old[going, sessions])
         plain = plain if done > ROUNDS else float(called.mean())

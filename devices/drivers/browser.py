@@ -1,5 +1,5 @@
-"""A browser as a device, of this machine or of an Android phone: a real Chromium, driven by Playwright, whose page is
-the agent."""
+"""A browser as a device, whose page is the agent: a Chromium of this machine, which Playwright drives, or an Android
+phone's Chrome, through its DevTools."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from devices.measure.intervals import RESAMPLES, SEED
 from devices.measure.measurement import Measurement
 from devices.measure.metrics import METRICS, Metric
 
+Number = TypeVar("Number", float, NDArray[np.float64])
 Group = NDArray[np.float64]  # the samples of one repetition
 Session = Sequence[Group]
 LEAST_SESSIONS = 3  # of two, nobody can say how much sessions differ
@@ -62,10 +64,11 @@ class Ratio:
     low: float
     high: float
 
-    @property
-    def precision(self) -> float:
-        """How far the truth may be off, as a share, if the value is in the middle of its interval."""
-        return math.sqrt(self.high / self.low) - 1
+
+def precision_of(low: Number, high: Number) -> Number:
+    """How far the truth may be off, as a share, if a ratio is in the middle of its interval."""
+    either_way: Number = np.sqrt(high / low) - 1
+    return either_way
 
 
 def gap_precision(new: Measurement, old: Measurement) -> float | None:
@@ -74,7 +77,7 @@ def gap_precision(new: Measurement, old: Measurement) -> float | None:
     are none."""
     metric = METRICS["itl_p50_s"]
     ratio = ratio_of(sessions_of(metric, new), sessions_of(metric, old), metric.quantile, paired=True)
-    return None if ratio is None else ratio.precision
+    return None if ratio is None else precision_of(ratio.low, ratio.high)
 
 
 def ratio_of(

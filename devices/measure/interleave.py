@@ -26,11 +26,22 @@ class Rounds:
     least: int
     most: int
     enough: Callable[[Measurement, Measurement], bool]
-    say: Callable[[str], None]  # with the reason where it ended before
+
+    @property
+    def looks(self) -> list[int]:
+        """After how many rounds it is asked."""
+        return [*range(self.least, self.most, LOOK_ROUNDS), self.most]
 
 
 def measure_in_turns(
-    new: Contender, old: Contender, device: DeviceFacts, driver: Driver, plan: Plan, rounds: Rounds, step: Step
+    new: Contender,
+    old: Contender,
+    device: DeviceFacts,
+    driver: Driver,
+    plan: Plan,
+    rounds: Rounds,
+    step: Step,
+    say: Callable[[str], None],
 ) -> tuple[Measurement, Measurement]:
     """Two sessions of each artifact a round, with the plan's repetitions in each.
 
@@ -66,8 +77,7 @@ def measure_in_turns(
                     give_up(dropped)
 
     seen: tuple[Measurement, Measurement] | None = None
-    looks = [*range(rounds.least, rounds.most, LOOK_ROUNDS), rounds.most]
-    for first, last in itertools.pairwise([0, *looks]):
+    for first, last in itertools.pairwise([0, *rounds.looks]):
         try:
             for session in range(2 * first, 2 * last):
                 take_turns(session)
@@ -75,7 +85,7 @@ def measure_in_turns(
         except (DeviceError, TransportError) as error:
             if seen is None:
                 raise
-            rounds.say(f"the comparison ends at {first} rounds: {error}")
+            say(f"the comparison ends at {first} rounds: {error}")
             break
         if rounds.enough(*seen):
             break

@@ -208,10 +208,7 @@ def planned_rounds(rounds: int, precision: float | None) -> Rounds:
         found = gap_precision(new, old)
         return precision is None or found is None or found <= precision
 
-    def say_why(what: str) -> None:
-        echo(one_line(what), err=True)
-
-    return Rounds(least=rounds, most=rounds if precision is None else MOST_TIMES * rounds, enough=enough, say=say_why)
+    return Rounds(least=rounds, most=rounds if precision is None else MOST_TIMES * rounds, enough=enough)
 
 
 def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: Rounds, noise: Path | None) -> None:
@@ -225,7 +222,7 @@ def show_turns(cell: Cell, old: Contender, lab: Lab, wait_s: float, rounds: Roun
     for out in (old_file(cell.out), *([] if noise is None else [noise])):
         check_writable(out)
     floors = read_floors(noise) if noise is not None and noise.exists() else None
-    new, baseline = bench_against(cell, old, lab, wait_s, rounds, lambda what: echo(what, err=True))
+    new, baseline = bench_against(cell, old, lab, wait_s, rounds, lambda what: echo(one_line(what), err=True))
     if rounds.least < rounds.most:
         made = len({repetition.session for repetition in new.repetitions}) // 2
         found = gap_precision(new, baseline)

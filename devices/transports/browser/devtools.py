@@ -99,21 +99,26 @@ async def devtools_page(devtools: str, site: str) -> AsyncIterator[DevtoolsPage]
         if page["url"].startswith(f"{site}/"):
             await _ask(f"{devtools}/json/close/{page['id']}")
     target = await _ask(f"{devtools}/json/new?about:blank", "PUT")
-    address = f"ws://{urlsplit(devtools).netloc}/devtools/page/{target['id']}"
     try:
-        socket = await connect(address, max_size=None, ping_interval=None)
+        async with await _connect(f"ws://{urlsplit(devtools).netloc}/devtools/page/{target['id']}") as socket:
+            page = DevtoolsPage(socket)
+            kept = {"origin": site, "storageTypes": "all"}
+            await page.call("Storage.clearDataForOrigin", **kept)
+            try:
+                yield page
+            finally:
+                with contextlib.suppress(RequestError):  # after a page that has gone, the next one removes it
+                    await page.call("Storage.clearDataForOrigin", **kept)
+    finally:
+        with contextlib.suppress(RequestError):
+            await _ask(f"{devtools}/json/close/{target['id']}")
+
+
+async def _connect(address: str) -> ClientConnection:
+    try:
+        return await connect(address, max_size=None, ping_interval=None)
     except (OSError, WebSocketException) as error:
         raise RequestError(f"the browser's DevTools refuse their page: {error}") from error
-    async with socket:
-        page = DevtoolsPage(socket)
-        kept = {"origin": site, "storageTypes": "all"}
-        await page.call("Storage.clearDataForOrigin", **kept)
-        try:
-            yield page
-        finally:
-            with contextlib.suppress(RequestError):  # after a page that has gone, the next one removes it
-                await page.call("Storage.clearDataForOrigin", **kept)
-                await _ask(f"{devtools}/json/close/{target['id']}")
 
 
 async def _answering(devtools: str) -> None:
