@@ -168,6 +168,18 @@ def test_killed_between_rename_and_seal(
     assert not rows_read
 
 
+@pytest.mark.parametrize("lock", [None, ""])
+def test_killed_before_the_lock_was_written(
+    checkpoint: Path, undisturbed: dict[Format, Artifact], tmp_path: Path, lock: str | None
+) -> None:
+    part = tmp_path / "out.part"
+    part.mkdir()
+    if lock is not None:
+        (part / "lock").write_text(lock)
+    assert same(export_model(request(checkpoint, tmp_path / "out")), undisturbed["onnx"])
+    assert not part.exists()
+
+
 def test_two_at_once_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with Journal(tmp_path / "out.part", "another"), pytest.raises(SpaceError, match="another export"):
         export_model(request(checkpoint, tmp_path / "out"))

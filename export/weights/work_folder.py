@@ -37,7 +37,7 @@ def work_folder(out: Path) -> Path:
 
 def take_over(work: Path) -> None:
     """Make the work folder, or go on in one that an earlier export made. Raises SpaceError for any other."""
-    if os.path.lexists(work) and not (_is_folder(work) and (_is_ours(work) or not any(work.iterdir()))):
+    if os.path.lexists(work) and not (_is_folder(work) and (_is_ours(work) or _is_unclaimed(work))):
         raise SpaceError(
             f"{work}: is in the way: an export would work there, and no export of ours made it; rename it, or give "
             "another OUT"
@@ -45,7 +45,7 @@ def take_over(work: Path) -> None:
     lock = work / LOCK
     try:
         work.mkdir(parents=True, exist_ok=True)
-        if not lock.exists():
+        if not lock.exists() or _is_empty_file(lock):
             lock.write_text(LOCK_TEXT, encoding="utf-8")
     except OSError as error:
         with contextlib.suppress(OSError):  # nothing is left of a folder that is not ours yet
@@ -107,6 +107,15 @@ def recover(folder: Path, out: Path) -> None:
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
+
+
+def _is_unclaimed(work: Path) -> bool:
+    """Whether nothing is in the folder, or only a lock that is still empty: an export was killed as it began."""
+    return all(path.name == LOCK and _is_empty_file(path) for path in work.iterdir())
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and not path.stat().st_size
 
 
 def _is_ours(work: Path) -> bool:
