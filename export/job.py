@@ -18,6 +18,7 @@ from export.request import ExportRequest
 from export.scheme import Scheme, scheme_named
 from export.target import TARGETS, Target, target_named
 from export.to_executorch.sizes import RING_SPARE_TOKENS, ring_tokens
+from export.to_onnx.sizes import window_cache_tokens
 from export.weights.imported import imported_scheme
 
 T = TypeVar("T")
@@ -45,9 +46,16 @@ class Job:
 
     @property
     def ring_tokens(self) -> int | None:
-        """How many tokens the KV cache keeps, where it is a ring; None where it keeps the whole context."""
+        """How many tokens an ExecuTorch program's KV cache keeps, where it is a ring; None where it keeps all."""
         window = self.checkpoint.config.sliding_window
         return ring_tokens(window, self.context_tokens) if self.format == "executorch" else None
+
+    @property
+    def window_cache_tokens(self) -> int | None:
+        """How many tokens ONNX Runtime's KV cache keeps, where it keeps the window alone; None where it keeps all."""
+        window = self.checkpoint.config.sliding_window
+        on_cpu = self.format == "onnx" and not self.target.provider
+        return window_cache_tokens(window, self.context_tokens) if on_cpu else None
 
 
 def resolve(request: ExportRequest) -> Job:

@@ -27,7 +27,7 @@ def plan_memory(job: Job, weights_bytes: int) -> Memory:
         resident_weights_bytes=int(weights_bytes * RESIDENT[job.format]),
         engine_bytes=ENGINE_BYTES[job.format] + float_rows_bytes(job) + ring_copy_bytes(job),
         kv_bytes_per_token=per_token,
-        kept_tokens=job.ring_tokens,
+        kept_tokens=job.ring_tokens or job.window_cache_tokens,
         total_bytes_per_context={},
     )
     return dataclasses.replace(
@@ -42,7 +42,7 @@ def float_rows_bytes(job: Job) -> int:
     model = job.model
     if not job.int8_cache:
         return 0
-    return 2 * 2 * (2 * job.context_tokens * model.kv_heads * model.head_dim * 4)
+    return 2 * 2 * (2 * (job.window_cache_tokens or job.context_tokens) * model.kv_heads * model.head_dim * 4)
 
 
 def ring_copy_bytes(job: Job) -> int:

@@ -132,7 +132,7 @@ def test_a_recorded_step_computes_the_same(tiny_cuda: Path, monkeypatch: pytest.
         ours, theirs = (each.forward(ids[start : start + count], start) for each in (engine, plain))
         assert np.array_equal(ours, theirs)
     parts = [part.copy() for part in engine.read_cache(26)]
-    engine.write_cache(parts)
+    engine.write_cache(parts, 26)
     assert all(np.array_equal(one, other) for one, other in zip(parts, engine.read_cache(26), strict=True))
     with pytest.raises(EngineError, match="beyond the context of 256 tokens"):
         engine.forward([1], 256)

@@ -4,12 +4,13 @@ The protocol itself: test_runtimes_protocol.py."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import pytest
 from devices.transports.local import LocalHost
 from devices.transports.remote_tokens import RemoteTokens, open_remote
 from export.artifact import Artifact, open_artifact
+from export.pipeline import export_model
+from export.request import ExportRequest
 from fakes.android import AndroidSoftware
 from runtimes.agent.scoring import ScoreRequest, open_rows, predict
 from runtimes.loop.loop import TokenLoop
-from runtimes.loop.tokens import NewToken, Sampling, TokenRequest, TokensDone, TokenSource
+from runtimes.loop.tokens import NewToken, Sampling, TokenRecord, TokenRequest, TokensDone, TokenSource
 from runtimes.registry import open_tokens
 
 pytestmark = pytest.mark.emulated
@@ -59,6 +62,38 @@ def here(artifact: Artifact) -> Iterator[TokenSource]:
     source = open_tokens(artifact, threads=2)
     yield source
     source.close()
+
+
+def ids_of(records: Sequence[TokenRecord]) -> list[int]:
+    return [record.id for record in records if isinstance(record, NewToken)]
+
+
+def test_a_cache_that_keeps_a_window_is_resumed_where_it_can(
+    android: AndroidSoftware, host_libraries: Path, random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It keeps 256 tokens; genai does not rewind it any more once it is full."""
+    checkpoint = random_checkpoint(sliding_window=16)
+    request = ExportRequest(
+        checkpoint=str(checkpoint), out=tmp_path / "out", format="onnx", scheme="fp32", context_tokens=700
+    )
+    artifact, prompt = export_model(request), list(range(5, 305))
+    command = [str(android.folder / "agent"), str(artifact.folder), "--libraries", str(host_libraries)]
+    sequences = (
+        (prompt, 0),
+        ([*prompt, 7], 300),
+        ([*prompt[:290], 8], 0),
+        (prompt[:200], 0),
+        ([*prompt[:150], 9], 150),
+        ([*prompt[:150], *prompt], 150),
+        ([*prompt[:150], *prompt, *prompt[:100]], 450),
+    )
+    with contextlib.closing(open_remote(LocalHost().start(command))) as agent:
+        for ids, reused in sequences:
+            *tokens, done = agent.stream(TokenRequest(ids=ids, max_new_tokens=1, session="s"))
+            with contextlib.closing(open_tokens(artifact)) as here:
+                *expected, _ = here.stream(TokenRequest(ids=ids, max_new_tokens=1))
+            assert isinstance(done, TokensDone) and done.error is None and done.usage.reused == reused
+            assert ids_of(tokens) == ids_of(expected) != []
 
 
 def talk(command: list[str], lines: bytes, **options: Any) -> tuple[list[dict[str, Any]], int]:

@@ -112,7 +112,7 @@ engine = webgpu.open_webgpu(open_artifact(Path(sys.argv[1])), None, graphics=Gra
 import numpy as np
 logits = engine.forward(list(range(3, 13)), 0)
 parts = [part.copy() for part in engine.read_cache(10)]
-engine.write_cache(parts)
+engine.write_cache(parts, 10)
 again = engine.read_cache(10)
 same = all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
 print(json.dumps([engine.accelerator, same, logits.tolist()]))

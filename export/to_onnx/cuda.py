@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from export.models.attention import AttentionNode
-from export.to_onnx import operators
+from export.to_onnx import attention, operators
 from export.to_onnx.graph import SEQUENCE_TOKENS, Graph, GraphStyle, attention_call
 
 
@@ -39,7 +39,7 @@ def cuda_options(operators: Collection[str]) -> dict[str, str]:
 def sequence_lengths(graph: Graph, *, switches: bool) -> tuple[dict[str, ir.Value], list[ir.Value]]:
     """As the CPU's, by the mask's ones: a recorded step's mask is as wide as the context. For the first pieces of a
     long prompt, the optional input SEQUENCE_TOKENS is its whole length."""
-    lengths, inputs = operators.sequence_lengths(graph, switches=False)
+    lengths, inputs = attention.sequence_lengths(graph, switches=False)
     if switches:
         given = graph.option(SEQUENCE_TOKENS, [0])
         one = graph.constant("/constants/one", 1)

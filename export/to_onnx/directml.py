@@ -13,8 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from export.to_onnx.attention import sequence_lengths
 from export.to_onnx.graph import MICROSOFT, Graph, GraphStyle, attention_call, label
-from export.to_onnx.operators import LOWERINGS, sequence_lengths
+from export.to_onnx.operators import LOWERINGS
 from export.weights.slots import SlotId
 
 

@@ -17,11 +17,14 @@ def genai_config(
     *,
     model_type: str,
     context_tokens: int,
+    window_tokens: int | None,
+    kept_tokens: int | None,
     provider: str,
     provider_options: Mapping[str, str],
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """The content of genai_config.json. `provider` is "" for the CPU, or the name of an execution provider.
+    """The content of genai_config.json. `kept_tokens`: how many the KV cache has, where it keeps those of the sliding
+    window alone and a few more. `provider` is "" for the CPU, or the name of an execution provider.
     `quiet`: without warnings, because onnxruntime warns of every input that need not be given."""
     return {
         "model": {
@@ -43,6 +46,7 @@ def genai_config(
                 "num_attention_heads": model.heads,
                 "num_hidden_layers": model.layers,
                 "num_key_value_heads": model.kv_heads,
+                **windowed_cache(model, window_tokens, kept_tokens),
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
@@ -66,3 +70,17 @@ def genai_config(
             "top_p": 1.0,
         },
     }
+
+
+def windowed_cache(model: Model, window_tokens: int | None, kept_tokens: int | None) -> dict[str, Any]:
+    """Says how long each layer's KV cache is, where GroupQueryAttention keeps a window. Nothing where it keeps all."""
+    if kept_tokens is None or window_tokens is None:
+        return {}
+    window = {
+        "window_size": window_tokens,
+        "cache_slack": kept_tokens - window_tokens,
+        "slide_key_value_cache": False,
+        "slide_inputs": False,
+        "layers": list(range(model.layers)),
+    }
+    return {"sliding_window": window}

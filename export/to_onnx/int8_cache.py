@@ -20,8 +20,9 @@ import torch
 from torch import fx
 
 from export.models.attention import AttentionNode
+from export.to_onnx.attention import group_query_attention, with_window_cache
 from export.to_onnx.graph import MICROSOFT, Graph, attention_call
-from export.to_onnx.operators import CPU, LOWERINGS, group_query_attention
+from export.to_onnx.operators import CPU, LOWERINGS
 from export.weights.kv_scales import scale_ids
 
 PAST_KEY, K_SCALE = 3, 12  # inputs of the operator, each followed by the value's
@@ -42,13 +43,17 @@ class NewRows:
 def attention(graph: Graph, node: fx.Node) -> None:
     """The next layer's attention, in either way."""
     call, layer = attention_call(node), graph.attentions()
-    path = f"/model/layers.{layer}/attn"
     rows = new_rows(graph, call)
-    branches = {
-        "then_branch": graph.branch(lambda: through_float(graph, call, layer, path + "/many", rows), path + "/many"),
-        "else_branch": graph.branch(lambda: in_codes(graph, call, layer, path + "/few"), path + "/few"),
-    }
-    graph.values[node] = graph.add(path + "/If", "If", [rows.many], branches, outputs=3)
+
+    def attend(path: str, window: bool) -> list[ir.Value]:
+        many, few = path + "/many", path + "/few"
+        branches = {
+            "then_branch": graph.branch(lambda: through_float(graph, call, layer, many, rows, window), many),
+            "else_branch": graph.branch(lambda: in_codes(graph, call, layer, few, window), few),
+        }
+        return graph.add(path + "/many/If", "If", [rows.many], branches, outputs=3)
+
+    graph.values[node] = with_window_cache(graph, call, f"/model/layers.{layer}/attn", attend)
 
 
 def new_rows(graph: Graph, call: AttentionNode) -> NewRows:
@@ -81,9 +86,9 @@ def new_rows(graph: Graph, call: AttentionNode) -> NewRows:
     return rows
 
 
-def in_codes(graph: Graph, call: AttentionNode, layer: int, path: str) -> list[ir.Value]:
+def in_codes(graph: Graph, call: AttentionNode, layer: int, path: str, window: bool) -> list[ir.Value]:
     """The operator on the int8 cache."""
-    inputs, attributes = group_query_attention(graph, call)
+    inputs, attributes = group_query_attention(graph, call, window)
     inputs += [None] * (K_SCALE - len(inputs))
     inputs += [graph.weight(id) for id in scale_ids(layer)]
     attributes |= {"kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
@@ -91,8 +96,11 @@ def in_codes(graph: Graph, call: AttentionNode, layer: int, path: str) -> list[i
     return graph.add(name, "GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
 
 
-def through_float(graph: Graph, call: AttentionNode, layer: int, path: str, rows: NewRows) -> list[ir.Value]:
-    """The operator on what is cached in float, in units of the scales; then the new rows into the int8 cache."""
+def through_float(
+    graph: Graph, call: AttentionNode, layer: int, path: str, rows: NewRows, window: bool
+) -> list[ir.Value]:
+    """The operator on what is cached in float, in units of the scales; then the new rows into the int8 cache. Where the
+    cache keeps a window, the operator moves its rows, so that all of them go to float and back, which changes none."""
 
     def op(kind: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return graph.add(f"{path}/{name}/{kind}", kind, list(inputs), attributes)[0]
@@ -103,15 +111,18 @@ def through_float(graph: Graph, call: AttentionNode, layer: int, path: str, rows
     zero = graph.constant("/constants/zero_code", 0, ir.DataType.INT8)
     pasts = {"key": graph.values[call.past_key], "value": graph.values[call.past_value]}
     by_query, own = scale_vectors(graph, call, layer, op)
-    inputs, attributes = group_query_attention(graph, call)
+    inputs, attributes = group_query_attention(graph, call, window)
     inputs[0] = op("Mul", "qkv", graph.values[call.qkv], op("Concat", "qkv", by_query[0], *own, axis=0))
     for place, (part, past) in enumerate(pasts.items(), start=PAST_KEY):
-        codes = op("Slice", f"{part}/past", past, first, rows.start, axis)
+        codes = past if window else op("Slice", f"{part}/past", past, first, rows.start, axis)
         inputs[place] = op("Cast", f"{part}/past", codes, to=ir.DataType.FLOAT.value)
     name = path + "/GroupQueryAttention"
     attended, *present = graph.add(name, "GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
     caches = []
     for (part, past), floats in zip(pasts.items(), present, strict=True):
+        if window:
+            caches.append(op("QuantizeLinear", part, floats, unit, zero))
+            continue
         new = op("Slice", f"{part}/new", floats, rows.start, last, axis)
         codes = op("Squeeze", part, op("QuantizeLinear", part, new, unit, zero), first)
         caches.append(op("ScatterND", part, past, rows.indices, codes))

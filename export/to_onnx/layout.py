@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class OnnxLayout:
     def __init__(self, job: Job) -> None:
         config = job.checkpoint.config
         self.job = job
-        style = INT8_CACHE if job.int8_cache else CPU
+        style = replace(INT8_CACHE if job.int8_cache else CPU, window_cache=job.window_cache_tokens is not None)
         if job.target.provider == "dml":
             style = directml_style(job.activations, lengths_as_inputs=job.request.lengths_as_inputs)
         elif job.target.provider == "webgpu":
@@ -68,6 +69,8 @@ class OnnxLayout:
         int8 = ", int8 inside MatMulNBits" if job.target.accuracy_level == 4 and quantised else ""
         self.activations = job.activations + int8
         cache = "int8, a scale for each channel" if job.int8_cache else job.activations
+        if job.window_cache_tokens is not None:
+            cache += f", the last {job.window_cache_tokens} tokens"
         self.options: Mapping[str, Any] = {
             "opset": self.graph.opset_imports[""],
             "accuracy_level": job.target.accuracy_level if quantised else None,
@@ -100,6 +103,8 @@ class OnnxLayout:
             job.checkpoint.tokens,
             model_type=job.checkpoint.config_content["model_type"],
             context_tokens=job.context_tokens,
+            window_tokens=job.checkpoint.config.sliding_window,
+            kept_tokens=job.window_cache_tokens,
             provider=job.target.provider,
             provider_options=self.provider_options,
             quiet=not job.target.provider or bool(job.side_adapters),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from export.to_onnx import directml, operators
+from export.to_onnx import attention, directml, operators
 from export.to_onnx.graph import Graph, GraphStyle, attention_call
 
 
@@ -17,7 +17,7 @@ def webgpu_style(activations: str) -> GraphStyle:
     """How a graph for WebGPU is written: the same weights for both types of activations."""
     return GraphStyle(
         lowerings=WEBGPU,
-        lengths=operators.sequence_lengths,
+        lengths=attention.sequence_lengths,
         activations=activations,
         scales="float16",
         zero_points=False,
@@ -25,10 +25,10 @@ def webgpu_style(activations: str) -> GraphStyle:
     )
 
 
-def attention(graph: Graph, node: fx.Node) -> None:
+def attend(graph: Graph, node: fx.Node) -> None:
     """Rotated inside where it can be."""
-    lower = operators.attention if attention_call(node).rows is None else directml.attention
+    lower = attention.attention if attention_call(node).rows is None else directml.attention
     lower(graph, node)
 
 
-WEBGPU = {**operators.LOWERINGS, torch.ops.phi_edge.attention.default: attention}
+WEBGPU = {**operators.LOWERINGS, torch.ops.phi_edge.attention.default: attend}

@@ -32,10 +32,10 @@ class DeviceCacheEngine(OnnxEngine):
         """See OpenCache.read_cache."""
         return [value.numpy()[0, :, :count] for value in self._on_device]
 
-    def write_cache(self, parts: Sequence[npt.NDArray[Any]]) -> None:
+    def write_cache(self, parts: Sequence[npt.NDArray[Any]], count: int) -> None:
         """See OpenCache.write_cache."""
         self._kv = [value.numpy() for value in self._on_device]
-        super().write_cache(parts)
+        super().write_cache(parts, count)
         for value, buffer in zip(self._on_device, self._kv, strict=True):
             value.update_inplace(buffer)
         self._kv = []

@@ -108,6 +108,7 @@ class GenaiEngine:
         self.vocab_size = artifact.manifest.model.vocab_size
         self.switch_tokens = artifact.manifest.rope.switch_tokens
         self.max_forward_tokens = self.context_tokens
+        self._kept_tokens = artifact.manifest.memory.kept_tokens
         self.continues = continues
         self.adapters = adapter_names(artifact)
         self._adapter: str | None = None
@@ -121,9 +122,7 @@ class GenaiEngine:
 
         try:
             if self.continues:
-                self._generator = self._generator or self._make(self._adapter)
-                if start < self._generator.token_count():
-                    self._generator.rewind_to(start)
+                self._go_to(start)
                 self._generator.append_tokens(np.array(ids, np.int32))
             else:
                 self._give(ids, start)
@@ -131,6 +130,10 @@ class GenaiEngine:
         except (RuntimeError, MemoryError, ValueError) as error:
             raise EngineError(f"onnxruntime-genai failed at position {start}: {error}") from error
         return logits
+
+    def can_resume(self, start: int, end: int) -> bool:
+        """See RingEngine: genai does not rewind a cache that keeps a window, once that is full."""
+        return start in (0, end) or self._kept_tokens is None or end <= self._kept_tokens
 
     def use_adapter(self, name: str | None) -> None:
         """See AdaptableEngine."""
@@ -140,6 +143,17 @@ class GenaiEngine:
         """Free the generator, and with the last reference the model."""
         self._generator = None
         self._make = _closed
+
+    def _go_to(self, start: int) -> None:
+        """Forget what comes after. A cache that keeps a window and is full is not rewound, not even to its beginning: a
+        new generator takes its place."""
+        filled = self._generator.token_count() if self._generator is not None else 0
+        if start == 0 and self._kept_tokens is not None and filled > self._kept_tokens:
+            self._generator, filled = None, 0  # its KV cache is freed before the next one takes its own
+        if self._generator is None:
+            self._generator = self._make(self._adapter)
+        if start < filled:
+            self._generator.rewind_to(start)
 
     def _give(self, ids: Sequence[int], start: int) -> None:
         """A whole prompt to a new generator; or one token more, which gets all the probability and is chosen."""

@@ -2,7 +2,7 @@
 
 The graph: input_ids int64 [1, S], attention_mask int64 [1, start + S] (one for DirectML: position_ids int64 [1, S] too,
 and perhaps seqlens_k and total_sequence_length int32 [1] in the mask's place), past_key_values.N.key/value
-[1, kv_heads, context, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
+[1, kv_heads, rows, head_dim] -> logits [1, 1, vocab] of the last token, present.N.key/value. Past and present are
 the same memory (GroupQueryAttention's shared buffer); the mask's length says how much of it is filled. Where there is
 an output token_logits [1, rows, vocab], the input token_logits_from int64 [1] says after which tokens: -rows. Of a long
 prompt's first pieces long rope learns by zeros at the mask's end or, for CUDA, by sequence_tokens int64 [1].
@@ -10,15 +10,15 @@ prompt's first pieces long rope learns by zeros at the mask's end or, for CUDA, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.artifact import ADAPTER_SUFFIX, Artifact, Model
+from export.artifact import ADAPTER_SUFFIX, Artifact
 from runtimes.engines.adapter_file import empty_values, read_values
-from runtimes.engines.engine import adapter_names
-from runtimes.engines.side_by_side import CPU, SideBySide, open_side_by_side
+from runtimes.engines.engine import adapter_names, kept_tokens
+from runtimes.engines.onnx_graph import check_graph, logits_type
+from runtimes.engines.side_by_side import CPU, SideBySide, open_side_by_side, whole_pages
 from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
 from runtimes.system.pages import fresh_pages, grants
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from runtimes.engines.engine import Engine, Logits
 
-_ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-_CACHE_TYPES = _ELEMENT_TYPES | {"tensor(int8)": "int8"}
 _ON_CPU = ("CPUExecutionProvider",)
 _MOST_ROWS = 16  # of token_logits: a buffer of a few MB
 
@@ -72,16 +70,17 @@ class OnnxEngine:
         self.accelerator: str | None = None
         self.adapters = adapter_names(artifact)
         self._artifact, self._session = artifact, session
-        self._kv_type = _check_graph(session, model)
+        self._kv_type = check_graph(session, model)
         self._binding = session.io_binding()
         self._run_options: Any = None  # onnxruntime's own
         self._values: dict[str, Any] = {}  # the adapter's
-        shape = (1, model.kv_heads, self.context_tokens, model.head_dim)
+        self._kept = kept_tokens(artifact)
+        shape = (1, model.kv_heads, self._kept.kept, model.head_dim)
         self._tails = [f"{layer}.{part}" for layer in range(model.layers) for part in ("key", "value")]
         self._bind_cache(shape, self._tails)
         several = any(item.name == "token_logits" for item in session.get_outputs())
         self.most_rows = _MOST_ROWS if several else 1
-        self._logits = np.zeros((self.most_rows, model.vocab_size), _logits_type(session))
+        self._logits = np.zeros((self.most_rows, model.vocab_size), logits_type(session))
         self._rows_from = np.zeros(1, np.int64)
         self._bind_rows(1)
         self._mask = np.ones(self.context_tokens, np.int64)
@@ -98,7 +97,9 @@ class OnnxEngine:
         # How several tokens get the logits that each would get alone; None until it was tried, and where it cannot be.
         self._beside: SideBySide | None = None
         plain = self.switch_tokens is None and not names & {"position_ids", "seqlens_k"}
-        self._may_try = plain and several and bool(self._kv)
+        # A window's rows are moved when they are all full, so that more of them would be another layout.
+        fills_pages = self._kept.kept == self.context_tokens or whole_pages(shape, self._kv[0].itemsize) == shape
+        self._may_try = plain and several and bool(self._kv) and fills_pages
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
         """See Engine.forward."""
@@ -158,16 +159,20 @@ class OnnxEngine:
 
     def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
         """See OpenCache.read_cache."""
-        return [buffer[0, :, :count] for buffer in self._kv]
+        return [buffer[0, :, : self._kept.rows(count)] for buffer in self._kv]
 
-    def write_cache(self, parts: Sequence[npt.NDArray[Any]]) -> None:
+    def write_cache(self, parts: Sequence[npt.NDArray[Any]], count: int) -> None:
         """See OpenCache.write_cache."""
-        count = parts[0].shape[1] if parts and parts[0].ndim == 3 else 0
-        fitting = [(buffer[0, :, :count].shape, buffer.dtype) for buffer in self._kv]
+        rows = self._kept.rows(count)
+        fitting = [(buffer[0, :, :rows].shape, buffer.dtype) for buffer in self._kv]
         if not 0 < count <= self.context_tokens or [(part.shape, part.dtype) for part in parts] != fitting:
             raise RequestError("the saved session's cache has other shapes than this artifact's; save it again")
         for buffer, part in zip(self._kv, parts, strict=True):
-            buffer[0, :, :count] = part
+            buffer[0, :, :rows] = part
+
+    def can_resume(self, start: int, end: int) -> bool:
+        """See RingEngine."""
+        return self._kept.can_resume(start, end)
 
     def close(self) -> None:
         """Free the session and the KV cache."""
@@ -186,11 +191,13 @@ class OnnxEngine:
 
     def _rows_side_by_side(self, ids: Sequence[int], start: int) -> Logits | None:
         """The logits after each of `ids`, bit for bit those of a forward each; None where that is not to be had."""
+        if not self._kept.can_resume(start, start + len(ids)):
+            return None  # the operator would move the rows once for each token
         if self._may_try:
             self._may_try = False
             self._beside = open_side_by_side(self._session, self._kv[0], self._tails, self._values, self._logits)
             if self._beside is not None:
-                self._beside.take_over(self._kv, start)
+                self._beside.take_over(self._kv, self._kept.rows(start))
                 self._use_cache(self._beside.caches)
         return None if self._beside is None else self._beside.forward(ids, start)
 
@@ -210,7 +217,7 @@ class OnnxEngine:
 
 
 def _make_cache(shape: tuple[int, ...], dtype: npt.DTypeLike, count: int) -> list[npt.NDArray[Any]]:
-    """`count` buffers of the KV cache, [1, kv_heads, context, head_dim] each. Raises EngineError where the system
+    """`count` buffers of the KV cache, [1, kv_heads, tokens, head_dim] each. Raises EngineError where the system
     refuses so much, with a context that it would grant."""
     import numpy as np
 
@@ -252,49 +259,3 @@ def load_session(path: Path, threads: int | None, *, device: Any = None, provide
     except Exception as error:  # the library's errors have no common class
         said = str(error) or "it gives no reason"  # of one that is not UTF-8 nothing is left in Python 3.11.2
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {said}") from error
-
-
-def _check_graph(session: Any, model: Model) -> npt.DTypeLike:
-    """Refuse a graph with other inputs, outputs or sizes than the manifest's; the element type of its KV cache."""
-    layers = model.layers
-    tails = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    seen_inputs = {item.name for item in session.get_inputs()}
-    lengths = {"seqlens_k", "total_sequence_length"} if "seqlens_k" in seen_inputs else {"attention_mask"}
-    expected_inputs = {"input_ids", *lengths, *({"position_ids"} & seen_inputs)}
-    expected_inputs |= {f"past_key_values.{tail}" for tail in tails}
-    seen_outputs = {item.name for item in session.get_outputs()}
-    expected_outputs = {"logits", *({"token_logits"} & seen_outputs), *(f"present.{tail}" for tail in tails)}
-    for kind, seen, expected in (
-        ("inputs", seen_inputs, expected_inputs),
-        ("outputs", seen_outputs, expected_outputs),
-    ):
-        if seen != expected:
-            odd = ", ".join(sorted(seen ^ expected)[:4])
-            raise EngineError(f"the graph's {kind} are not those of a phi-edge export ({odd}, ...); export it again")
-    _check_shapes(session, model)
-    types = {item.type for item in session.get_inputs() if re.match("past_key_values", item.name)}
-    if len(types) != 1 or not types <= set(_CACHE_TYPES):
-        raise EngineError(f"the graph's KV cache is {', '.join(sorted(types))}; known: {', '.join(_CACHE_TYPES)}")
-    return _CACHE_TYPES[types.pop()]
-
-
-def _logits_type(session: Any) -> npt.DTypeLike:
-    found: str = next(item.type for item in session.get_outputs() if item.name == "logits")
-    if found not in _ELEMENT_TYPES:
-        raise EngineError(f"the graph's logits are {found}; known: {', '.join(_ELEMENT_TYPES)}; export it again")
-    return _ELEMENT_TYPES[found]
-
-
-def _check_shapes(session: Any, model: Model) -> None:
-    """Every size that the graph fixes must be the manifest's. Batch, length and context are open in a graph."""
-    cache = {1: model.kv_heads, 3: model.head_dim}
-    for item in (*session.get_inputs(), *session.get_outputs()):
-        known = cache if item.name.startswith(("past_key_values", "present")) else {}
-        known = {2: model.vocab_size} if item.name in ("logits", "token_logits") else known
-        for place, size in known.items():
-            seen = item.shape[place] if len(item.shape) > place else None
-            if seen != size and not isinstance(seen, str):
-                raise EngineError(
-                    f"the graph's {item.name} has the shape {item.shape}, the manifest says {size} at place {place}; "
-                    "export it again"
-                )

@@ -65,7 +65,7 @@ class SideBySide:
         self._tokens = 0
 
     def take_over(self, caches: list[npt.NDArray[Any]], filled: int) -> None:
-        """Copy the first `filled` positions. Each cache is let go before the next is copied, so that memory never has
+        """Copy the first `filled` rows. Each cache is let go before the next is copied, so that memory never has
         all of them twice."""
         for place, cache in enumerate(self.caches):
             cache[:, :, :filled] = caches[place][:, :, :filled]

@@ -22,6 +22,7 @@ class Cache:
         self.engine = engine
         # Asked once: Python compares every member of a protocol, which takes as long as the rest of the loop.
         self._checking = engine if isinstance(engine, CheckingEngine) else None
+        self._ring = engine if isinstance(engine, RingEngine) else None
         self.ids: list[int] = []  # those whose keys and values are in the engine, by position
         self._end = 0  # the furthest position that was written since position 0 was
         self._long = False  # they were computed with the long rope factors
@@ -51,7 +52,7 @@ class Cache:
             if cached != wanted:
                 break
             keep += 1
-        if isinstance(self.engine, RingEngine) and not self.engine.can_resume(keep, self._end):
+        if self._ring is not None and not self._ring.can_resume(keep, self._end):
             keep = 0
         self.keep(keep)
         return keep
@@ -90,13 +91,17 @@ class Cache:
         return self._checking is not None and self._checking.most_rows > 1 and self.engine.continues
 
     def most_guesses(self, length: int) -> int:
-        """How many guesses one forward may check after `length` ids: within the context and the same rope factors."""
+        """How many guesses one forward may check after `length` ids, of which the last is not cached: within the
+        context and the same rope factors, and so that all of them can be taken back."""
         if self._checking is None:
             return 0
         end, switch = self.engine.context_tokens, self.engine.switch_tokens
         if switch is not None and not self._long:
             end = min(end, switch)
-        return min(self._checking.most_rows - 1, end - length)
+        most = min(self._checking.most_rows - 1, end - length)
+        while most > 0 and self._ring is not None and not self._ring.can_resume(length - 1, length + most):
+            most -= 1
+        return most
 
     def check_adapter(self, name: str | None) -> None:
         """Raises RequestError for an adapter that the artifact does not have."""
@@ -130,12 +135,11 @@ class Cache:
         check_ids("token id", content.ids, self.engine.vocab_size)
         self.check_adapter(content.adapter)
         self.forget()
-        if any(part.ndim != 3 or part.shape[1] != len(content.ids) for part in content.parts):
-            raise RequestError(f"{path}: its cache has another length than its ids; save it again")
         self.use_adapter(content.adapter)
-        cache.write_cache(content.parts)
+        cache.write_cache(content.parts, len(content.ids))
         self.ids, self._long, self._session = list(content.ids), content.long, session
-        return len(self.ids)
+        self._end = len(self.ids)
+        return self._end
 
     def _open(self) -> OpenCache:
         if not isinstance(self.engine, OpenCache):

@@ -1,7 +1,8 @@
 """A session's KV cache as a file, so that a long prompt that was read once need not be read again after a restart.
 
-A numpy archive: the ids whose keys and values it has, and one array for each layer's keys and values, [kv_heads, ids,
-head_dim]. It fits the artifact that it was made with and no other, whose digest it has.
+A numpy archive: the ids that were computed, and one array for each layer's keys and values, [kv_heads, ids, head_dim];
+with a sliding window perhaps those of the last ids alone. It fits the artifact that it was made with and no other,
+whose digest it has.
 """
 
 from __future__ import annotations

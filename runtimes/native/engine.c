@@ -200,11 +200,27 @@ static const float *last_logits(struct engine *engine, char *error, size_t error
     return (const float *)data + (size_t)(shape[1] - 1) * engine->vocab_size;
 }
 
+static void drop_generator(struct engine *engine) {
+    drop_logits(engine);
+    engine->oga.DestroyGenerator(engine->generator);
+    engine->generator = NULL;
+}
+
+/* Rewind to position 0. A cache that keeps a window is not rewound once it is full: then the next forward makes another. */
+static void begin_again(struct engine *engine) {
+    char said[256];
+    if (!went_well(engine, engine->oga.Generator_RewindTo(engine->generator, 0), said, sizeof said))
+        drop_generator(engine);
+    engine->length = 0;
+}
+
 const float *engine_forward(struct engine *engine, const int32_t *ids, size_t count, size_t start, bool long_rope,
                             char *error, size_t error_size) {
     const float *logits = NULL;
     (void)long_rope;
     drop_logits(engine);
+    if (start == 0 && engine->generator != NULL && engine->length != 0)
+        begin_again(engine);
     if (engine->generator == NULL) {
         engine->length = 0;
         if (!went_well(engine, engine->oga.CreateGenerator(engine->model, engine->params, &engine->generator), error,
@@ -223,10 +239,13 @@ const float *engine_forward(struct engine *engine, const int32_t *ids, size_t co
              went_well(engine, engine->oga.Generator_AppendTokens(engine->generator, ids, count), error, error_size))
         logits = last_logits(engine, error, error_size);
     engine->length = start + count;
-    if (logits == NULL) {
-        drop_logits(engine);
-        engine->oga.DestroyGenerator(engine->generator);
-        engine->generator = NULL;
-    }
+    if (logits == NULL)
+        drop_generator(engine);
     return logits;
+}
+
+/* It refuses to rewind a cache that keeps a window, once that is full. */
+size_t engine_most_back(size_t window, size_t kept) {
+    (void)window, (void)kept;
+    return 0;
 }

@@ -304,3 +304,5 @@ extern "C" const float *engine_forward(struct engine *engine, const int32_t *ids
     }
     return logits;
 }
+
+extern "C" size_t engine_most_back(size_t window, size_t kept) { return kept - window + 1; }
