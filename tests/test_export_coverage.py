@@ -22,7 +22,8 @@ def export(out: Path, *options: str) -> tuple[int, str]:
 def test_the_cpu_runs_everything(tiny_onnx: Path) -> None:
     (place,) = open_artifact(tiny_onnx).manifest.coverage.items()
     assert place[0] == "CPUExecutionProvider"
-    assert (place[1]["GroupQueryAttention"], place[1]["MatMulNBits"]) == (4, 17)
+    # Each of the 4 layers has attention to a cache of the window, and to one that keeps all.
+    assert (place[1]["GroupQueryAttention"], place[1]["MatMulNBits"]) == (8, 17)
 
 
 def test_executorch_says_what_is_portable(tiny_executorch: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_manifest_has_its_memory_and_its_loss(int8: Artifact, tiny_onnx: Pat
     with_float = open_artifact(tiny_onnx).manifest
     assert 4 * int8.manifest.memory.kv_bytes_per_token == with_float.memory.kv_bytes_per_token
     assert int8.manifest.engine["kv_cache"] == (
-        "int8, a scale for each channel, the last 2304 tokens, one buffer for past and present"
+        "int8, a scale for each channel, the last 2176 tokens, one buffer for past and present"
     )
     assert int8.manifest.loss.kv_cache_kl is not None and 0 < int8.manifest.loss.kv_cache_kl < 0.01
     assert replace(int8.manifest.loss, kv_cache_kl=None) == with_float.loss
@@ -109,7 +109,7 @@ def test_stock_genai_ends_a_long_conversation_with_our_tokens(int8: Artifact) ->
 
 @pytest.fixture(scope="module")
 def window_int8(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """It keeps 256 tokens."""
+    """It keeps 128 tokens."""
     checkpoint, out = random_checkpoint(sliding_window=16), tmp_path_factory.mktemp("window") / "out"
     return export_model(replace(SHORT, checkpoint=str(checkpoint), out=out, context_tokens=700))
 
@@ -123,7 +123,7 @@ def test_a_prompt_in_one_call_and_token_by_token_leaves_the_same_cache(int8: Art
 @pytest.mark.parametrize("pieces", [[600], [300, 300], [100, 200, 290, 10]])
 def test_with_a_window_too(window_int8: Artifact, pieces: Sequence[int]) -> None:
     ids = np.random.default_rng(0).integers(3, 500, 600).tolist()
-    same_cache(window_int8, ids, pieces, 600 - 2 * (256 - 16 + 1))
+    same_cache(window_int8, ids, pieces, 600 - 5 * (128 - 16 + 1))
 
 
 def same_cache(artifact: Artifact, ids: Sequence[int], pieces: Sequence[int], rows: int) -> None:
@@ -141,14 +141,14 @@ def same_cache(artifact: Artifact, ids: Sequence[int], pieces: Sequence[int], ro
     for one, other in zip(whole[:2], singly[:2], strict=True):  # of the first layer, which both ways enter alike
         assert np.abs(one.astype(int) - other).max() <= 1
     for one, other in zip(whole, singly, strict=True):
-        assert np.abs(one.astype(int) - other).mean() < 1
+        assert np.abs(one.astype(int) - other).mean() < 2
     engine.close()
 
 
 def test_stock_genai_goes_beyond_a_window_with_our_tokens(window_int8: Artifact) -> None:
     (theirs,) = genai_answers(window_int8.folder, [" ".join(PROMPTS * 8)], 60, stop=NEVER)
     ours = answer(window_int8.folder, theirs.prompt)
-    assert len(theirs.prompt) > 256 + FEW_TOKENS and theirs.tokens[: len(ours)] == ours
+    assert len(theirs.prompt) > 128 + FEW_TOKENS and theirs.tokens[: len(ours)] == ours
 
 
 def test_a_session_is_saved_as_it_is(int8: Artifact, tiny_onnx: Path, tmp_path: Path) -> None:

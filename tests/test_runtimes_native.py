@@ -71,7 +71,7 @@ def ids_of(records: Sequence[TokenRecord]) -> list[int]:
 def test_a_cache_that_keeps_a_window_is_resumed_where_it_can(
     android: AndroidSoftware, host_libraries: Path, random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """It keeps 256 tokens; genai does not rewind it any more once it is full."""
+    """It keeps 128 tokens; genai does not rewind it any more once it is full."""
     checkpoint = random_checkpoint(sliding_window=16)
     request = ExportRequest(
         checkpoint=str(checkpoint), out=tmp_path / "out", format="onnx", scheme="fp32", context_tokens=700
@@ -83,9 +83,10 @@ def test_a_cache_that_keeps_a_window_is_resumed_where_it_can(
         ([*prompt, 7], 300),
         ([*prompt[:290], 8], 0),
         (prompt[:200], 0),
-        ([*prompt[:150], 9], 150),
-        ([*prompt[:150], *prompt], 150),
-        ([*prompt[:150], *prompt, *prompt[:100]], 450),
+        (prompt[:100], 0),
+        ([*prompt[:90], 9], 90),
+        ([*prompt[:90], *prompt], 90),
+        ([*prompt[:90], *prompt, *prompt[:100]], 390),
     )
     with contextlib.closing(open_remote(LocalHost().start(command))) as agent:
         for ids, reused in sequences:

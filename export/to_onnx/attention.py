@@ -31,24 +31,36 @@ def attention(graph: Graph, node: fx.Node) -> None:
 def with_window_cache(
     graph: Graph, call: AttentionNode, path: str, attend: Callable[[str, bool], list[ir.Value]]
 ) -> list[ir.Value]:
-    """Attention, written by `attend`, to a cache that keeps the window alone (True); in a graph without such a cache,
-    and where the caller's cache is shorter than the window, to one that keeps all (False).
-
-    GroupQueryAttention refuses to keep a window in a shorter cache, and onnxruntime-genai makes one of max_length.
-    """
+    """Attention, written by `attend`, to a cache that keeps the window alone (True) or all (False). In a graph that has
+    both, the first is for a sequence that is longer than the cache."""
     if not graph.style.window_cache:
         return attend(path, False)
-    if "window fits" not in graph.values:
-        axis = graph.constant("/constants/axis_2", [2])
-        size = graph.add("/kv_cache/capacity/Shape", "Shape", [graph.values[call.past_key]])[0]
-        size = graph.add("/kv_cache/capacity/Gather", "Gather", [size, axis])[0]
-        window = graph.constant("/constants/window", [call.window])
-        graph.values["window fits"] = graph.add("/kv_cache/GreaterOrEqual", "GreaterOrEqual", [size, window])[0]
     branches = {
         "then_branch": graph.branch(lambda: attend(path + "/window", True), path + "/window"),
         "else_branch": graph.branch(lambda: attend(path + "/whole", False), path + "/whole"),
     }
-    return graph.add(path + "/If", "If", [graph.values["window fits"]], branches, outputs=3)
+    return graph.add(path + "/If", "If", [slides(graph, call)], branches, outputs=3)
+
+
+def slides(graph: Graph, call: AttentionNode) -> ir.Value:
+    """Whether a call's tokens do not fit into the cache, so that it has to keep the window alone: bool [1], made by the
+    first layer.
+
+    GroupQueryAttention refuses that for a cache that is shorter than the window, as onnxruntime-genai makes it for a
+    small max_length, and one that grows with each call has at first.
+    """
+    if "slides" not in graph.values:
+
+        def op(kind: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+            return graph.add(f"/window/{name}/{kind}", kind, list(inputs), attributes)[0]
+
+        shape = op("Shape", "capacity", graph.values[call.past_key])
+        capacity = op("Gather", "capacity", shape, graph.constant("/constants/axis_2", [2]))
+        total = op("Cast", "total", graph.values[call.total_tokens], to=ir.DataType.INT64.value)
+        fits = op("GreaterOrEqual", "fits", capacity, graph.constant("/constants/window", [call.window]))
+        graph.values["slides"] = op("And", "slides", op("Greater", "longer", total, capacity), fits)
+    found: ir.Value = graph.values["slides"]
+    return found
 
 
 def group_query_attention(

@@ -5,7 +5,7 @@ from __future__ import annotations
 # Rows beyond the window, at least. When all are full, GroupQueryAttention moves the window to the beginning, and so far
 # a sequence can go back at most. Guesses that were wrong need 16.
 SPARE_TOKENS = 64
-ROWS = 256  # the rows are a multiple of this, so that a cache fills whole pages, also those of 16 KB
+ROWS = 128  # the rows are a multiple of this, so that a cache fills whole pages, also those of 16 KB
 
 
 def window_cache_tokens(window: int | None, context_tokens: int) -> int | None:

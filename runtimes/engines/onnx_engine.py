@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _ON_CPU = ("CPUExecutionProvider",)
 _MOST_ROWS = 16  # of token_logits: a buffer of a few MB
+# Of one forward with an int8 cache, which is there to save memory: twice as many took 0.2 GB more for Phi-3-mini, and
+# made a prompt 4 % faster.
+_MOST_TOKENS_INT8 = 256
 
 
 def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
@@ -71,6 +74,8 @@ class OnnxEngine:
         self.adapters = adapter_names(artifact)
         self._artifact, self._session = artifact, session
         self._kv_type = check_graph(session, model)
+        if self._kv_type == "int8":
+            self.max_forward_tokens = min(_MOST_TOKENS_INT8, self.context_tokens)
         self._binding = session.io_binding()
         self._run_options: Any = None  # onnxruntime's own
         self._values: dict[str, Any] = {}  # the adapter's
