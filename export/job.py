@@ -52,7 +52,7 @@ class Job:
 
     @property
     def window_cache_tokens(self) -> int | None:
-        """How many tokens ONNX Runtime's KV cache keeps, where it keeps the window alone; None where it keeps all."""
+        """How many tokens ONNX Runtime's KV cache keeps, where it keeps only the window; None where it keeps all."""
         window = self.checkpoint.config.sliding_window
         on_cpu = self.format == "onnx" and not self.target.provider
         return window_cache_tokens(window, self.context_tokens) if on_cpu else None

@@ -40,8 +40,8 @@ from export.weights.scratch import Scratch
 from export.weights.slots import BlockType
 from phi_edge.main import main
 from runtimes.api import GenerateRequest, TokenEvent
+from runtimes.engines.llama_library import last_errors, load_llama
 from runtimes.registry import ENGINES, open_runtime
-from runtimes.system.llama_library import last_errors, load_llama
 
 TINY = Path(__file__).parent.parent / "export" / "tiny"
 HOME = ["Turn off the lamp in the kitchen.", "What is 17 plus 26?", "How many grams are 7 kilograms?", "Hello"]

@@ -117,16 +117,17 @@ def window_int8(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest
 def test_a_prompt_in_one_call_and_token_by_token_leaves_the_same_cache(int8: Artifact) -> None:
     ids = Tokenizer(int8.folder).encode_prompt(" ".join(PROMPTS))
     assert len(ids) > FEW_TOKENS
-    same_cache(int8, ids, [len(ids)], len(ids))
+    same_cache(int8, ids, [len(ids)], len(ids), later=1)
 
 
 @pytest.mark.parametrize("pieces", [[600], [300, 300], [100, 200, 290, 10]])
 def test_with_a_window_too(window_int8: Artifact, pieces: Sequence[int]) -> None:
     ids = np.random.default_rng(0).integers(3, 500, 600).tolist()
-    same_cache(window_int8, ids, pieces, 600 - 5 * (128 - 16 + 1))
+    same_cache(window_int8, ids, pieces, 600 - 5 * (128 - 16 + 1), later=2)
 
 
-def same_cache(artifact: Artifact, ids: Sequence[int], pieces: Sequence[int], rows: int) -> None:
+def same_cache(artifact: Artifact, ids: Sequence[int], pieces: Sequence[int], rows: int, *, later: float) -> None:
+    """`later`: by how much codes of the layers after the first may differ in the mean. Random weights make it more."""
     engine = open_onnx(artifact, 1)
     assert isinstance(engine, OpenCache)
     start = 0
@@ -141,7 +142,7 @@ def same_cache(artifact: Artifact, ids: Sequence[int], pieces: Sequence[int], ro
     for one, other in zip(whole[:2], singly[:2], strict=True):  # of the first layer, which both ways enter alike
         assert np.abs(one.astype(int) - other).max() <= 1
     for one, other in zip(whole, singly, strict=True):
-        assert np.abs(one.astype(int) - other).mean() < 2
+        assert np.abs(one.astype(int) - other).mean() < later
     engine.close()
 
 

@@ -18,8 +18,8 @@ from export.job import resolve
 from export.pipeline import export_model
 from export.request import ExportRequest
 from export.to_executorch.sizes import LOGITS_ROWS, RING_SPARE_TOKENS
-from export.to_onnx.sizes import ROWS
-from runtimes.engines.engine import CheckingEngine, EngineOpener, RingEngine
+from export.to_onnx.sizes import window_cache_tokens
+from runtimes.engines.engine import CheckingEngine, EngineOpener, WindowEngine
 from runtimes.engines.executorch_engine import open_executorch
 from runtimes.engines.genai_engine import open_genai
 from runtimes.engines.onnx_engine import open_onnx
@@ -31,7 +31,7 @@ from runtimes.text.tokenizer import Tokenizer
 
 WINDOW, CONTEXT = 16, 700
 RING = WINDOW + RING_SPARE_TOKENS
-KEPT = {"executorch": RING, "onnx": ROWS}
+KEPT = {"executorch": RING, "onnx": window_cache_tokens(WINDOW, CONTEXT)}
 ENGINES: Mapping[Format, EngineOpener] = {"executorch": open_executorch, "onnx": open_onnx}
 NEAR = 1e-4
 NEVER = 0  # an id at which no answer stops
@@ -58,7 +58,7 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, format:
 @pytest.fixture(scope="module")
 def engine(artifact: Artifact, format: Format) -> Iterator[CheckingEngine]:
     engine = ENGINES[format](artifact, None)
-    assert isinstance(engine, CheckingEngine) and isinstance(engine, RingEngine)
+    assert isinstance(engine, CheckingEngine) and isinstance(engine, WindowEngine)
     yield engine
     engine.close()
 
@@ -76,7 +76,7 @@ def reference(checkpoint: Path) -> tuple[list[int], npt.NDArray[np.float32]]:
 
 
 # Within the window; few tokens, the most that are few, and more; the ring and a prompt's usual piece.
-@pytest.mark.parametrize("size", [1, 7, WINDOW, RING_SPARE_TOKENS + 1, RING_SPARE_TOKENS + 2, RING, ROWS, 300, 512])
+@pytest.mark.parametrize("size", [1, 7, WINDOW, RING_SPARE_TOKENS + 1, RING_SPARE_TOKENS + 2, RING, 128, 300, 512])
 def test_every_piece_has_transformers_logits(
     engine: CheckingEngine, reference: tuple[list[int], npt.NDArray[np.float32]], size: int
 ) -> None:
@@ -89,7 +89,7 @@ def test_every_piece_has_transformers_logits(
 
 
 def test_going_back_as_far_as_it_allows(
-    engine: RingEngine, reference: tuple[list[int], npt.NDArray[np.float32]]
+    engine: WindowEngine, reference: tuple[list[int], npt.NDArray[np.float32]]
 ) -> None:
     ids, logits = reference
     generator = np.random.default_rng(1)
@@ -163,12 +163,14 @@ def test_stock_genai_goes_beyond_the_window(artifact: Artifact, format: Format) 
 def test_genai_as_an_engine_resumes_where_it_can(artifact: Artifact, format: Format) -> None:
     if format != "onnx":
         pytest.skip("genai reads ONNX")
+    assert artifact.manifest.memory.kept_tokens == 128
     theirs, ours = TokenLoop(open_genai(artifact, None)), TokenLoop(open_onnx(artifact, None))
     prompt = list(range(5, 305))
-    for ids in (prompt, [*prompt, 7], [*prompt[:290], 8], prompt[:200], [*prompt[:10], 9], [*prompt, *prompt]):
-        (one, reused), (other, _) = (greedy(loop, ids, 20, session="s") for loop in (theirs, ours))
-        assert one == other
-    assert reused.usage.reused == 10
+    # At most 128 tokens are cached after 109 and 20 more, of which the last is not computed.
+    cases = [(prompt, 0), ([*prompt, 7], 0), (prompt[:109], 0), ([*prompt[:90], 9], 90), ([*prompt, *prompt], 90)]
+    for ids, reused in cases:
+        (one, done), (other, _) = (greedy(loop, ids, 20, session="s") for loop in (theirs, ours))
+        assert one == other and done.usage.reused == reused
     theirs.close()
     ours.close()
 

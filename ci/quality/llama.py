@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ci.quality.engine import Logits
-from runtimes.system.llama_library import load_llama
+from runtimes.engines.llama_library import load_llama
 
 PACKAGE = "xllamacpp==2026.10.11549"
 Kind = Literal["Q4_0", "Q4_K_M"]

@@ -9,6 +9,8 @@ from typing import Any
 from export.inspect.finding import Finding
 from export.inspect.foreign import ATTENTION, GENAI, Foreign, is_size
 
+PAST_KEY = 3  # the place among a GroupQueryAttention's inputs
+
 # The numbers that it reads, by table.
 NUMBERS = {
     ("model",): ("context_length", "vocab_size"),
@@ -55,9 +57,12 @@ def agreement(model: Foreign) -> Iterator[Finding]:
     """The runtime makes its cache as the settings say; the graph reads the one it was exported with."""
     decoder = model.part("model", "decoder")
     nodes = model.graph.of(ATTENTION) if model.graph else []
-    if nodes:
+    if model.graph and nodes:
         heads = {node.attributes.get("kv_num_heads") for node in nodes}
-        yield from _differing("model.decoder.num_hidden_layers", decoder, len(nodes), "the graph has", "layers")
+        # A layer's attention may be written several times, in branches, which read the same cache.
+        caches = {name for node in nodes for name in node.inputs[PAST_KEY : PAST_KEY + 1] if name in model.graph.inputs}
+        layers = len(caches) or len(nodes)
+        yield from _differing("model.decoder.num_hidden_layers", decoder, layers, "the graph has", "layers")
         if len(heads) == 1:
             yield from _differing(
                 "model.decoder.num_key_value_heads", decoder, heads.pop(), "the graph has", "heads of keys and values"

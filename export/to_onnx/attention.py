@@ -31,7 +31,7 @@ def attention(graph: Graph, node: fx.Node) -> None:
 def with_window_cache(
     graph: Graph, call: AttentionNode, path: str, attend: Callable[[str, bool], list[ir.Value]]
 ) -> list[ir.Value]:
-    """Attention, written by `attend`, to a cache that keeps the window alone (True) or all (False). In a graph that has
+    """Attention, written by `attend`, to a cache that keeps only the window (True) or all (False). In a graph that has
     both, the first is for a sequence that is longer than the cache."""
     if not graph.style.window_cache:
         return attend(path, False)
@@ -43,11 +43,10 @@ def with_window_cache(
 
 
 def slides(graph: Graph, call: AttentionNode) -> ir.Value:
-    """Whether a call's tokens do not fit into the cache, so that it has to keep the window alone: bool [1], made by the
-    first layer.
+    """Whether the sequence is longer than the cache, which then keeps only the window: bool [1], once for all layers.
 
-    GroupQueryAttention refuses that for a cache that is shorter than the window, as onnxruntime-genai makes it for a
-    small max_length, and one that grows with each call has at first.
+    GroupQueryAttention refuses to do that in a cache that is shorter than the window. Onnxruntime-genai makes one for a
+    small max_length, and a cache that grows with each call is short at first.
     """
     if "slides" not in graph.values:
 
@@ -66,7 +65,7 @@ def slides(graph: Graph, call: AttentionNode) -> ir.Value:
 def group_query_attention(
     graph: Graph, call: AttentionNode, window: bool
 ) -> tuple[list[ir.Value | None], dict[str, Any]]:
-    """The operator's inputs up to the rows of the tables, and its attributes. `window`: the cache keeps it alone."""
+    """The operator's inputs up to the rows of the tables, and its attributes. `window`: the cache keeps only that."""
     inputs = [
         graph.values[call.qkv], None, None, graph.values[call.past_key], graph.values[call.past_value],
         graph.values[call.last_position], graph.values[call.total_tokens],

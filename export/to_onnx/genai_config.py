@@ -23,8 +23,8 @@ def genai_config(
     provider_options: Mapping[str, str],
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """The content of genai_config.json. `kept_tokens`: how many the KV cache has, where it keeps those of the sliding
-    window alone and a few more. `provider` is "" for the CPU, or the name of an execution provider.
+    """The content of genai_config.json. `kept_tokens`: how many the KV cache has, where it keeps only those of the
+    sliding window and a few more. `provider` is "" for the CPU, or the name of an execution provider.
     `quiet`: without warnings, because onnxruntime warns of every input that need not be given."""
     return {
         "model": {

@@ -47,7 +47,7 @@ class GraphStyle:
     zero_points: bool  # whether MatMulNBits is given the zero points that it has by default
     token_logits: bool = True  # whether the graph has the output TOKEN_LOGITS
     int8_cache: bool = False  # whether the KV cache is int8, with scales among the weights
-    window_cache: bool = False  # whether it keeps the sliding window alone (export.to_onnx.sizes)
+    window_cache: bool = False  # whether it keeps only the sliding window (export.to_onnx.sizes)
 
 
 @dataclass

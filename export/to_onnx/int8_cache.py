@@ -51,7 +51,7 @@ def attention(graph: Graph, node: fx.Node) -> None:
             "then_branch": graph.branch(lambda: through_float(graph, call, layer, many, rows, window), many),
             "else_branch": graph.branch(lambda: in_codes(graph, call, layer, few, window), few),
         }
-        return graph.add(path + "/many/If", "If", [rows.many], branches, outputs=3)
+        return graph.add(path + "/If", "If", [rows.many], branches, outputs=3)
 
     graph.values[node] = with_window_cache(graph, call, f"/model/layers.{layer}/attn", attend)
 

@@ -1,16 +1,16 @@
-"""How many tokens onnxruntime's KV cache keeps where attention slides. Needs no library, so that a plan can ask."""
+"""How many tokens ONNX Runtime's KV cache keeps where attention slides. Needs no library, so that a plan can ask."""
 
 from __future__ import annotations
 
-# Rows beyond the window, at least. When all are full, GroupQueryAttention moves the window to the beginning, and so far
-# a sequence can go back at most. Guesses that were wrong need 16.
+# Rows beyond the window, at least. When all rows are full, GroupQueryAttention moves the window to the beginning; a
+# sequence can go back to the last such place and no further. Each row costs memory, and each move time.
 SPARE_TOKENS = 64
-ROWS = 128  # the rows are a multiple of this, so that a cache fills whole pages, also those of 16 KB
+ROW_STEP = 128  # so that a cache of the usual heads fills whole pages, those of 16 KB too
 
 
 def window_cache_tokens(window: int | None, context_tokens: int) -> int | None:
-    """How many rows a cache has that keeps the window alone; None where it keeps the whole context."""
+    """How many rows a cache has that keeps only the window; None where it keeps the whole context."""
     if window is None:
         return None
-    rows = -(-(window + SPARE_TOKENS) // ROWS) * ROWS
+    rows = -(-(window + SPARE_TOKENS) // ROW_STEP) * ROW_STEP
     return rows if rows < context_tokens else None

@@ -173,9 +173,10 @@ class Suite:
         return cases, [self.follow(decoded, reference) for decoded in seen.decoded]
 
     def boundaries(self) -> list[int]:
-        """Where something changes: the window fills, the original length is reached, the sparse blocks begin."""
-        config = self.checkpoint.config
-        boundaries = {config.rope.original_context_tokens, *config.boundaries}
+        """Where something changes: the window fills, the original length is reached, the sparse blocks begin, the cache
+        is full and keeps only the window from there on."""
+        config, kept = self.checkpoint.config, self.artifact.manifest.memory.kept_tokens
+        boundaries = {config.rope.original_context_tokens, *config.boundaries, *([kept] if kept else [])}
         return sorted(boundary for boundary in boundaries if boundary <= self.context)
 
     def lengths(self) -> list[int]:
@@ -185,6 +186,8 @@ class Suite:
             lengths |= {boundary - 1, boundary, boundary + 1, boundary + 17}
         original = config.rope.original_context_tokens
         lengths |= {original - 1, original, original + 1, original + 104}
+        if kept := self.artifact.manifest.memory.kept_tokens:
+            lengths |= {kept + 1, kept + 17}
         return sorted(length for length in lengths if 1 <= length <= self.context)
 
     def is_long(self, length: int) -> bool:

@@ -24,7 +24,7 @@ LIBRARIES = {
     **{name: name.replace("-", "_") for name in ("executorch", "numpy", "onnxruntime", "onnxruntime-genai", "torch")},
     **{f"onnxruntime-{kind}": "onnxruntime" for kind in ("directml", "gpu", "windowsml")},
     **{f"onnxruntime-genai-{kind}": "onnxruntime_genai" for kind in ("cuda", "directml", "winml")},
-    "xllamacpp": "runtimes.system.llama_library",  # which takes its library without importing it
+    "xllamacpp": "runtimes.engines.llama_library",  # which takes its library without importing it
 }
 
 

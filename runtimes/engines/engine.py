@@ -88,44 +88,12 @@ class CheckingEngine(Engine, Protocol):
 
 
 @runtime_checkable
-class RingEngine(Engine, Protocol):
-    """An engine that may keep the last tokens only, and so cannot go back to every position."""
+class WindowEngine(Engine, Protocol):
+    """An engine that may keep only the last tokens, and so cannot go back to every position."""
 
     def can_resume(self, start: int, end: int) -> bool:
         """Whether a forward may begin at `start`, where the furthest that others wrote is `end`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptTokens:
-    """Which tokens a KV cache of `kept` rows has, where GroupQueryAttention keeps a sliding window
-    (`sliding_window_cache`), of which the last `window` tokens are always there.
-
-    The oldest token is in the first row. When all rows are full, the operator moves the window's to the beginning and
-    goes on behind them: so once after every `kept - window + 1` tokens. How many rows are filled depends on the number
-    of tokens alone, not on how they were given.
-    """
-
-    window: int
-    kept: int
-
-    def rows(self, tokens: int) -> int:
-        """How many rows are filled after so many tokens."""
-        at_once = self.kept - self.window + 1
-        return tokens - at_once * max(0, -(-(tokens - self.kept) // at_once))
-
-    def can_resume(self, start: int, end: int) -> bool:
-        """See RingEngine: whether no row was moved in between."""
-        return start == 0 or self.rows(end) - self.rows(start) == end - start
-
-
-def kept_tokens(artifact: Artifact) -> KeptTokens:
-    """Of an artifact for ONNX Runtime. Without a window it keeps the whole context."""
-    manifest = artifact.manifest
-    kept, window = manifest.memory.kept_tokens, manifest.window_tokens
-    if kept is None or window is None:
-        return KeptTokens(window=manifest.context_tokens, kept=manifest.context_tokens)
-    return KeptTokens(window=window, kept=kept)
 
 
 def adapter_names(artifact: Artifact) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class ExecutorchEngine:
         return logits
 
     def can_resume(self, start: int, end: int) -> bool:
-        """See RingEngine."""
+        """See WindowEngine."""
         if self._kept_tokens is None or start == 0 or end <= self._kept_tokens:
             return True
         return end - start <= self._kept_tokens - self._window_tokens + 1

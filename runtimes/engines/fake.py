@@ -94,7 +94,7 @@ class FakeEngine:
         return np.stack([self._logits(self._cache[: place + 1]) for place in range(end - rows, end)])
 
     def can_resume(self, start: int, end: int) -> bool:
-        """See RingEngine."""
+        """See WindowEngine."""
         return self._resumes is None or start == 0 or end - start <= self._resumes
 
     def close(self) -> None:

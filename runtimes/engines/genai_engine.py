@@ -132,7 +132,7 @@ class GenaiEngine:
         return logits
 
     def can_resume(self, start: int, end: int) -> bool:
-        """See RingEngine: genai does not rewind a cache that keeps a window, once that is full."""
+        """See WindowEngine: genai does not rewind a cache that keeps only a window, once that is full."""
         return start in (0, end) or self._kept_tokens is None or end <= self._kept_tokens
 
     def use_adapter(self, name: str | None) -> None:
@@ -145,8 +145,8 @@ class GenaiEngine:
         self._make = _closed
 
     def _go_to(self, start: int) -> None:
-        """Forget what comes after. A cache that keeps a window and is full is not rewound, not even to its beginning: a
-        new generator takes its place."""
+        """Forget what comes after. Genai does not rewind a cache that keeps only a window and is full, not even to its
+        beginning: a new generator takes its place."""
         filled = self._generator.token_count() if self._generator is not None else 0
         if start == 0 and self._kept_tokens is not None and filled > self._kept_tokens:
             self._generator, filled = None, 0  # its KV cache is freed before the next one takes its own

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact
+from runtimes.engines.llama_library import last_errors, load_llama
 from runtimes.errors import EngineError
 from runtimes.system.cores import available_cores
-from runtimes.system.llama_library import last_errors, load_llama
 
 if TYPE_CHECKING:
     from runtimes.engines.engine import Engine, Logits

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.artifact import ADAPTER_SUFFIX, Artifact
-from runtimes.engines.adapter_file import empty_values, read_values
-from runtimes.engines.engine import adapter_names, kept_tokens
-from runtimes.engines.onnx_graph import check_graph, logits_type
+from runtimes.engines.engine import adapter_names
+from runtimes.engines.onnx_graph import cache_rows, check_graph, empty_values, logits_type, read_values
 from runtimes.engines.side_by_side import CPU, SideBySide, open_side_by_side, whole_pages
 from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 _ON_CPU = ("CPUExecutionProvider",)
 _MOST_ROWS = 16  # of token_logits: a buffer of a few MB
-# Of one forward with an int8 cache, which is there to save memory: twice as many took 0.2 GB more for Phi-3-mini, and
-# made a prompt 4 % faster.
+# Of one forward with an int8 cache, which is there to save memory: with twice as many, Phi-3-mini-4k took 0.2 GB more
+# and 4 % less time for a prompt.
 _MOST_TOKENS_INT8 = 256
 
 
@@ -79,8 +78,8 @@ class OnnxEngine:
         self._binding = session.io_binding()
         self._run_options: Any = None  # onnxruntime's own
         self._values: dict[str, Any] = {}  # the adapter's
-        self._kept = kept_tokens(artifact)
-        shape = (1, model.kv_heads, self._kept.kept, model.head_dim)
+        self._rows = cache_rows(artifact.manifest)
+        shape = (1, model.kv_heads, self._rows.capacity, model.head_dim)
         self._tails = [f"{layer}.{part}" for layer in range(model.layers) for part in ("key", "value")]
         self._bind_cache(shape, self._tails)
         several = any(item.name == "token_logits" for item in session.get_outputs())
@@ -103,7 +102,7 @@ class OnnxEngine:
         self._beside: SideBySide | None = None
         plain = self.switch_tokens is None and not names & {"position_ids", "seqlens_k"}
         # A window's rows are moved when they are all full, so that more of them would be another layout.
-        fills_pages = self._kept.kept == self.context_tokens or whole_pages(shape, self._kv[0].itemsize) == shape
+        fills_pages = self._rows.capacity == self.context_tokens or whole_pages(shape, self._kv[0].itemsize) == shape
         self._may_try = plain and several and bool(self._kv) and fills_pages
 
     def forward(self, ids: Sequence[int], start: int, *, long: bool = False) -> Logits:
@@ -164,11 +163,11 @@ class OnnxEngine:
 
     def read_cache(self, count: int) -> list[npt.NDArray[Any]]:
         """See OpenCache.read_cache."""
-        return [buffer[0, :, : self._kept.rows(count)] for buffer in self._kv]
+        return [buffer[0, :, : self._rows.filled(count)] for buffer in self._kv]
 
     def write_cache(self, parts: Sequence[npt.NDArray[Any]], count: int) -> None:
         """See OpenCache.write_cache."""
-        rows = self._kept.rows(count)
+        rows = self._rows.filled(count)
         fitting = [(buffer[0, :, :rows].shape, buffer.dtype) for buffer in self._kv]
         if not 0 < count <= self.context_tokens or [(part.shape, part.dtype) for part in parts] != fitting:
             raise RequestError("the saved session's cache has other shapes than this artifact's; save it again")
@@ -176,8 +175,8 @@ class OnnxEngine:
             buffer[0, :, :rows] = part
 
     def can_resume(self, start: int, end: int) -> bool:
-        """See RingEngine."""
-        return self._kept.can_resume(start, end)
+        """See WindowEngine."""
+        return self._rows.can_resume(start, end)
 
     def close(self) -> None:
         """Free the session and the KV cache."""
@@ -196,13 +195,13 @@ class OnnxEngine:
 
     def _rows_side_by_side(self, ids: Sequence[int], start: int) -> Logits | None:
         """The logits after each of `ids`, bit for bit those of a forward each; None where that is not to be had."""
-        if not self._kept.can_resume(start, start + len(ids)):
-            return None  # the operator would move the rows once for each token
+        if not self._rows.can_resume(start, start + len(ids)):
+            return None  # each sequence of the batch would move the rows of their one cache
         if self._may_try:
             self._may_try = False
             self._beside = open_side_by_side(self._session, self._kv[0], self._tails, self._values, self._logits)
             if self._beside is not None:
-                self._beside.take_over(self._kv, self._kept.rows(start))
+                self._beside.take_over(self._kv, self._rows.filled(start))
                 self._use_cache(self._beside.caches)
         return None if self._beside is None else self._beside.forward(ids, start)
 
@@ -236,7 +235,7 @@ def _make_cache(shape: tuple[int, ...], dtype: npt.DTypeLike, count: int) -> lis
             fitting //= 2
         advice = f"export it again with --context {fitting} or less" if fitting >= 256 else "take a smaller model"
         raise EngineError(
-            f"the system refused the KV cache: {tokens * token_bytes / 1e9:.1f} GB for a context of {tokens} tokens; "
+            f"the system refused the KV cache: {tokens * token_bytes / 1e9:.1f} GB for {tokens} tokens; "
             f"{advice}, or give the process more memory (ulimit -v?)"
         ) from error
 

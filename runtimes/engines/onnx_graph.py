@@ -1,19 +1,57 @@
-"""What the graph of an ONNX artifact must have for its engine."""
+"""What an ONNX artifact's graph has for its engine: inputs and outputs, rows of its KV cache, values for LoRA adapters.
+
+onnxruntime takes an adapter with a run's options, but not in a run with bound memory, which is the only one here.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtimes.errors import EngineError
+from runtimes.system.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from export.artifact import Model
+    from export.artifact import Manifest, Model
 
-ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-_CACHE_TYPES = ELEMENT_TYPES | {"tensor(int8)": "int8"}
+_ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_CACHE_TYPES = _ELEMENT_TYPES | {"tensor(int8)": "int8"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRows:
+    """Which tokens are in a KV cache's rows, where GroupQueryAttention keeps only a sliding window
+    (`sliding_window_cache`).
+
+    The oldest token is in the first row. When all rows are full, the operator moves those of the window to the
+    beginning and goes on behind them: so once after every `capacity - window + 1` tokens. How many rows are filled
+    depends on the number of tokens alone, not on how they were given.
+    """
+
+    window: int
+    capacity: int
+
+    def filled(self, tokens: int) -> int:
+        """How many rows are filled after so many tokens."""
+        dropped = self.capacity - self.window + 1
+        return tokens - dropped * max(0, -(-(tokens - self.capacity) // dropped))
+
+    def can_resume(self, start: int, end: int) -> bool:
+        """See WindowEngine: whether no row was moved in between."""
+        return start == 0 or self.filled(end) - self.filled(start) == end - start
+
+
+def cache_rows(manifest: Manifest) -> CacheRows:
+    """Of an artifact for ONNX Runtime. A cache of the whole context never moves its rows."""
+    kept, window = manifest.memory.kept_tokens, manifest.window_tokens
+    if kept is None or window is None:
+        return CacheRows(window=manifest.context_tokens, capacity=manifest.context_tokens)
+    return CacheRows(window=window, capacity=kept)
 
 
 def check_graph(session: Any, model: Model) -> npt.DTypeLike:
@@ -42,9 +80,9 @@ def check_graph(session: Any, model: Model) -> npt.DTypeLike:
 
 def logits_type(session: Any) -> npt.DTypeLike:
     found: str = next(item.type for item in session.get_outputs() if item.name == "logits")
-    if found not in ELEMENT_TYPES:
-        raise EngineError(f"the graph's logits are {found}; known: {', '.join(ELEMENT_TYPES)}; export it again")
-    return ELEMENT_TYPES[found]
+    if found not in _ELEMENT_TYPES:
+        raise EngineError(f"the graph's logits are {found}; known: {', '.join(_ELEMENT_TYPES)}; export it again")
+    return _ELEMENT_TYPES[found]
 
 
 def _check_shapes(session: Any, model: Model) -> None:
@@ -60,3 +98,40 @@ def _check_shapes(session: Any, model: Model) -> None:
                     f"the graph's {item.name} has the shape {item.shape}, the manifest says {size} at place {place}; "
                     "export it again"
                 )
+
+
+def empty_values(session: Any) -> dict[str, Any]:
+    """No adapter: the graph's inputs for A and B, with rank 0."""
+    import numpy as np
+
+    switch_telemetry_off()
+    import onnxruntime
+
+    optional = session.get_overridable_initializers()
+    shapes = {item.name: item.shape for item in optional if item.name.endswith(("lora_A", "lora_B"))}
+    return {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(
+            np.zeros([size if isinstance(size, int) else 0 for size in shape], np.float32)
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def read_values(file: Path, empty: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's file. Its values must be the graph's, of one rank for each matrix. Raises EngineError."""
+    switch_telemetry_off()
+    import onnxruntime
+
+    try:
+        values: dict[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{file}: onnxruntime cannot read this adapter ({error}); export it again") from error
+    for name, value in values.items():
+        expected = list(empty[name].shape()) if name in empty else None
+        seen = list(value.shape())
+        free = 1 if name.endswith("lora_A") else 0  # the rank's axis
+        if expected is None or len(seen) != 2 or seen[1 - free] != expected[1 - free]:
+            raise EngineError(f"{file}: {name:.120} does not fit the graph; export the artifact again")
+        if value.data_type() != "tensor(float)":
+            raise EngineError(f"{file}: {name:.120} is {value.data_type()}, not float; export the artifact again")
+    return values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtimes.engines.engine import AdaptableEngine, CheckingEngine, Engine, OpenCache, RingEngine
+from runtimes.engines.engine import AdaptableEngine, CheckingEngine, Engine, OpenCache, WindowEngine
 from runtimes.errors import RequestError, UnsupportedError
 from runtimes.loop.session_file import SessionFile, read_session, write_session
 from runtimes.loop.tokens import TokenRequest, check_ids
@@ -22,7 +22,7 @@ class Cache:
         self.engine = engine
         # Asked once: Python compares every member of a protocol, which takes as long as the rest of the loop.
         self._checking = engine if isinstance(engine, CheckingEngine) else None
-        self._ring = engine if isinstance(engine, RingEngine) else None
+        self._window = engine if isinstance(engine, WindowEngine) else None
         self.ids: list[int] = []  # those whose keys and values are in the engine, by position
         self._end = 0  # the furthest position that was written since position 0 was
         self._long = False  # they were computed with the long rope factors
@@ -52,7 +52,7 @@ class Cache:
             if cached != wanted:
                 break
             keep += 1
-        if self._ring is not None and not self._ring.can_resume(keep, self._end):
+        if self._window is not None and not self._window.can_resume(keep, self._end):
             keep = 0
         self.keep(keep)
         return keep
@@ -99,7 +99,7 @@ class Cache:
         if switch is not None and not self._long:
             end = min(end, switch)
         most = min(self._checking.most_rows - 1, end - length)
-        while most > 0 and self._ring is not None and not self._ring.can_resume(length - 1, length + most):
+        while most > 0 and self._window is not None and not self._window.can_resume(length - 1, length + most):
             most -= 1
         return most
 
@@ -121,6 +121,10 @@ class Cache:
         """See SessionStore.save_session."""
         if self._session != session or not self.ids:
             raise RequestError(f"the session {session!r} has no cache: another request took it over, or none ran")
+        if self._window is not None and not self._window.can_resume(len(self.ids), self._end):
+            raise RequestError(
+                f"the session {session!r} has lost its cache: its last request was interrupted; send another"
+            )
         parts = self._open().read_cache(len(self.ids))
         write_session(
             path,

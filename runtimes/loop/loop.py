@@ -233,8 +233,9 @@ class TokenLoop:
             return self._prefill(ids, 0, request, accepted)
         start = len(self._cache.ids)
         piece = self._chunk_tokens if self._engine.continues else 1
-        most = min(self._cache.most_guesses(len(ids)), room - 1, piece - 1)
-        guessed = guesses.propose(most) if request.speculate and start == len(ids) - 1 else []
+        guessed: list[int] = []
+        if request.speculate and start == len(ids) - 1:
+            guessed = guesses.propose(min(self._cache.most_guesses(len(ids)), room - 1, piece - 1))
         if not guessed:
             return self._compute(ids, start, piece, request, accepted)
         rows = self._cache.forward_rows([ids[-1], *guessed], start, 1 + len(guessed))

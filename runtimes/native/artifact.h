@@ -11,7 +11,7 @@ struct artifact {
     char digest[65];      /* the folder's name, where that is 64 hexadecimal digits; else empty */
     size_t context_tokens, vocab_size;
     size_t switch_tokens; /* 0: no long rope */
-    size_t window_tokens, kept_tokens; /* of a KV cache that keeps the last tokens alone; else 0 */
+    size_t window_tokens, kept_tokens; /* of a KV cache that keeps only the last tokens; else 0 */
     char **files;         /* paths of its large files */
     size_t file_count;
     const char *largest;  /* one of them */

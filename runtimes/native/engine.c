@@ -206,7 +206,8 @@ static void drop_generator(struct engine *engine) {
     engine->generator = NULL;
 }
 
-/* Rewind to position 0. A cache that keeps a window is not rewound once it is full: then the next forward makes another. */
+/* Rewind to position 0. Genai does not rewind a cache that keeps only a window and is full: then it is dropped, and this
+ * forward makes a new one. */
 static void begin_again(struct engine *engine) {
     char said[256];
     if (!went_well(engine, engine->oga.Generator_RewindTo(engine->generator, 0), said, sizeof said))
@@ -226,7 +227,7 @@ const float *engine_forward(struct engine *engine, const int32_t *ids, size_t co
         if (!went_well(engine, engine->oga.CreateGenerator(engine->model, engine->params, &engine->generator), error,
                        error_size)) {
             size_t used = strlen(error); /* it makes the whole KV cache: memory is the usual reason */
-            snprintf(error + used, error_size - used, " (a KV cache for %zu tokens; export with a smaller --context?)",
+            snprintf(error + used, error_size - used, " (the KV cache of a context of %zu tokens; export with a smaller --context?)",
                      engine->context_tokens);
             return NULL;
         }
@@ -244,7 +245,7 @@ const float *engine_forward(struct engine *engine, const int32_t *ids, size_t co
     return logits;
 }
 
-/* It refuses to rewind a cache that keeps a window, once that is full. */
+/* Genai refuses to rewind a cache that keeps only a window, once that is full. */
 size_t engine_most_back(size_t window, size_t kept) {
     (void)window, (void)kept;
     return 0;

@@ -22,7 +22,8 @@ const char *engine_version(const struct engine *engine, const char **library);
  * onnxruntime-genai a first piece must show that itself, by reaching beyond the switch.) */
 const float *engine_forward(struct engine *engine, const int32_t *ids, size_t count, size_t start, bool long_rope,
                             char *error, size_t error_size);
-/* By how many tokens a sequence can go back after a cache of `kept` tokens is full, of which its window sees `window`. */
+/* By how many tokens a sequence can go back once a cache of `kept` tokens is full. `window`: how many of them a token
+ * sees. */
 size_t engine_most_back(size_t window, size_t kept);
 
 #endif

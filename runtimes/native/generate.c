@@ -51,7 +51,7 @@ static size_t reusable(struct model *model, const struct request *request) {
     /* The last prompt token is always computed: its logits are needed. */
     while (keep < model->cached_count && keep + 1 < request->id_count && model->cached[keep] == request->ids[keep])
         keep++;
-    /* Of a cache that keeps the last tokens alone, what lies further back is gone (as RingEngine.can_resume). */
+    /* Of a cache that keeps only the last tokens, what lies further back is gone (as WindowEngine.can_resume). */
     if (model->kept_tokens != 0 && model->cached_count > model->kept_tokens &&
         model->cached_count - keep > engine_most_back(model->window_tokens, model->kept_tokens))
         keep = 0;

@@ -13,7 +13,7 @@ struct model {
     struct engine *engine;
     size_t context_tokens, vocab_size;
     size_t switch_tokens; /* 0: no long rope */
-    size_t window_tokens, kept_tokens; /* of a cache that keeps the last tokens alone; else 0 */
+    size_t window_tokens, kept_tokens; /* of a cache that keeps only the last tokens; else 0 */
     int32_t *cached;      /* ids whose keys and values are in the engine, by position */
     size_t cached_count;
     int32_t *sequence;    /* prompt and answer of the running request; both have room for context_tokens */

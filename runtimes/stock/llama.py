@@ -99,7 +99,7 @@ class _Header:
 
 @contextlib.contextmanager
 def _header(path: Path) -> Iterator[_Header]:
-    from runtimes.system.llama_library import last_errors, load_llama
+    from runtimes.engines.llama_library import last_errors, load_llama
 
     library = load_llama()
     for name, (result, arguments) in _SIGNATURES.items():
