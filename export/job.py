@@ -55,7 +55,8 @@ class Job:
         """How many tokens ONNX Runtime's KV cache keeps, where it keeps only the window; None where it keeps all."""
         window = self.checkpoint.config.sliding_window
         on_cpu = self.format == "onnx" and not self.target.provider
-        return window_cache_tokens(window, self.context_tokens) if on_cpu else None
+        model_type = self.checkpoint.config_content["model_type"]
+        return window_cache_tokens(window, self.context_tokens, model_type) if on_cpu else None
 
 
 def resolve(request: ExportRequest) -> Job:

@@ -28,7 +28,7 @@ sys.path[0] = str(Path(__file__).parent.parent.parent)
 from export.to_onnx.sizes import window_cache_tokens  # noqa: E402
 
 HEADS, HEAD_DIM, CONTEXT, WINDOW = 32, 96, 4096, 2047
-KEPT = window_cache_tokens(WINDOW, CONTEXT) or CONTEXT
+KEPT = window_cache_tokens(WINDOW, CONTEXT, "phi3") or CONTEXT
 PIECE, SINGLE = 512, 100  # tokens
 SCALE = 3 / 127  # of the int8 cache
 

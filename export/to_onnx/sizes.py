@@ -6,11 +6,14 @@ from __future__ import annotations
 # sequence can go back to the last such place and no further. Each row costs memory, and each move time.
 SPARE_TOKENS = 64
 ROW_STEP = 128  # so that a cache of the usual heads fills whole pages, those of 16 KB too
+# One token later onnxruntime-genai 0.18 computes a sequence of a model of type phi3 anew, for long rope's sake, with
+# whatever rope. It cannot in a cache that keeps only a window.
+PHI3_TOKENS = 4096
 
 
-def window_cache_tokens(window: int | None, context_tokens: int) -> int | None:
+def window_cache_tokens(window: int | None, context_tokens: int, model_type: str) -> int | None:
     """How many rows a cache has that keeps only the window; None where it keeps the whole context."""
-    if window is None:
+    if window is None or (model_type == "phi3" and context_tokens > PHI3_TOKENS):
         return None
     rows = -(-(window + SPARE_TOKENS) // ROW_STEP) * ROW_STEP
     return rows if rows < context_tokens else None
