@@ -133,6 +133,25 @@ def refusal(command: list[str], artifact: Artifact, tmp_path: Path) -> Callable[
     return start
 
 
+def test_a_long_context_takes_no_memory_before_it_is_filled(
+    executorch_agent: ExecutorchAgent, random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    tokens = 1 << 17
+    checkpoint = random_checkpoint(sliding_window=None, max_position_embeddings=tokens)
+    request = ExportRequest(
+        checkpoint=str(checkpoint), out=tmp_path / "out", format="executorch", scheme="fp32", context_tokens=tokens
+    )
+    artifact, kernels = export_model(request), tmp_path / "kernels"
+    kernels.mkdir()
+    command = executorch_agent.command(artifact.folder, kernels)
+    with contextlib.closing(open_remote(LocalHost().start(command))) as agent:
+        used = [answer(agent, TokenRequest(ids=[5] * count, max_new_tokens=2))[1] for count in (5, 5000)]
+    little, more = (done.memory.anonymous_bytes for done in used)
+    assert little is not None and more is not None
+    whole = tokens * artifact.manifest.memory.kv_bytes_per_token
+    assert little < whole and little + 4000 * whole / tokens < more
+
+
 @pytest.mark.parametrize("kept", [0, 30, 5000])
 def test_a_program_that_is_cut_off_is_refused(refusal: Callable[..., str], kept: int) -> None:
     def cut(folder: Path, manifest: dict[str, Any], name: str) -> None:

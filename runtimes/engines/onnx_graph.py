@@ -47,10 +47,14 @@ class CacheRows:
 
 
 def cache_rows(manifest: Manifest) -> CacheRows:
-    """Of an artifact for ONNX Runtime. A cache of the whole context never moves its rows."""
+    """Of an artifact for ONNX Runtime. A cache of the whole context never moves its rows. Raises EngineError."""
     kept, window = manifest.memory.kept_tokens, manifest.window_tokens
     if kept is None or window is None:
         return CacheRows(window=manifest.context_tokens, capacity=manifest.context_tokens)
+    if kept < window:
+        raise EngineError(
+            f"manifest.json: memory.kept_tokens is {kept}, and attention sees {window} tokens; export it again"
+        )
     return CacheRows(window=window, capacity=kept)
 
 

@@ -122,10 +122,27 @@ class Heap final : public MemoryAllocator {
     std::vector<void *> blocks_;
 };
 
+/* Zeroes whose pages the system gives when they are first written: a KV cache is gigabytes for a long context. */
+class Zeroes final {
+  public:
+    explicit Zeroes(size_t size) : size_(size), data_(static_cast<uint8_t *>(calloc(std::max<size_t>(size, 1), 1))) {
+        if (data_ == nullptr)
+            throw std::bad_alloc();
+    }
+    Span<uint8_t> span() const { return {data_.get(), size_}; }
+
+  private:
+    struct Free {
+        void operator()(uint8_t *data) const { free(data); }
+    };
+    size_t size_;
+    std::unique_ptr<uint8_t, Free> data_;
+};
+
 /* A method, and all memory that it needs. */
 struct Loaded {
     Heap heap, temporary;
-    std::vector<std::vector<uint8_t>> planned;
+    std::vector<Zeroes> planned;
     std::vector<Span<uint8_t>> spans;
     std::unique_ptr<HierarchicalAllocator> hierarchy;
     std::unique_ptr<MemoryManager> memory;
@@ -146,9 +163,8 @@ bool load_method(const Program &program, const char *name, Loaded &loaded, char 
         if (!size.ok())
             return fail(error, error_size, name, size.error());
         loaded.planned.emplace_back((size_t)size.get());
+        loaded.spans.push_back(loaded.planned.back().span());
     }
-    for (auto &buffer : loaded.planned)
-        loaded.spans.emplace_back(buffer.data(), buffer.size());
     loaded.hierarchy = std::make_unique<HierarchicalAllocator>(
         Span<Span<uint8_t>>(loaded.spans.data(), loaded.spans.size()));
     loaded.memory = std::make_unique<MemoryManager>(&loaded.heap, loaded.hierarchy.get(), &loaded.temporary);

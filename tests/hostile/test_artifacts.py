@@ -214,14 +214,26 @@ def test_a_cache_that_the_system_refuses_names_a_context(onnx: Path) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 
-    reseal(onnx, lambda manifest: manifest.update(context_tokens=1 << 23))
+    def enlarge(manifest: dict[str, Any]) -> None:
+        manifest["context_tokens"] = 1 << 23
+        manifest["memory"]["kept_tokens"] = None
+
+    reseal(onnx, enlarge)
     command = [sys.executable, "-P", "-m", "phi_edge", "run", str(onnx), *ASK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, preexec_fn=limited)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "the system refused the KV cache: " in line and "for a context of 8388608 tokens; export it again" in line
+    assert "the system refused the KV cache: " in line and "for 8388608 tokens; export it again" in line
     said = fatal(Talk(["sh", "-c", f'ulimit -v {6 << 20}; exec "$@"', "sh", *command[:3], "runtimes.agent", str(onnx)]))
     assert said["code"] == "engine" and "the system refused the KV cache: " in said["message"]
+
+
+@pytest.mark.parametrize("kept", [1, 2046])
+def test_a_cache_that_is_shorter_than_the_window_is_refused(onnx: Path, kept: int) -> None:
+    reseal(onnx, lambda manifest: manifest["memory"].update(kept_tokens=kept))
+    command = [sys.executable, "-P", "-m", "phi_edge", "run", str(onnx), *ASK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and f"kept_tokens is {kept}, and attention sees 2047 tokens" in done.stderr
 
 
 def test_a_cache_beyond_every_address_is_refused() -> None:
