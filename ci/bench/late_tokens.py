@@ -3,8 +3,8 @@
     python ci/bench/late_tokens.py ARTIFACT... [--early 128] [--late 3584] [--pairs 60]
 
 What a long context costs a token, without the drift of a machine between two runs: the two take turns, so that the
-median of their ratios is that of the same seconds. Nothing is prefilled: the KV cache is filled with random numbers,
-which cost what computed ones do.
+median of their ratios is that of the same seconds. Nothing is prefilled: ONNX Runtime's KV cache is filled with numbers
+first, so that its pages are there, and ExecuTorch's has zeroes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -21,11 +20,10 @@ import numpy as np
 
 # Run as a script, this folder comes first on the path, and export.py in it would be taken for the package `export`.
 sys.path[0] = str(Path(__file__).parent.parent.parent)
+from devices.measure.intervals import bootstrap, interval  # noqa: E402
 from export.artifact import open_artifact  # noqa: E402
 from runtimes.engines.engine import Engine, OpenCache  # noqa: E402
 from runtimes.registry import ENGINES  # noqa: E402
-
-RESAMPLES = 2000
 
 
 @click.command()
@@ -48,7 +46,7 @@ def main(folders: tuple[Path, ...], early: int, late: int, pairs: int, threads: 
             engine.close()
         before, after = (1000 * statistics.median(each) for each in zip(*times, strict=True))
         ratios = [one / other for one, other in times]
-        low, high = interval(ratios)
+        low, high = interval(bootstrap([np.array([ratio]) for ratio in ratios], 0.5))
         print(
             f"| {folder.name} | {before:.0f} ms | {after:.0f} ms | {statistics.median(ratios):.2f} "
             f"({low:.2f} to {high:.2f}) |",
@@ -72,13 +70,6 @@ def measure(engine: Engine, early: int, late: int, pairs: int) -> list[tuple[flo
             pair.append(time.perf_counter() - begin)
         times.append((pair[0], pair[1]))
     return times[1:]  # the first pair also makes what the others use
-
-
-def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Of the median, by bootstrap."""
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return medians[RESAMPLES // 40], medians[-1 - RESAMPLES // 40]
 
 
 if __name__ == "__main__":

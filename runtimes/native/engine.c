@@ -227,7 +227,8 @@ const float *engine_forward(struct engine *engine, const int32_t *ids, size_t co
         if (!went_well(engine, engine->oga.CreateGenerator(engine->model, engine->params, &engine->generator), error,
                        error_size)) {
             size_t used = strlen(error); /* it makes the whole KV cache: memory is the usual reason */
-            snprintf(error + used, error_size - used, " (the KV cache of a context of %zu tokens; export with a smaller --context?)",
+            snprintf(error + used, error_size - used,
+                     " (the KV cache of a context of %zu tokens; export with a smaller --context?)",
                      engine->context_tokens);
             return NULL;
         }

@@ -321,4 +321,4 @@ extern "C" const float *engine_forward(struct engine *engine, const int32_t *ids
     return logits;
 }
 
-extern "C" size_t engine_most_back(size_t window, size_t kept) { return kept - window + 1; }
+extern "C" size_t engine_most_back(size_t window, size_t kept) { return kept < window ? 0 : kept - window + 1; }
