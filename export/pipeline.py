@@ -135,7 +135,7 @@ def export_beside(
     check_disk(out, folder, layout)
     copy_tokenizer(job.checkpoint, folder)
     if prover:
-        prover.read_texts(folder, job.format)
+        prover.prepare(folder, job.format)
     # Hashes are made beside the stream, which waits for the disk, and the engine's loading, which keeps one core busy.
     with ThreadPoolExecutor(1) as hasher:
         source = hasher.submit(job.checkpoint.describe)

@@ -3,6 +3,7 @@ sealed. `export_model` here is the public one; that of export.pipeline seals wit
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import subprocess
 import sys
@@ -34,13 +35,17 @@ def export_model(request: ExportRequest, progress: Progress | None = None) -> Ar
     from export import pipeline
 
     progress = progress or pipeline.Progress()
-    return pipeline.export_model(request, progress, ChildProver())
+    with contextlib.closing(ChildProver()) as prover:
+        return pipeline.export_model(request, progress, prover)
 
 
 class ChildProver:
-    """See Prover. Its memory is that of another process, which ends with the proof."""
+    """See Prover. Its memory is that of another process, which ends with the proof, or with this process."""
 
-    def read_texts(self, folder: Path, format: Format) -> None:
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def prepare(self, folder: Path, format: Format) -> None:
         """See Prover."""
         if format != OPTIONAL and importlib.util.find_spec(LIBRARIES[format]) is None:
             raise OptionError(
@@ -57,6 +62,7 @@ class ChildProver:
             pass  # the template can be read, and does what our runtimes do not allow: `run` remarks on it
         except (EngineError, RequestError) as error:
             raise CheckpointError(f"the checkpoint's tokenizer or chat template cannot be used: {error}") from error
+        self._child = start_child(folder, format)  # it loads the engine's library while weights are written
 
     def run(self, artifact: Artifact) -> Proof:
         """See Prover."""
@@ -65,19 +71,30 @@ class ChildProver:
             return Proof([f"not run before it was sealed: {there_is}"])
         if (reason := too_little_memory(artifact.manifest)) is not None:
             return Proof([reason])
-        command = [sys.executable, "-P", "-m", "runtimes.proof", str(artifact.folder.resolve())]
+        child = self._child = self._child or start_child(artifact.folder, artifact.manifest.format)
         try:
-            done = subprocess.run(
-                command, input=artifact.manifest.to_json().encode(), capture_output=True, timeout=LIMIT_S
-            )
+            stdout, stderr = child.communicate(artifact.manifest.to_json().encode(), LIMIT_S)
         except subprocess.TimeoutExpired:
+            child.kill()
             raise SpaceError(f"the engine was still busy with the first tokens after {LIMIT_S:.0f} s") from None
-        answer = read_answer(done.stdout)
+        answer = read_answer(stdout)
         if "remarks" in answer:
             return Proof([str(remark) for remark in answer["remarks"]], answer.get("reference"))
-        reason = str(answer.get("error", f"it ended{ended(done.returncode)}{last_line(done.stderr)}"))
+        reason = str(answer.get("error", f"it ended{ended(child.returncode)}{last_line(stderr)}"))
         message = f"the engine does not run this export, so that it was not sealed: {reason}"
-        raise SpaceError(message) if done.returncode == -9 else ProofError(message)
+        raise SpaceError(message) if child.returncode == -9 else ProofError(message)
+
+    def close(self) -> None:
+        """End the process, if it is still there."""
+        if self._child is not None:
+            with self._child:
+                self._child.kill()
+
+
+def start_child(folder: Path, format: Format) -> subprocess.Popen[bytes]:
+    """The process that will run the artifact in this folder. It reads the manifest from its stdin."""
+    command = [sys.executable, "-P", "-m", "runtimes.proof", str(folder.resolve()), format]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def too_little_memory(manifest: Manifest) -> str | None:

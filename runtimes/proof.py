@@ -1,8 +1,9 @@
-"""`python -m runtimes.proof FOLDER`: does the engine run a folder that an export has just filled, and not yet sealed?
+"""`python -m runtimes.proof FOLDER FORMAT`: does the engine run a folder that an export has filled, and not yet sealed?
 
-The manifest comes on stdin, because it is not in the folder before this has succeeded. One line of JSON on stdout is
-the answer: {"remarks": [...]} with exit code 0, {"error": "..."} with exit code 2. It is a process of its own so that
-the engine's memory is not the exporter's, and its crash neither.
+The manifest comes on stdin, because it is not in the folder before this has succeeded. The export starts this process
+long before, so that the library of FORMAT's engine is loaded by then; where stdin ends without a manifest, the export
+has failed. One line of JSON on stdout is the answer: {"remarks": [...]} with exit code 0, {"error": "..."} with exit
+code 2. It is a process of its own so that the engine's memory is not the exporter's, and its crash neither.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from runtimes.api import GenerateRequest, Message, Runtime, TokenEvent
 from runtimes.engines.cuda import refused_here
 from runtimes.engines.engine import ACCELERATED, ANY_ADAPTER, Graphics
 from runtimes.errors import EngineError, RequestError, RuntimesError
-from runtimes.registry import open_tokens, text_runtime
+from runtimes.registry import load_library, open_tokens, text_runtime
 from runtimes.text.tokenizer import Tokenizer
 
 QUESTION = "Is the lamp on?"
@@ -78,8 +79,12 @@ def _generate(runtime: Runtime, ids: Sequence[int], count: int) -> list[int]:
 
 def main() -> int:
     """See the module; -> the exit code."""
-    manifest = build(Manifest, parse_json(sys.stdin.buffer.read()), "the manifest on stdin", ArtifactError)
     out = LineWriter.over_stdout()
+    load_library(sys.argv[2])
+    content = sys.stdin.buffer.read()
+    if not content:
+        return 0
+    manifest = build(Manifest, parse_json(content), "the manifest on stdin", ArtifactError)
     answer: Mapping[str, object]
     try:
         remarks, reference = prove(Artifact(Path(sys.argv[1]), manifest))

@@ -70,6 +70,19 @@ def _gguf(artifact: Artifact, threads: int | None) -> Engine:
 ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch, "gguf": _gguf}
 
 
+def load_library(format: str) -> None:
+    """Load the library of a format's engine before there is an artifact. What is missing is told when one is opened."""
+    with contextlib.suppress(EngineError):
+        if format == "onnx":
+            from runtimes.engines.onnx_engine import load_library as load_onnx
+
+            load_onnx()
+        elif format == "executorch":
+            from runtimes.engines.executorch_engine import load_library as load_executorch
+
+            load_executorch()
+
+
 def open_runtime(
     artifact: Artifact | Path | str,
     *,

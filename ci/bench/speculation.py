@@ -3,25 +3,29 @@
     python ci/bench/speculation.py ARTIFACT... [--rounds 3] [--max-new-tokens 160] [--only summarise] [--json out.json]
 
 The artifacts are of a real model that answers, as SmolLM2's (ci/real_model.py). Twelve prompts ask for text that
-repeats them, eight do not. Greedy; each round answers a prompt both ways, one after the other, so that a drifting
-machine hurts both alike. Decode speed is that of the tokens after the first; a ratio is the median of the rounds'
-ratios. The 95 % interval of the geometric mean over prompts is a bootstrap's.
+repeats them, eight do not. A small model does not always do as it is asked, so a row says how much of its plain answer
+is text of the prompt, and one of the means is of the answers that are so by half or more.
+
+Greedy; each round answers a prompt both ways, one after the other, so that a drifting machine hurts both alike. Decode
+speed is that of the tokens after the first; a ratio is the median of the rounds' ratios. The 95 % interval of the
+geometric mean over prompts is a bootstrap's, which resamples the prompts.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 
 # Run as a script, this folder comes first on the path, and export.py in it would be taken for the package `export`.
 sys.path[0] = str(Path(__file__).parent.parent.parent)
+from devices.measure.intervals import RESAMPLES, SEED, interval  # noqa: E402
 from export.artifact import Artifact, open_artifact  # noqa: E402
 from runtimes.api import Message, Usage  # noqa: E402
 from runtimes.loop.loop import TokenLoop  # noqa: E402
@@ -97,7 +101,8 @@ FREE = {
     "compare": "What is the difference between a frog and a toad?",
     "a function": "Write a Python function that says whether a word is a palindrome.",
 }
-RESAMPLES = 2000
+RUN = 4  # tokens in a row that are the prompt's, too, are no chance
+REPEATS = 0.5  # of an answer, from which on it repeats its prompt
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Row:
     """What all rounds of one prompt gave."""
 
     task: str
+    repeated: float  # of the plain answer's tokens, those that end RUN tokens which the prompt has, too
     plain_tokens_per_s: float
     ratio: float
     accepted: int
@@ -161,6 +167,7 @@ def measure(artifact: Artifact, loop: TokenLoop, tasks: dict[str, str], rounds: 
         plain, guessed = pairs[0]
         yield Row(
             task=task,
+            repeated=repeated_share(ids, plain.ids),
             plain_tokens_per_s=statistics.median(each.decode_tokens_per_s for each, _ in pairs),
             ratio=statistics.median(second.decode_tokens_per_s / first.decode_tokens_per_s for first, second in pairs),
             accepted=guessed.usage.accepted,
@@ -180,6 +187,12 @@ def answer(loop: TokenLoop, request: TokenRequest) -> Answer:
     return Answer([token.id for token in new], len(new) / (total_s - first_s), done.usage)
 
 
+def repeated_share(prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """See Row.repeated."""
+    runs = {tuple(prompt[end - RUN : end]) for end in range(RUN, len(prompt) + 1)}
+    return sum(tuple(answer[end - RUN : end]) in runs for end in range(RUN, len(answer) + 1)) / max(1, len(answer))
+
+
 def parting(one: Sequence[int], other: Sequence[int]) -> int | None:
     """Where two answers part; None where they are the same."""
     if list(one) == list(other):
@@ -189,30 +202,30 @@ def parting(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 def report(name: str, rows: Sequence[Row]) -> None:
     """The table of one artifact, and the mean ratio of each kind of prompt."""
-    click.echo(f"\n{name}\n\n| prompt | plain | ratio | guesses right | same tokens |")
-    click.echo("|---|---:|---:|---:|---|")
+    click.echo(f"\n{name}\n\n| prompt | of the answer in the prompt | plain | ratio | guesses right | same tokens |")
+    click.echo("|---|---:|---:|---:|---:|---|")
     for row in rows:
         same = "all" if row.same_tokens is None else f"the first {row.same_tokens}"
         click.echo(
-            f"| {row.task} | {row.plain_tokens_per_s:.1f} tokens/s | {row.ratio:.2f} "
+            f"| {row.task} | {row.repeated:.0%} | {row.plain_tokens_per_s:.1f} tokens/s | {row.ratio:.2f} "
             f"| {row.accepted} of {row.proposed} | {same} |"
         )
-    for kind, tasks in (("repeats its prompt", REPEATING), ("free", FREE)):
-        ratios = [row.ratio for row in rows if row.task in tasks]
-        alike = [row.same_tokens is None for row in rows if row.task in tasks]
+    kinds: dict[str, Callable[[Row], bool]] = {
+        "asks for text like its own": lambda row: row.task in REPEATING,
+        "is repeated by half of the answer or more": lambda row: row.repeated >= REPEATS,
+        "asks for other text": lambda row: row.task in FREE,
+    }
+    for kind, belongs in kinds.items():
+        ratios = [row.ratio for row in rows if belongs(row)]
+        alike = [row.same_tokens is None for row in rows if belongs(row)]
         if ratios:
-            low, high = interval(ratios)
-            mean = f"{statistics.geometric_mean(ratios):.2f} ({low:.2f} to {high:.2f}) times plain decode"
+            logarithms = np.log(ratios)
+            picks = np.random.default_rng(SEED).integers(len(ratios), size=(RESAMPLES, len(ratios)))
+            low, high = interval(np.exp(logarithms[picks].mean(axis=1)))
             click.echo(
-                f"\n{kind}: {mean}, the lowest {min(ratios):.2f}; the same tokens in {sum(alike)} of {len(alike)}"
+                f"\n{len(ratios)} prompts, each {kind}: {np.exp(logarithms.mean()):.2f} ({low:.2f} to {high:.2f}) "
+                f"times plain decode, the lowest {min(ratios):.2f}; the same tokens in {sum(alike)} of {len(alike)}"
             )
-
-
-def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Of their geometric mean, 95 %, by resampling the prompts."""
-    generator = random.Random(0)
-    means = sorted(statistics.geometric_mean(generator.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return means[RESAMPLES // 40], means[-RESAMPLES // 40]
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ class Proof:
 class Prover(Protocol):
     """Runs the result of an export: phi_edge.proof has one. What it refuses is not sealed."""
 
-    def read_texts(self, folder: Path, format: Format) -> None:
+    def prepare(self, folder: Path, format: Format) -> None:
         """Before the work: read the tokenizer and the chat template in `folder` as the runtimes do, and see whether the
-        format's engine is installed. Raises ExportError."""
+        format's engine is installed. What can be loaded without the artifact may be loaded from now on.
+
+        Raises ExportError."""
         ...
 
     def run(self, artifact: Artifact) -> Proof:

@@ -20,6 +20,7 @@ from runtimes.engines.onnx_graph import cache_rows, check_graph, empty_values, l
 from runtimes.engines.side_by_side import CPU, SideBySide, open_side_by_side, whole_pages
 from runtimes.errors import EngineError, RequestError
 from runtimes.system.cores import available_cores
+from runtimes.system.mapped import released
 from runtimes.system.pages import fresh_pages, grants
 from runtimes.system.telemetry import switch_telemetry_off
 
@@ -37,14 +38,20 @@ _MOST_TOKENS_INT8 = 256
 
 def open_onnx(artifact: Artifact, threads: int | None) -> Engine:
     """Load the artifact's one .onnx file. Raises EngineError."""
+    load_library()
+    return OnnxEngine(load_session(model_file(artifact), threads), artifact)
+
+
+def load_library() -> None:
+    """Import onnxruntime. Raises EngineError."""
     switch_telemetry_off()
     try:
+        import numpy  # noqa: F401 - before onnxruntime, whose own import of it hides a Ctrl-C
         import onnxruntime  # noqa: F401 - whether it is there
     except ModuleNotFoundError as error:
         raise EngineError(
             "this artifact needs onnxruntime, which is not installed: pip install 'phi-edge[onnx]'"
         ) from error
-    return OnnxEngine(load_session(model_file(artifact), threads), artifact)
 
 
 def model_file(artifact: Artifact) -> Path:
@@ -255,8 +262,10 @@ def load_session(path: Path, threads: int | None, *, device: Any = None, provide
         options.add_provider_for_devices([device], {})
     chosen = None if device is not None else list(providers)
     try:
-        # Its fallback prints to stdout, and only tries the same once more.
-        return onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=False)
+        # Most weights are copied, packed for the processor or to the adapter, and their file's pages not read again.
+        with released(path):
+            # Its fallback prints to stdout, and only tries the same once more.
+            return onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=False)
     except UnicodeDecodeError as error:
         said = error.object.decode("utf-8", "backslashreplace")
         raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {said}") from error
