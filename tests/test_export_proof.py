@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import phi_edge
-from export.artifact import MANIFEST, Artifact, open_artifact
+from export.artifact import MANIFEST, Artifact, Format, open_artifact
 from export.errors import ProofError, SpaceError
 from export.request import ExportRequest
 from export.system import Room
 from export.verify.proof import Proof
 from phi_edge.main import main
-from phi_edge.proof import ChildProver
+from phi_edge.proof import ChildProver, start_child
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,29 @@ def test_a_remark_with_brackets_is_shown_whole(small: Path, tmp_path: Path, monk
     result = export(small, tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert remark in result.stderr.splitlines()
+
+
+@pytest.mark.parametrize("format", ["onnx", "executorch", "gguf"])
+def test_what_waits_for_the_artifact_ends_with_an_export_that_was_killed(format: Format, tmp_path: Path) -> None:
+    with start_child(tmp_path, format) as child:
+        assert child.communicate()[0] == b"" and child.returncode == 0
+
+
+def test_an_export_that_fails_leaves_no_process(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, format: Format) -> subprocess.Popen[bytes]:
+        started.append(start_child(folder, format))
+        return started[-1]
+
+    def fill_weights(*_: object) -> None:
+        raise SpaceError("the disk is full")
+
+    monkeypatch.setattr("phi_edge.proof.start_child", start)
+    monkeypatch.setattr("export.pipeline.fill_weights", fill_weights)
+    assert export(small, tmp_path / "out", "--quiet").exit_code == 2
+    (child,) = started
+    assert child.returncode is not None
 
 
 def test_a_machine_that_is_too_small_is_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
