@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from devices.errors import LabError, LeaseError, LeaseLostError
 from devices.lab import Lab
 from devices.leases import sqlite
 from devices.leases.choose import lease_device, lease_key, open_store
-from devices.leases.labgrid import LabgridStore
+from devices.leases.labgrid import LabgridStore, _Session
 from devices.leases.lease import LeaseTimes, leased
 from devices.leases.process import has_ended, identity
 from devices.leases.sqlite import SqliteStore
@@ -157,6 +158,32 @@ def test_a_person_who_has_acquired_a_place_is_never_taken_for_dead(labgrid: Labg
             pass
     finally:
         labgrid.client("-p", "pi5", "release")
+
+
+def test_a_job_that_was_faster_and_has_ended_is_no_error(labgrid: LabgridLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the place after we saw it free, and releases it before we ask who has it."""
+    with (
+        contextlib.closing(LabgridStore(labgrid.coordinator)) as faster,
+        contextlib.closing(LabgridStore(labgrid.coordinator)) as slower,
+    ):
+        asked, place = [], _Session.place
+
+        def between(self: _Session, name: str) -> object:
+            asked.append(name)
+            if len(asked) == 2:
+                monkeypatch.setattr(_Session, "place", place)
+                faster.release("pi5", "one")
+            seen = place(self, name)
+            if len(asked) == 1:
+                monkeypatch.setattr(_Session, "place", place)
+                assert faster.take("pi5", "one", "the faster job") is None
+                monkeypatch.setattr(_Session, "place", between)
+            return seen
+
+        monkeypatch.setattr(_Session, "place", between)
+        assert slower.take("pi5", "two", "the slower job") is None
+        assert len(asked) == 2
+        slower.release("pi5", "two")
 
 
 def test_a_coordinator_that_was_restarted_has_released_every_place(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from devices.leases.lease import TIMES, Held, Holder, LeaseTimes
 
 CALL_S = 10.0
 _JOB, _SINCE, _BEAT = "phi-edge-job", "phi-edge-since", "phi-edge-beat"
+_TAKEN = "already acquired"  # what the coordinator says of a place
 _USER = "phi-edge-"  # and the process, and a random word
 
 
@@ -56,8 +57,10 @@ class LabgridStore:
                 if silent_s < self._times.dead_s or not _is_ours(place.acquired):
                     return _held(place, silent_s)
                 session.release(device, place.acquired)
-            if not session.acquire(device):
-                return _held(session.place(device), 0.0)
+            while not session.acquire(device):
+                place = session.place(device)
+                if place.acquired:  # else the job that was faster has ended already
+                    return _held(place, 0.0)
             since = datetime.now(UTC).isoformat(timespec="seconds")
             session.tag(device, {_JOB: job, _SINCE: since, _BEAT: f"{token} 0"})
             return None
@@ -166,7 +169,10 @@ class _Session:
         try:
             self._stub.AcquirePlace(self._messages.AcquirePlaceRequest(placename=name), timeout=CALL_S)
         except self._grpc.RpcError as error:
-            if error.code() == self._grpc.StatusCode.FAILED_PRECONDITION and self.place(name).acquired:
+            # A place whose resources are not there is refused by the same code; and who had it may have released it
+            # before we ask who that is.
+            refused = error.code() == self._grpc.StatusCode.FAILED_PRECONDITION
+            if refused and (_TAKEN in (error.details() or "") or self.place(name).acquired):
                 return False
             raise self._error(error) from error
         return True

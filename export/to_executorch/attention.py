@@ -1,5 +1,9 @@
 """Attention around the delegates: a layer's cache, and what a call's attentions share. With a window: ring.py.
 
+Each key-value head is a sequence of a batch of its own, with the heads that query it. So its keys lie one behind the
+other in memory: with all heads of a token side by side, as is usual, a token of Phi-3-mini after 3,584 others took 15 %
+more time, and one after 128 others 7 %. The delegates turn what they give and take.
+
 custom_sdpa takes one mask for all heads. So a block-sparse layer's heads are split: key-value heads whose queries have
 the same patterns in the same order are one class with a cache of its own, and each pattern within a class is one call.
 With Phi-3-small's 32 heads and stride 8 these are two classes of four calls.
@@ -29,8 +33,8 @@ class Call:
 
 
 def make_attention(kind: AttentionKind, head_dim: int, context_tokens: int, ring_tokens: int | None) -> nn.Module:
-    """(query, key, value, call) -> [1, tokens, heads, head_dim], with the layer's cache as its state. `call` is of the
-    type that `make_calls` gives for the same model."""
+    """(query, key, value, call) -> attended values in the query's shape, [kv_heads, tokens, heads of each, head_dim],
+    with the layer's cache as its state. `call` is of the type that `make_calls` gives for the same model."""
     if ring_tokens:
         return RingAttention(kind, head_dim, ring_tokens)
     if kind.blocks and kind.blocks.stride > 1 and context_tokens > kind.blocks.dense_tokens:
@@ -42,7 +46,7 @@ def make_calls(config: Config, context_tokens: int, ring_tokens: int | None) -> 
     """(start as int64 [1], start as a number, count) -> what the layers of one call share."""
     if ring_tokens:
         assert config.sliding_window
-        return RingCalls(config.sliding_window, ring_tokens)
+        return RingCalls(config.sliding_window, ring_tokens, config.num_key_value_heads)
     kinds = [config.attention(layer) for layer in range(config.num_hidden_layers)]
     sparse = next((kind for kind in kinds if kind.blocks and kind.blocks.stride > 1), None)
     if sparse and sparse.blocks:
@@ -57,7 +61,7 @@ class CachedAttention(nn.Module):
         super().__init__()
         self.scale = kind.scale
         for part in ("key", "value"):
-            cache = torch.zeros(1, context_tokens, kind.kv_heads, head_dim)
+            cache = torch.zeros(kind.kv_heads, context_tokens, 1, head_dim)
             self.register_buffer(part, cache, persistent=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
@@ -80,34 +84,42 @@ class BlockSparseAttention(nn.Module):
             heads = range(group * queries, (group + 1) * queries)
             classes.setdefault(tuple(blocks.shift(head) for head in heads), []).append(group)
         self.groups = list(classes.values())
-        # Each call: its class, its mask, and its heads, group by group.
+        # Of each class its calls: the mask, and which of a group's heads.
         self.calls = [
-            (number, shift + 1, [group * queries + i for group in groups for i in range(queries) if shifts[i] == shift])
-            for number, (shifts, groups) in enumerate(classes.items())
-            for shift in dict.fromkeys(shifts)
+            [(shift + 1, [head for head in range(queries) if shifts[head] == shift]) for shift in dict.fromkeys(shifts)]
+            for shifts in classes
         ]
-        order = torch.tensor([head for _, _, heads in self.calls for head in heads])
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", order.argsort(), persistent=False)
+        self.indices("back", [group for groups in self.groups for group in groups], inverse=True)
         for number, groups in enumerate(self.groups):
-            self.register_buffer(f"groups_{number}", torch.tensor(groups), persistent=False)
+            self.indices(f"groups_{number}", groups)
+            self.indices(f"back_{number}", [head for _, heads in self.calls[number] for head in heads], inverse=True)
+            for mask, of_each in self.calls[number]:
+                self.indices(f"heads_{number}_{mask}", of_each)
             for part in ("key", "value"):
-                cache = torch.zeros(1, context_tokens, len(groups), head_dim)
+                cache = torch.zeros(len(groups), context_tokens, 1, head_dim)
                 self.register_buffer(f"{part}_{number}", cache, persistent=False)
 
+    def indices(self, name: str, numbers: list[int], *, inverse: bool = False) -> None:
+        """A buffer for index_select, or for what undoes it."""
+        order = torch.tensor(numbers)
+        self.register_buffer(name, order.argsort() if inverse else order, persistent=False)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-        start, masks = call.start, call.masks
-        for number in range(len(self.groups)):
+        classes = []
+        for number, calls in enumerate(self.calls):
             groups = self.get_buffer(f"groups_{number}")
-            for part, new in (("key", key), ("value", value)):
-                torch.ops.llama.update_cache(new.index_select(2, groups), self.get_buffer(f"{part}_{number}"), start)
-        sizes = [len(heads) for _, _, heads in self.calls]
-        parts = torch.split(query.index_select(2, self.get_buffer("order")), sizes, dim=2)
-        attended = []
-        for (number, mask, _), some in zip(self.calls, parts, strict=True):
-            keys, values = self.get_buffer(f"key_{number}"), self.get_buffer(f"value_{number}")
-            attended.append(torch.ops.llama.custom_sdpa(some, keys, values, start, masks[mask], 0.0, False, self.scale))
-        return torch.cat(attended, dim=2).index_select(2, self.get_buffer("back"))
+            caches = [self.get_buffer(f"{part}_{number}") for part in ("key", "value")]
+            for new, cache in zip((key, value), caches, strict=True):
+                torch.ops.llama.update_cache(new.index_select(0, groups), cache, call.start)
+            queries = query.index_select(0, groups)
+            attended = []
+            for mask, _ in calls:
+                some = queries.index_select(2, self.get_buffer(f"heads_{number}_{mask}"))
+                attended.append(
+                    torch.ops.llama.custom_sdpa(some, *caches, call.start, call.masks[mask], 0.0, False, self.scale)
+                )
+            classes.append(torch.cat(attended, dim=2).index_select(2, self.get_buffer(f"back_{number}")))
+        return torch.cat(classes, dim=0).index_select(0, self.get_buffer("back"))
 
 
 class PlainCalls(nn.Module):

@@ -24,28 +24,39 @@ from export.to_executorch.sizes import LOGITS_ROWS, PREFILL_TOKENS
 M = TypeVar("M", bound=nn.Module)
 
 
+def by_head(x: Tensor, kv_heads: int) -> Tensor:
+    """[1, tokens, heads, head_dim] -> [kv_heads, tokens, heads of each, head_dim], as attention takes it."""
+    heads, head_dim = x.shape[2:]
+    return torch.permute_copy(x.view(-1, kv_heads, heads // kv_heads, head_dim), (1, 0, 2, 3))
+
+
+def by_token(attended: Tensor) -> Tensor:
+    """[kv_heads, tokens, heads of each, head_dim] -> [1, tokens, heads * head_dim]."""
+    kv_heads, _, heads, head_dim = attended.shape
+    return torch.permute_copy(attended, (1, 0, 2, 3)).view(1, -1, kv_heads * heads * head_dim)
+
+
 class First(nn.Module):
-    """Before the first attention: (hidden, cos, sin) -> query, key, value."""
+    """Before the first attention: (hidden, cos, sin) -> query, key, value, by head."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, kv_heads: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.kv_heads = layer, kv_heads
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = self.layer.before_attention(hidden, (cos, sin))
-        return result
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        return tuple(by_head(part, self.kv_heads) for part in self.layer.before_attention(hidden, (cos, sin)))
 
 
 class Between(nn.Module):
-    """Between two attentions: (hidden, attended, cos, sin) -> hidden, query, key, value."""
+    """Between two attentions: (hidden, attended, cos, sin) -> hidden, query, key, value; all but hidden by head."""
 
-    def __init__(self, before: Layer, after: Layer) -> None:
+    def __init__(self, before: Layer, after: Layer, kv_heads: int) -> None:
         super().__init__()
-        self.before, self.after = before, after
+        self.before, self.first = before, First(after, kv_heads)
 
     def forward(self, hidden: Tensor, attended: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        hidden = self.before.after_attention(hidden, attended)
-        return hidden, *self.after.before_attention(hidden, (cos, sin))
+        hidden = self.before.after_attention(hidden, by_token(attended))
+        return hidden, *self.first(hidden, cos, sin)
 
 
 class Last(nn.Module):
@@ -56,7 +67,7 @@ class Last(nn.Module):
         self.layer, self.model = layer, model
 
     def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        return self.model.head(self.layer.after_attention(hidden, attended))
+        return self.model.head(self.layer.after_attention(hidden, by_token(attended)))
 
 
 def only_what_runs(model: M, run: Callable[[M], object], replace: Replace, path: str = "") -> M:
@@ -122,20 +133,26 @@ class Pieces:
         """First, the pieces between attentions, and last."""
         config, count = self.config, self.config.num_hidden_layers
 
+        kv_heads = config.num_key_value_heads
+        queries = config.num_attention_heads // kv_heads
+
         def heads(hidden: Tensor) -> list[Tensor]:
-            counts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-            return [hidden.new_empty(1, hidden.shape[1], heads, config.head_dim) for heads in counts]
+            return [
+                hidden.new_empty(kv_heads, hidden.shape[1], of_each, config.head_dim) for of_each in (queries, 1, 1)
+            ]
 
         tags = PlaceholderTags()
-        first = self.lower(First(self.before_attention(tags, "model.layers.0", 0)), "hrr")
+        first = self.lower(First(self.before_attention(tags, "model.layers.0", 0), kv_heads), "hrr")
         pieces = [copy_lowered(first, tags, {}, lambda hidden, *_: heads(hidden))]
         kinds: dict[str, tuple[Any, PlaceholderTags]] = {}  # by the precisions of their tensors
         for n in range(1, count):
             kind = repr((self.overrides(n - 1, "before"), self.overrides(n, "after")))
             if kind not in kinds:
                 tags = PlaceholderTags()
-                between = Between(self.after_attention(tags, "before", n - 1), self.before_attention(tags, "after", n))
-                kinds[kind] = self.lower(between, "hhrr"), tags
+                between = Between(
+                    self.after_attention(tags, "before", n - 1), self.before_attention(tags, "after", n), kv_heads
+                )
+                kinds[kind] = self.lower(between, "harr"), tags
             rename = {"before.": f"model.layers.{n - 1}.", "after.": f"model.layers.{n}."}
 
             def shapes(hidden: Tensor, *_: Tensor) -> list[Tensor]:
@@ -144,7 +161,7 @@ class Pieces:
             pieces.append(copy_lowered(*kinds[kind], rename, shapes))
         tags = PlaceholderTags()
         finish = self.after_attention(tags, f"model.layers.{count - 1}", count - 1)
-        last = self.lower(Last(finish, self.head(tags)), "hh", most=LOGITS_ROWS)
+        last = self.lower(Last(finish, self.head(tags)), "ha", most=LOGITS_ROWS)
 
         def logits(hidden: Tensor, _: Tensor) -> list[Tensor]:
             return [hidden.new_empty(1, hidden.shape[1], config.vocab_size)]
@@ -153,8 +170,11 @@ class Pieces:
         return pieces
 
     def lower(self, piece: nn.Module, inputs: str, *, most: int = PREFILL_TOKENS) -> Any:
-        """A piece -> a lowered module for up to `most` tokens. `inputs`: h a hidden state, r a rotation."""
-        half = self.config.rope.rotary_dim // 2
-        sizes = {"h": (1, 3, self.config.hidden_size), "r": (1, 3, 1, half)}
+        """A piece -> a lowered module for up to `most` tokens. `inputs`: h a hidden state, a what an
+        attention gave, r a rotation."""
+        config, half = self.config, self.config.rope.rotary_dim // 2
+        kv_heads = config.num_key_value_heads
+        attended = (kv_heads, 3, config.num_attention_heads // kv_heads, config.head_dim)
+        sizes = {"h": (1, 3, config.hidden_size), "a": attended, "r": (1, 3, 1, half)}
         tokens = torch.export.Dim("tokens", min=1, max=most)
         return lower(piece, tuple(torch.zeros(sizes[kind]) for kind in inputs), tuple({1: tokens} for _ in inputs))

@@ -39,7 +39,7 @@ class RingCall:
     start: Tensor  # int64 [1]: the first token's position
     within: Tensor  # bool: the window has not been exceeded
     many: Tensor  # bool: the tokens would overwrite what they need
-    before: Tensor  # int64 [1, tokens]: slots to write to before attention
+    before: Tensor  # int64 [kv_heads, tokens]: slots to write to before attention
     after: Tensor  # the same, afterwards
     mask: Tensor  # [tokens, ring], for a few tokens
     mask_of_many: Tensor  # [tokens, ring + tokens]
@@ -48,9 +48,9 @@ class RingCall:
 class RingCalls(nn.Module):
     """As make_calls says."""
 
-    def __init__(self, window: int, ring: int) -> None:
+    def __init__(self, window: int, ring: int, kv_heads: int) -> None:
         super().__init__()
-        self.window, self.ring = window, ring
+        self.window, self.ring, self.kv_heads = window, ring, kv_heads
 
     def forward(self, start: Tensor, number: Any, count: Any) -> RingCall:
         token, end = torch.arange(count), start + count
@@ -63,12 +63,16 @@ class RingCalls(nn.Module):
             start=start,
             within=within,
             many=many,
-            before=torch.remainder(start + torch.where(many, 0, token), self.ring)[None],
-            after=torch.remainder(position, self.ring)[None],
+            before=self.slots(start + torch.where(many, 0, token)),
+            after=self.slots(position),
             # Where no layer will read a mask, it is only filled. What a cond returns is overwritten by the next one.
             mask=cond(masked, self.mask, self.no_mask, (start, position)).clone(),
             mask_of_many=cond(many, self.mask_of_many, self.no_mask_of_many, (start, position)).clone(),
         )
+
+    def slots(self, position: Tensor) -> Tensor:
+        """The same for each head, [kv_heads, tokens]."""
+        return torch.remainder(position, self.ring)[None] + torch.zeros(self.kv_heads, 1, dtype=torch.int64)
 
     def ages(self, newest: Tensor) -> Tensor:
         """How much earlier than `newest`, [tokens, 1], the token of each slot is. ExecuTorch's remainder of a negative
@@ -102,13 +106,13 @@ def seen(which: Tensor) -> Tensor:
 
 
 class RingAttention(nn.Module):
-    """(query, key, value, call) -> [1, tokens, heads, head_dim], with the layer's ring as its state."""
+    """(query, key, value, call) -> attended values in the query's shape, with the layer's ring as its state."""
 
     def __init__(self, kind: AttentionKind, head_dim: int, ring: int) -> None:
         super().__init__()
         self.scale = kind.scale
         for part in ("key", "value"):
-            self.register_buffer(part, torch.zeros(1, ring, kind.kv_heads, head_dim), persistent=False)
+            self.register_buffer(part, torch.zeros(kind.kv_heads, ring, 1, head_dim), persistent=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, call: RingCall) -> Tensor:
         keys, values = self.get_buffer("key"), self.get_buffer("value")

@@ -58,7 +58,7 @@ class Runner(nn.Module):
         hidden = self.model.embed(tokens)
         query, key, value = self.pieces[0](hidden, cos, sin)
         for layer, attention in enumerate(self.attentions):
-            attended = attention(query, key, value, call).flatten(2)
+            attended = attention(query, key, value, call)
             if layer + 1 < config.num_hidden_layers:
                 hidden, query, key, value = self.pieces[layer + 1](hidden, attended, cos, sin)
         last = (torch.narrow(part, 1, count - rows, rows) for part in (hidden, attended))
