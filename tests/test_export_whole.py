@@ -178,9 +178,10 @@ def whole_program(checkpoint: Path, artifact: Artifact) -> bytes:
     assert scheme.embedding_bits == 4 and scheme.block_size
     layers = [(f"model.layers.{n}", n) for n in range(config.num_hidden_layers)]
     real, make = RealWeights(checkpoint, config, scheme.block_size), Pieces(config, scheme)
-    pieces: list[nn.Module] = [First(make.before_attention(real, *layers[0]))]
+    heads = config.num_key_value_heads
+    pieces: list[nn.Module] = [First(make.before_attention(real, *layers[0]), heads)]
     for before, after in pairwise(layers):
-        pieces.append(Between(make.after_attention(real, *before), make.before_attention(real, *after)))
+        pieces.append(Between(make.after_attention(real, *before), make.before_attention(real, *after), heads))
     pieces.append(OneOutput(Last(make.after_attention(real, *layers[-1]), make.head(real))))
     runner = OneRow(config, make.embedding(real), pieces, job.context_tokens, job.ring_tokens).eval()
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
