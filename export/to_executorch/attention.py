@@ -1,8 +1,8 @@
 """Attention around the delegates: a layer's cache, and what a call's attentions share. With a window: ring.py.
 
 Each key-value head is a sequence of a batch of its own, with the heads that query it. So its keys lie one behind the
-other in memory: with all heads of a token side by side, as is usual, a token of Phi-3-mini after 3,584 others took 15 %
-more time, and one after 128 others 7 %. The delegates turn what they give and take.
+other in memory: with all heads of a token side by side, as is usual, a token of Phi-3-mini after 3,584 others took a
+quarter more time (docs/benchmarks.md). The delegates turn what they give and take.
 
 custom_sdpa takes one mask for all heads. So a block-sparse layer's heads are split: key-value heads whose queries have
 the same patterns in the same order are one class with a cache of its own, and each pattern within a class is one call.
