@@ -71,7 +71,8 @@ ENGINES: dict[Format, EngineOpener] = {"onnx": _onnx, "executorch": _executorch,
 
 
 def load_library(format: str) -> None:
-    """Load the library of a format's engine before there is an artifact. What is missing is told when one is opened."""
+    """Load a format's engine's library before there is an artifact. What is missing is reported when one is opened."""
+    _import_numpy()
     with contextlib.suppress(EngineError):
         if format == "onnx":
             from runtimes.engines.onnx_engine import load_library as load_onnx
@@ -81,6 +82,12 @@ def load_library(format: str) -> None:
             from runtimes.engines.executorch_engine import load_library as load_executorch
 
             load_executorch()
+
+
+def _import_numpy() -> None:
+    """Before an engine's library, whose own import of it hides a Ctrl-C."""
+    with contextlib.suppress(ModuleNotFoundError):  # the engine says what is missing
+        import numpy  # noqa: F401
 
 
 def open_runtime(
@@ -119,9 +126,7 @@ def open_tokens(
     graphics: Graphics = ANY_ADAPTER,
 ) -> TokenLoop:
     """Open an artifact for ids in, ids out: what an agent on a device serves. Raises RuntimesError."""
-    with contextlib.suppress(ModuleNotFoundError):  # the engine says what is missing
-        import numpy  # noqa: F401 - before an engine's library, whose own import of it hides a Ctrl-C
-
+    _import_numpy()
     if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
         raise RequestError(f"threads is {threads!r:.60}; allowed: 1 to {MOST_THREADS}, or leave it out for all cores")
     if (fault := path_fault(artifact.folder)) is not None:

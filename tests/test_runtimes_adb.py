@@ -174,7 +174,8 @@ def test_a_reboot_changes_the_boot_id(host: AdbHost, phone: FakeAdbd) -> None:
     while True:
         try:
             after = AdbHost(host.device.serial, client=host._client).boot_id()
-        except TransportError:  # the server has not found yet that the wire was cut: "device offline"
+        except TransportError as error:
+            assert "device offline" in str(error)  # the server has not found yet that the wire was cut
             assert time.monotonic() < until_s
         else:
             break

@@ -46,7 +46,6 @@ def load_library() -> None:
     """Import onnxruntime. Raises EngineError."""
     switch_telemetry_off()
     try:
-        import numpy  # noqa: F401 - before onnxruntime, whose own import of it hides a Ctrl-C
         import onnxruntime  # noqa: F401 - whether it is there
     except ModuleNotFoundError as error:
         raise EngineError(
