@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -268,15 +268,15 @@ def seal(folder: Path, manifest: Manifest) -> Artifact:
     return Artifact(folder, manifest)
 
 
-def describe_files(folder: Path, names: Sequence[str]) -> dict[str, File]:
-    """Size and SHA-256 of each named file, in the order given."""
-    return {name: File(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name)) for name in names}
-
-
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(folder: Path, names: Sequence[str], digest: Callable[[Path], str] = sha256_file) -> dict[str, File]:
+    """Size and SHA-256 of each named file, in the order given."""
+    return {name: File(bytes=(folder / name).stat().st_size, sha256=digest(folder / name)) for name in names}
 
 
 def _check_ids(path: Path, manifest: Manifest) -> None:

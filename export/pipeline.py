@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -26,6 +27,7 @@ from export.artifact import (
     seal,
     sha256_file,
 )
+from export.checkpoint.hashing import HashingProcess
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
@@ -125,9 +127,26 @@ def export_beside(
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
         job = replace(job, scheme=fit_budget(job, journal, progress.read))
+    with contextlib.closing(HashingProcess(source_files(job))) as hashing:
+        manifest = fill_folder(journal, job, batch, out, progress, prover, hashing)
+    publish(folder, out)
+    seal(out, manifest)
+
+
+def fill_folder(
+    journal: Journal,
+    job: Job,
+    batch: Batch,
+    out: Path,
+    progress: Progress,
+    prover: Prover | None,
+    hashing: HashingProcess,
+) -> Manifest:
+    """Write every file of the artifact but the manifest into the journal's folder."""
+    folder = journal.folder / "artifact"
     progress.step(f"tracing {job.checkpoint.config_content['model_type']} for {job.format}")
     layout = LAYOUTS[job.format](job)
-    if request.require_full_delegation and layout.coverage.outside:
+    if job.request.require_full_delegation and layout.coverage.outside:
         raise DelegationError(
             f"not delegated on {job.target.name}: {', '.join(layout.coverage.outside)}; nothing was written"
         )
@@ -136,25 +155,35 @@ def export_beside(
     copy_tokenizer(job.checkpoint, folder)
     if prover:
         prover.prepare(folder, job.format)
-    # Hashes are made beside the stream, which waits for the disk, and the engine's loading, which keeps one core busy.
+    loss, digests = fill_weights(job, batch, layout, folder, journal, progress)
+    progress.step("writing the rest")
+    layout.finish(folder, digests)
+    write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
+    names = [*layout.files, LAYOUT, *job.checkpoint.artifact_files]
+    # Hashed beside the run, whose engine keeps one core busy while it loads.
     with ThreadPoolExecutor(1) as hasher:
-        source = hasher.submit(job.checkpoint.describe)
-        loss, digests = fill_weights(job, batch, layout, folder, journal, progress)
-        progress.step("writing the rest")
-        layout.finish(folder, digests)
-        write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
-        names = [*layout.files, LAYOUT, *job.checkpoint.artifact_files]
         files = hasher.submit(describe_files, folder, names)
-        manifest = describe(job, layout, unhashed(folder, names), source.result(), loss)
+        manifest = describe(job, layout, unhashed(folder, names), describe_source(job, hashing), loss)
         if prover:
             progress.step("running it")
             proof = prover.run(Artifact(folder, manifest))
             manifest = replace(manifest, reference=proof.reference)
             for remark in proof.remarks:
                 progress.step(remark)
-        manifest = replace(manifest, files=files.result())
-    publish(folder, out)
-    seal(out, manifest)
+        return replace(manifest, files=files.result())
+
+
+def source_files(job: Job) -> list[Path]:
+    """Everything that the manifest's source names."""
+    adapters = [*job.checkpoint.adapters, *(side.folder for side in job.side_adapters)]
+    files = [job.checkpoint.folder / name for name in job.checkpoint.described_files]
+    return files + [file for adapter in adapters for file in adapter.files]
+
+
+def describe_source(job: Job, hashing: HashingProcess) -> Source:
+    """The checkpoint, and the adapters that a request may choose."""
+    side_adapters = [side.folder.describe(hashing.digest) for side in job.side_adapters]
+    return replace(job.checkpoint.describe(hashing.digest), side_adapters=side_adapters)
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -248,7 +277,7 @@ def describe(job: Job, layout: Layout, files: Mapping[str, File], source: Source
         format=job.format,
         target=job.target.name,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        source=replace(source, side_adapters=[side.folder.describe() for side in job.side_adapters]),
+        source=source,
         model=job.model,
         scheme=AppliedScheme(
             name=scheme.name,

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from export.pipeline import Progress
     from export.request import ExportRequest
 
+QUESTION = "Is the lamp on?"
 LIMIT_S = 900.0  # an engine that hangs; a full-size artifact takes ten seconds
 PROVED_TOKENS = 256  # more than the proof generates
 LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "executorch": "executorch", "gguf": "xllamacpp"}
@@ -43,6 +47,7 @@ class ChildProver:
     """See Prover. Its memory is that of another process, which ends with the proof, or with this process."""
 
     def __init__(self) -> None:
+        self._prompts: Prompts | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
     def prepare(self, folder: Path, format: Format) -> None:
@@ -52,16 +57,7 @@ class ChildProver:
                 f"an export is run before it is sealed, and {LIBRARIES[format]} is not installed: pip install "
                 f"'phi-edge[{format}]'"
             )
-        from runtimes.text.tokenizer import Tokenizer
-
-        try:
-            tokenizer = Tokenizer(folder)
-            if tokenizer.has_template:
-                tokenizer.encode_chat([Message("user", "Is the lamp on?")])
-        except UnsupportedError:
-            pass  # the template can be read, and does what our runtimes do not allow: `run` remarks on it
-        except (EngineError, RequestError) as error:
-            raise CheckpointError(f"the checkpoint's tokenizer or chat template cannot be used: {error}") from error
+        self._prompts = read_prompts(folder)
         self._child = start_child(folder, format)  # it loads the engine's library while weights are written
 
     def run(self, artifact: Artifact) -> Proof:
@@ -71,15 +67,17 @@ class ChildProver:
             return Proof([f"not run before it was sealed: {there_is}"])
         if (reason := too_little_memory(artifact.manifest)) is not None:
             return Proof([reason])
+        prompts = self._prompts or read_prompts(artifact.folder)
         child = self._child = self._child or start_child(artifact.folder, artifact.manifest.format)
+        content = f"{json.dumps(prompts.ids)}\n{artifact.manifest.to_json()}"
         try:
-            stdout, stderr = child.communicate(artifact.manifest.to_json().encode(), LIMIT_S)
+            stdout, stderr = child.communicate(content.encode(), LIMIT_S)
         except subprocess.TimeoutExpired:
             child.kill()
             raise SpaceError(f"the engine was still busy with the first tokens after {LIMIT_S:.0f} s") from None
         answer = read_answer(stdout)
         if "remarks" in answer:
-            return Proof([str(remark) for remark in answer["remarks"]], answer.get("reference"))
+            return Proof([*prompts.remarks, *map(str, answer["remarks"])], answer.get("reference"))
         reason = str(answer.get("error", f"it ended{ended(child.returncode)}{last_line(stderr)}"))
         message = f"the engine does not run this export, so that it was not sealed: {reason}"
         raise SpaceError(message) if child.returncode == -9 else ProofError(message)
@@ -91,8 +89,32 @@ class ChildProver:
                 self._child.kill()
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What the artifact is asked: a plain text, and a question in the chat template where a chat is possible."""
+
+    ids: Sequence[Sequence[int]]
+    remarks: Sequence[str] = ()
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """By the tokenizer and the chat template in `folder`, as the runtimes read them. Raises CheckpointError."""
+    from runtimes.text.tokenizer import Tokenizer
+
+    try:
+        tokenizer = Tokenizer(folder)
+        plain = tokenizer.encode_prompt(QUESTION) or [0]
+        try:
+            chat = tokenizer.encode_chat([Message("user", QUESTION)]) if tokenizer.has_template else []
+        except UnsupportedError as error:  # the template does what our runtimes do not allow; it can be used without
+            return Prompts([plain], [f"chat is not possible: {error}"])
+    except (EngineError, RequestError) as error:
+        raise CheckpointError(f"the checkpoint's tokenizer or chat template cannot be used: {error}") from error
+    return Prompts([plain, chat] if chat else [plain])
+
+
 def start_child(folder: Path, format: Format) -> subprocess.Popen[bytes]:
-    """The process that will run the artifact in this folder. It reads the manifest from its stdin."""
+    """The process that will run the artifact in this folder. It reads the prompts and the manifest from its stdin."""
     command = [sys.executable, "-P", "-m", "runtimes.proof", str(folder.resolve()), format]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -118,7 +118,7 @@ def test_the_cpu_takes_over_only_where_it_is_allowed(
     monkeypatch.setattr(cuda, "list_gpus", lambda: [H100])
     with pytest.raises(EngineError, match="the onnxruntime that is installed has no CUDA provider"):
         open_runtime(artifact)
-    assert prove(artifact) == (["run here on ONNX Runtime's CPU, not on CUDA"], None)
+    assert prove(artifact, [[3, 4], [5]]) == (["run here on ONNX Runtime's CPU, not on CUDA"], None)
 
 
 def test_a_recorded_step_computes_the_same(tiny_cuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,10 +221,10 @@ def test_phi_3_small_has_its_own_attention(tmp_path: Path, monkeypatch: pytest.M
     assert artifact.manifest.engine["provider_options"] == {"enable_cuda_graph": "0"}
     refusal = refused_here(artifact.manifest)
     assert refusal is not None and refusal.startswith("ONNX Runtime's CPU has Phi-3-small's attention in float32 only")
-    assert prove(artifact) == ([f"not run before it was sealed: {refusal}"], None)
+    assert prove(artifact, [[3, 4], [5]]) == ([f"not run before it was sealed: {refusal}"], None)
     # Where nothing is left out, it is the usual operator.
     artifact = small(tmp_path / "dense_checkpoint", tmp_path / "dense", 1024)
     assert "SparseAttention" not in artifact.manifest.coverage[PROVIDER]
-    assert prove(artifact) == (["run here on ONNX Runtime's CPU, not on CUDA"], None)
+    assert prove(artifact, [[3, 4], [5]]) == (["run here on ONNX Runtime's CPU, not on CUDA"], None)
     with pytest.raises(OptionError, match="has heads of 16 numbers and blocks of 64 tokens; CUDA's SparseAttention"):
         small(tmp_path / "narrow", tmp_path / "out", 2048, hidden_size=128, num_attention_heads=8)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.adapters.config import CONFIG, MERGE_IN_PEFT, WEIGHTS, LoraConfig, read_config
-from export.artifact import Adapter, describe_files
+from export.artifact import Adapter, describe_files, sha256_file
 from export.checkpoint.shards import FLOATS, Piece, read_shard_header
 from export.errors import AdapterError
 
@@ -48,13 +48,13 @@ class AdapterFolder:
     def files(self) -> list[Path]:
         return [self.folder / name for name in (CONFIG, WEIGHTS)]
 
-    def describe(self) -> Adapter:
+    def describe(self, digest: Callable[[Path], str] = sha256_file) -> Adapter:
         """Its part of the manifest."""
         return Adapter(
             name=self.name,
             weight=self.weight,
             base=self.config.base,
-            files=describe_files(self.folder, (CONFIG, WEIGHTS)),
+            files=describe_files(self.folder, (CONFIG, WEIGHTS), digest),
         )
 
 

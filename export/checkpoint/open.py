@@ -13,7 +13,7 @@ from typing import Any
 from export.adapters.config import CONFIG as ADAPTER_CONFIG
 from export.adapters.folder import AdapterFolder, refuse_adapter
 from export.adapters.merged import MergedTensor
-from export.artifact import Source, Tokens, describe_files
+from export.artifact import Source, Tokens, describe_files, sha256_file
 from export.checkpoint.byte_ranks import RANKS, tokenizer_config, tokenizer_json
 from export.checkpoint.chat import TEMPLATE, Chat, read_chat
 from export.checkpoint.contradictions import refuse_contradictions
@@ -103,16 +103,20 @@ class Checkpoint:
         """The matrices that are quantised already."""
         return {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, QuantisedTensor)}
 
-    def describe(self) -> Source:
-        """The source's part of the manifest: hashes every file that was read, which takes about a second a gigabyte."""
+    @property
+    def described_files(self) -> tuple[str, ...]:
+        """Every file that is read, but those of adapters."""
         index = [INDEX] if (self.folder / INDEX).is_file() else []
-        names = ["config.json", *index, *self.weight_files, *self.source_files]
+        return ("config.json", *index, *self.weight_files, *self.source_files)
+
+    def describe(self, digest: Callable[[Path], str] = sha256_file) -> Source:
+        """The source's part of the manifest. Hashing takes about a second a gigabyte."""
         return Source(
             name=self.name,
             revision=self.revision,
             model_type=str(self.config_content["model_type"]),
-            files=describe_files(self.folder, names),
-            adapters=[adapter.describe() for adapter in self.adapters],
+            files=describe_files(self.folder, self.described_files, digest),
+            adapters=[adapter.describe(digest) for adapter in self.adapters],
         )
 
 

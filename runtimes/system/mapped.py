@@ -1,28 +1,37 @@
-"""Pages of a mapped file that an engine has read once and copied in its own order: memory that nobody needs."""
+"""Pages of a mapped file that an engine has read once and copied in its own order: memory that nobody needs.
+
+/proc/self/pagemap says what of a mapping is in memory and whether it was written. /proc/self/smaps does so, too, and
+counts all the rest of the process: 25 ms beside Phi-3-mini, not 1. https://docs.kernel.org/admin-guide/mm/pagemap.html
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-EVERY_S = 0.5
+# An engine packs some 0.6 GB/s, so what it has read since the last time is some 20 MB.
+EVERY_S = 0.03
 _MADV_DONTNEED = 4  # Linux's number, on x86-64 and ARM alike
+_ENTRY_BYTES = 8
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # of a page's entry
 
 
 @contextlib.contextmanager
 def released(path: Path) -> Iterator[None]:
-    """Release the pages of `path`, and of files whose names begin with it, now and then while the body runs and at its
-    end. So the peak of a model that is loading does not have its weights twice."""
+    """Release the pages of `path`, and of files whose names begin with it, again and again while the body runs and at
+    its end. So the peak of a model that is loading does not have its weights twice."""
     ended = threading.Event()
 
-    def release_now_and_then() -> None:
+    def release_again() -> None:
         while not ended.wait(EVERY_S):
             release(path)
 
-    thread = threading.Thread(target=release_now_and_then, name="release", daemon=True)
+    thread = threading.Thread(target=release_again, name="release", daemon=True)
     thread.start()
     try:
         yield
@@ -35,22 +44,27 @@ def released(path: Path) -> Iterator[None]:
 def release(path: Path) -> None:
     """Give back what this process has in memory of `path`, and of files whose names begin with it. What is read again
     comes from the file. Linux only; elsewhere nothing happens."""
-    beginning = str(path.resolve())
-    with contextlib.suppress(OSError):
-        for start, end, name, written in _mappings():
-            if name.startswith(beginning) and not written:
+    with contextlib.suppress(OSError), Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        for start, end in _mappings(str(path.resolve())):
+            if _holds_only_file_pages(pagemap, start, end):
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
-def _mappings() -> Iterator[tuple[int, int, str, bool]]:
-    """This process's: first address, end, file, and whether pages were written, which are not in the file. Raises
-    OSError."""
-    start, end, name = 0, 0, ""
-    with Path("/proc/self/smaps").open(encoding="utf-8", errors="surrogateescape") as lines:
+def _mappings(beginning: str) -> Iterator[tuple[int, int]]:
+    """First address and end of this process's mappings of the files whose names begin so. Raises OSError."""
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            word, *rest = line.split(maxsplit=1)
-            if word == "Anonymous:":
-                yield start, end, name, not rest[0].startswith("0 ")
-            elif not word.endswith(":"):
-                start, end = (int(each, 16) for each in word.split("-"))
-                name = " ".join(line.split(maxsplit=5)[5:]).rstrip("\n")
+            words = line.rstrip("\n").split(maxsplit=5)
+            if words[-1].startswith(beginning):
+                start, end = (int(each, 16) for each in words[0].split("-"))
+                yield start, end
+
+
+def _holds_only_file_pages(pagemap: BinaryIO, start: int, end: int) -> bool:
+    """Whether something of this mapping is in memory and none of that was written: written pages are nowhere else."""
+    import numpy as np
+
+    pagemap.seek(start // mmap.PAGESIZE * _ENTRY_BYTES)
+    entries = np.frombuffer(pagemap.read((end - start) // mmap.PAGESIZE * _ENTRY_BYTES), np.uint64)
+    held = entries[entries >= _SWAPPED]  # it, or _PRESENT
+    return held.size > 0 and bool(np.all(held & np.uint64(_OF_FILE)))
