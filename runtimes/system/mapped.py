@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# An engine packs some 0.6 GB/s, so what it has read since the last time is some 20 MB.
-EVERY_S = 0.03
+SPARE_BYTES = 16 << 20  # of a file's pages that may be in memory before they are released
+EVERY_S = 0.005  # how often that is looked at; an engine reads some megabytes meanwhile
 _MADV_DONTNEED = 4  # Linux's number, on x86-64 and ARM alike
 _ENTRY_BYTES = 8
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # of a page's entry
@@ -23,15 +23,18 @@ _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # of a page's entry
 
 @contextlib.contextmanager
 def released(path: Path) -> Iterator[None]:
-    """Release the pages of `path`, and of files whose names begin with it, again and again while the body runs and at
-    its end. So the peak of a model that is loading does not have its weights twice."""
+    """Release the pages of `path`, and of files whose names begin with it, as the body reads them, and at its end. So
+    the peak of a model that is loading does not have its weights twice."""
     ended = threading.Event()
 
-    def release_again() -> None:
+    def release_as_read() -> None:
+        left = _file_bytes()
         while not ended.wait(EVERY_S):
-            release(path)
+            if _file_bytes() - left > SPARE_BYTES:
+                release(path)
+                left = _file_bytes()
 
-    thread = threading.Thread(target=release_again, name="release", daemon=True)
+    thread = threading.Thread(target=release_as_read, name="release", daemon=True)
     thread.start()
     try:
         yield
@@ -48,6 +51,14 @@ def release(path: Path) -> None:
         for start, end in _mappings(str(path.resolve())):
             if _holds_only_file_pages(pagemap, start, end):
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+
+
+def _file_bytes() -> int:
+    """What this process has in memory of files, its libraries' too; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _mappings(beginning: str) -> Iterator[tuple[int, int]]:
