@@ -27,15 +27,15 @@ from export.artifact import (
     seal,
     sha256_file,
 )
-from export.checkpoint.hashing import HashingProcess
 from export.checkpoint.open import Checkpoint
 from export.errors import DelegationError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
-from export.memory import kv_bytes_per_token, plan_memory
-from export.plan import DISK_SPARE_BYTES, check_sizes, judge, peak_bytes
+from export.memory import plan_memory
+from export.plan import check_disk, check_memory, check_sizes, judge
 from export.request import ExportRequest
-from export.system import memory_room, tool_versions
+from export.system import tool_versions
+from export.verify.hashing import HashingProcess
 from export.verify.proof import Prover
 from export.weights.calibration import Batch
 from export.weights.forward import stream_weights
@@ -214,34 +214,6 @@ def describe_job(job: Job) -> str:
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def check_memory(job: Job) -> None:
-    """The export must not be killed half-way for want of memory."""
-    peak, room = peak_bytes(job, kv_bytes_per_token(job)), memory_room()
-    if room is not None and room.bytes < peak:
-        raise SpaceError(
-            f"this export needs {peak / 1e9:.1f} GB of memory, {room.bytes / 1e9:.1f} GB are {room.source}; "
-            "free some, or raise the limit"
-        )
-
-
-def check_disk(out: Path, folder: Path, layout: Layout) -> None:
-    """The disk must hold the weight files, less what an interrupted export has written, and some megabytes."""
-    ends: dict[str, int] = {}
-    for slot in layout.slots.values():
-        ends[slot.file] = max(ends.get(slot.file, 0), slot.end)
-    written = sum(allocated_bytes(folder / name) for name in ends if (folder / name).is_file())
-    needed = max(0, sum(ends.values()) - written) + DISK_SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
-
-
-def allocated_bytes(file: Path) -> int:
-    """What a file takes on the disk, without its holes where the system knows them (Windows does not say)."""
-    stat = file.stat()
-    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
 
 
 def fill_weights(

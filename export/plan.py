@@ -6,19 +6,22 @@ Sizes are sums over the model's tensors; the constants below were measured on Ph
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.artifact import Memory
-from export.errors import OptionError
+from export.errors import OptionError, SpaceError
 from export.job import Job
 from export.memory import kv_bytes_per_token, plan_memory
 from export.scheme import EMBEDDING, HEAD, Precision
-from export.system import workers
+from export.system import memory_room, workers
 from export.weights.slots import BLOCK_BYTES, BLOCK_WEIGHTS, block_type
 
 if TYPE_CHECKING:
+    from export.formats import Layout
     from export.weights.calibration import Batch
 
 GB = 1e9
@@ -98,6 +101,36 @@ def check_file_size(job: Job) -> None:
         if job.format == "onnx" and job.max_file_bytes is not None and size > job.max_file_bytes:
             limit = job.max_file_bytes / 1e6
             raise OptionError(f"--max-file-size {limit:.1f} MB: {name} alone has {size / 1e6:.1f} MB; allow that much")
+
+
+def check_memory(job: Job) -> None:
+    """The export must not be killed half-way for want of memory. Raises SpaceError."""
+    peak, room = peak_bytes(job, kv_bytes_per_token(job)), memory_room()
+    if room is not None and room.bytes < peak:
+        raise SpaceError(
+            f"this export needs {peak / 1e9:.1f} GB of memory, {room.bytes / 1e9:.1f} GB are {room.source}; "
+            "free some, or raise the limit"
+        )
+
+
+def check_disk(out: Path, folder: Path, layout: Layout) -> None:
+    """The disk must hold the weight files, less what an interrupted export has written, and some megabytes.
+
+    Raises SpaceError."""
+    ends: dict[str, int] = {}
+    for slot in layout.slots.values():
+        ends[slot.file] = max(ends.get(slot.file, 0), slot.end)
+    written = sum(allocated_bytes(folder / name) for name in ends if (folder / name).is_file())
+    needed = max(0, sum(ends.values()) - written) + DISK_SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
+
+
+def allocated_bytes(file: Path) -> int:
+    """What a file takes on the disk, without its holes where the system knows them (Windows does not say)."""
+    stat = file.stat()
+    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
 
 
 def check_budget(job: Job) -> None:

@@ -6,6 +6,7 @@ Memory on Linux only; elsewhere it is None. https://docs.kernel.org/admin-guide/
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -73,6 +74,13 @@ def numbers(path: Path, unit: int = 1024) -> dict[str, int]:
     """The lines `Name: 12 kB` or `name 12` of a file in /proc or /sys, in bytes."""
     words = (line.replace(":", " ").split() for line in path.read_text().splitlines()) if path.is_file() else ()
     return {line[0]: int(line[1]) * unit for line in words if len(line) > 1 and line[1].isdigit()}
+
+
+def trim_heap() -> None:
+    """Give the system back what this process has freed. glibc keeps blocks of up to 32 MB, and of each of Phi-3-mini's
+    layers, read and forgotten, it kept 30 MB. Without glibc nothing happens."""
+    with contextlib.suppress(AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def workers() -> int:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from export.artifact import MANIFEST
-from export.checkpoint.hashing import HashingProcess
+from export.verify.hashing import HashingProcess
 from phi_edge.main import main
 
 

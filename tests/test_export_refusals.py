@@ -256,7 +256,7 @@ def test_output_not_empty(good: Path, tmp_path: Path) -> None:
 
 def test_not_enough_disk(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("export.pipeline.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("export.plan.shutil.disk_usage", lambda _: usage._replace(free=1000))
     refused(export(good, tmp_path / "out"), "disk", "free")
     nothing_left(tmp_path / "out")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +32,7 @@ HALF_CACHE_BOUNDS = Bounds(
 NARROW_BOUNDS = Bounds(
     max_difference=0.05, mean_kl=3e-4, reason="weights and activations rounded to 16 bits in every product"
 )
+INT8_LAYERS = 8  # up to so many, the bounds below
 INT8_BOUNDS = Bounds(
     max_difference=0.5,
     mean_kl=0.02,
@@ -39,9 +41,11 @@ INT8_BOUNDS = Bounds(
 
 
 def bounds_of(manifest: Manifest) -> Bounds:
-    """Those of an artifact's own arithmetic."""
+    """Those of an artifact's own arithmetic. The roundings of several layers add as the square root of their number:
+    0.16 deviations were seen with 2 layers, 0.68 with 32."""
     if manifest.scheme.bits is not None:
-        return INT8_BOUNDS
+        deeper = max(1.0, math.sqrt(manifest.model.layers / INT8_LAYERS))
+        return dataclasses.replace(INT8_BOUNDS, max_difference=INT8_BOUNDS.max_difference * deeper)
     if "inside" in manifest.scheme.activations:
         return NARROW_BOUNDS
     return HALF_CACHE_BOUNDS if manifest.format == "gguf" else FLOAT_BOUNDS

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.system import trim_heap
+
 
 def load_as_used(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Let every layer of a model without weights (torch's meta device) take its parameters from `weights` when it runs.
@@ -30,6 +32,7 @@ def load_as_used(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             for name in names:
                 empty = torch.empty_like(getattr(module, name), device="meta")
                 module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+            trim_heap()
 
         return hook
 

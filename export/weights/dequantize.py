@@ -15,8 +15,6 @@ from export.weights.layout_file import TensorLayout, read_layout
 from export.weights.on_demand import WeightsOnDemand
 from export.weights.slots import DTYPES, Kind, Slot, SlotId
 
-MIDDLE = {4: 8, 8: 128}  # the code that stands for 0
-
 
 def read_weights(artifact: Artifact) -> WeightsOnDemand:
     """Every tensor of the model by its name, float32, as the artifact's engine multiplies with it. A tied lm_head that
@@ -47,7 +45,8 @@ def _multiplied(folder: Path, tensor: TensorLayout) -> Tensor:
         points, slot = read_kind(folder, tensor, "zero_points")
         # Of an odd number of 4-bit zero points the last byte of a row has one.
         codes -= unpack(points, tensor.bits, slot).float().reshape(rows, -1)[:, : scales.shape[1], None]
-    return (codes * scales[:, :, None]).reshape(tensor.shape)
+    codes *= scales[:, :, None]
+    return codes.reshape(tensor.shape)
 
 
 def read_blocks(folder: Path, slot: Slot) -> Tensor:
@@ -86,9 +85,9 @@ def stored(folder: Path, slot: Slot) -> bytes:
 
 
 def unpack(packed: Tensor, bits: int, slot: Slot) -> Tensor:
-    """Codes around 0: see QuantisedRows.pack."""
+    """Codes around 0 as int8, for the codes of a head are a hundred million: see QuantisedRows.pack."""
     if bits == 8:
-        return packed.int() if slot.dtype == "int8" else packed.int() - MIDDLE[8]
+        return packed if slot.dtype == "int8" else (packed ^ 128).view(torch.int8)
     low, high = packed & 15, packed >> 4
     pair = (high, low) if slot.even_high else (low, high)
-    return torch.stack(pair, dim=-1).flatten().int() - MIDDLE[4]
+    return torch.stack(pair, dim=-1).flatten().view(torch.int8) - 8

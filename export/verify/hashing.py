@@ -1,4 +1,4 @@
-"""SHA-256 of a source's files, in a process of its own (`python -m export.checkpoint.hashing`) beside the export.
+"""SHA-256 of a source's files, in a process of its own (`python -m export.verify.hashing`) beside the export.
 
 A thread of the exporting process would wait for Python's lock while the model is traced, and could not be ended: an
 export that fails would have to wait for gigabytes.
@@ -21,7 +21,7 @@ class HashingProcess:
     """Hashes files until it is done or closed."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        command = [sys.executable, "-P", "-m", "export.checkpoint.hashing"]
+        command = [sys.executable, "-P", "-m", "export.verify.hashing"]
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
