@@ -42,10 +42,10 @@ INT8_BOUNDS = Bounds(
 
 def bounds_of(manifest: Manifest) -> Bounds:
     """Those of an artifact's own arithmetic. The roundings of several layers add as the square root of their number:
-    0.16 deviations were seen with 2 layers, 0.68 with 32."""
+    with random weights 0.16 deviations were seen in 2 layers, 0.68 in 32."""
     if manifest.scheme.bits is not None:
         deeper = max(1.0, math.sqrt(manifest.model.layers / INT8_LAYERS))
-        return dataclasses.replace(INT8_BOUNDS, max_difference=INT8_BOUNDS.max_difference * deeper)
+        return dataclasses.replace(INT8_BOUNDS, max_difference=round(INT8_BOUNDS.max_difference * deeper, 2))
     if "inside" in manifest.scheme.activations:
         return NARROW_BOUNDS
     return HALF_CACHE_BOUNDS if manifest.format == "gguf" else FLOAT_BOUNDS
