@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,9 @@ from click.testing import CliRunner
 
 from ci.fidelity import BEGIN, END, HEADER, PAGE, Kind, context_for, examine_variant, kinds_for, write_rows
 from ci.variants import VARIANTS, make_checkpoint
-from export.artifact import open_artifact
 from export.checkpoint.open import open_checkpoint
 from export.pipeline import export_model
 from export.request import ExportRequest
-from export.verify.conformance_report import bounds_of
 from phi_edge.main import main
 
 SAMPLE: list[tuple[str, Kind]] = [
@@ -99,10 +96,3 @@ def test_a_missed_bound_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(main, ["check", str(out), "--against", str(checkpoint)])
     assert result.exit_code == 1, result.output
     assert "missed: length 64" in result.output
-
-
-@pytest.mark.parametrize(("layers", "difference"), [(1, 0.5), (8, 0.5), (32, 1.0)])
-def test_the_roundings_of_many_layers_add_up(tiny_onnx: Path, layers: int, difference: float) -> None:
-    manifest = open_artifact(tiny_onnx).manifest
-    deep = replace(manifest, model=replace(manifest.model, layers=layers))
-    assert bounds_of(deep).max_difference == pytest.approx(difference)
