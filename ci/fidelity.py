@@ -1,8 +1,8 @@
 """Export every small variant in every format, compare it with its reference, and write the table in docs/fidelity.md.
 
-    python ci/fidelity.py [--only phi-4-mini] [--from phi-3.5-mini] [--write]
+    python ci/fidelity.py [--only phi-4-mini] [--from phi-3.5-mini] [--layers 32 | --write]
 
-One to two minutes a variant on two cores. With --write each variant's rows are written as soon as they are known, and
+Two to three minutes a variant on two cores. With --write each variant's rows are written as soon as they are known, and
 those of the others stay: continue an interrupted run with --from. Exit code 1 if a bound is missed.
 tests/test_ci_fidelity.py runs a sample of it.
 """
@@ -16,12 +16,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before anything imports torch: under ExecuTorch's threads, OpenMP's own make a call a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ci.variants import VARIANTS, make_checkpoint
+from ci.variants import LAYERS, VARIANTS, make_checkpoint
 from export.artifact import Format
 from export.pipeline import export_model
 from export.request import ExportRequest
@@ -78,14 +79,14 @@ class Row:
         verdict = "pass" if not report.failures else "**FAIL**"
         return (
             f"| {self.variant} | {self.kind.name} | {report.scheme} | {lengths} | {report.max_difference:.1e} | "
-            f"{report.relative:.1e} | {report.mean_kl:.1e} | {report.top1_agreement:.0%} | "
+            f"{report.relative:.1e} | {report.mean_kl:.1e} | {report.share:.0%} | {report.top1_agreement:.0%} | "
             f"{decodes or 'none'} | {verdict} |"
         )
 
 
 HEADER = (
     "| variant | format | scheme | lengths, each whole, in pieces and token by token "
-    "| max \\|Δlogit\\| | in deviations | KL, nats | top-1 | greedy across | |\n" + "|---" * 10 + "|"
+    "| max \\|Δlogit\\| | in deviations | KL, nats | of the bounds | top-1 | greedy across | |\n" + "|---" * 11 + "|"
 )
 
 
@@ -104,9 +105,9 @@ def kinds_for(variant: str) -> list[Kind]:
     return [kind for kind in KINDS if kind.target == "cpu" or VARIANTS[variant]["model_type"] == "phi3"]
 
 
-def examine_variant(variant: str, folder: Path, kinds: Sequence[Kind]) -> Iterator[Row]:
-    """Make the checkpoint, export it in each kind, and yield each row as it is known."""
-    checkpoint = make_checkpoint(variant, folder / "checkpoint")
+def examine_variant(variant: str, folder: Path, kinds: Sequence[Kind], **changes: Any) -> Iterator[Row]:
+    """Make the checkpoint, export it in each kind, and yield each row as it is known. `changes` of its config.json."""
+    checkpoint = make_checkpoint(variant, folder / "checkpoint", **changes)
     for kind in kinds:
         request = ExportRequest(
             checkpoint=str(checkpoint),
@@ -133,13 +134,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", choices=EXPORTED, action="append", help="this variant alone; may be given again")
     parser.add_argument("--from", dest="first", choices=EXPORTED, default=EXPORTED[0], help="begin with this variant")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of each checkpoint; to see what depth does")
     parser.add_argument("--write", action="store_true", help="write the rows into docs/fidelity.md")
     arguments = parser.parse_args()
+    if arguments.write and arguments.layers != LAYERS:
+        parser.error(f"--write: the page's table is of {LAYERS} layers; leave --layers out")
     failed = False
     for variant in arguments.only or EXPORTED[EXPORTED.index(arguments.first) :]:
         rows: list[str] = []
         with tempfile.TemporaryDirectory() as folder:
-            for row in examine_variant(variant, Path(folder), kinds_for(variant)):
+            for row in examine_variant(variant, Path(folder), kinds_for(variant), num_hidden_layers=arguments.layers):
                 rows.append(row.markdown())
                 print(rows[-1], flush=True)
                 for failure in row.report.failures:

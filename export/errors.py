@@ -2,6 +2,7 @@
 
 ExportError             one line for the user, exit code 2
 ├── CheckpointError     the checkpoint is missing, truncated, or has something that we do not support
+│   └── NumbersError    it has numbers that this target cannot have: found on the way, and again in every try
 ├── AdapterError        a LoRA adapter is none, or does not fit the base
 ├── OptionError         an unknown scheme, target or format, or options that exclude each other
 ├── SpaceError          the output folder is not empty, or disk or memory is too small
@@ -19,6 +20,10 @@ class ExportError(Exception):
 
 class CheckpointError(ExportError):
     """The checkpoint cannot be exported as it is."""
+
+
+class NumbersError(CheckpointError):
+    """The checkpoint's weights, or what they compute, do not fit the target's types."""
 
 
 class AdapterError(ExportError):

@@ -28,7 +28,7 @@ from export.artifact import (
     sha256_file,
 )
 from export.checkpoint.open import Checkpoint
-from export.errors import DelegationError, ProofError, SpaceError
+from export.errors import DelegationError, NumbersError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import plan_memory
@@ -79,7 +79,7 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
             if not journal.is_finished(out) or request.fresh:
                 export_beside(journal, job, batch, replace(request, out=out), progress, prover)
         except BaseException as error:
-            if journal.is_empty() or isinstance(error, ProofError):
+            if journal.is_empty() or isinstance(error, (NumbersError, ProofError)):
                 discard(work)
             elif isinstance(error, SpaceError):
                 raise SpaceError(

@@ -82,7 +82,8 @@ def test_check_against(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "was not made from" in result.stderr
 
 
-def test_a_missed_bound_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["fp32", "int4-b64"])
+def test_a_missed_bound_is_exit_1(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from export.models.rope import RopeConfig
 
     checkpoint = make_checkpoint("phi-3-mini-4k", tmp_path / "checkpoint", num_hidden_layers=1)
@@ -92,7 +93,7 @@ def test_a_missed_bound_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         wrong.setattr(
             RopeConfig, "tables", lambda self, length, **kind: tuple(t[::2] for t in tables(self, 2 * length, **kind))
         )
-        export_model(ExportRequest(checkpoint=str(checkpoint), out=out, scheme="fp32", context_tokens=64))
+        export_model(ExportRequest(checkpoint=str(checkpoint), out=out, scheme=scheme, context_tokens=64))
     result = CliRunner().invoke(main, ["check", str(out), "--against", str(checkpoint)])
     assert result.exit_code == 1, result.output
-    assert "missed: length 64" in result.output
+    assert "missed: length 64" in result.output and "is allowed" in result.output

@@ -158,5 +158,5 @@ def test_activations_beyond_float16_are_refused(random_checkpoint: Callable[...,
 
     with pytest.raises(CheckpointError, match=r"an activation reaches .* float16 ends at 65504.*--activations float32"):
         export("half")
-    assert not (tmp_path / "half").exists()
+    assert list(tmp_path.glob("half*")) == []  # nor the work so far: every try would end so
     export("float", activations="float32")

@@ -1,12 +1,14 @@
 """Conformance: an artifact against its checkpoint's model, at the lengths where others break.
 
 A float artifact must give the reference's logits. An int4 one is held against the float model with the same
-dequantised weights, so that only the engine's arithmetic is judged: its int8 activations, its attention, its lengths.
+dequantised weights, so that only the engine's arithmetic is judged: its attention, its lengths, its int8 activations.
+How far those may put it off is measured on the reference, which rounds as the engine does.
 It loads no engine: `Subject` is what it needs of one, and phi_edge/main.py hands it one that runtimes made.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,15 +20,20 @@ from export.artifact import Artifact
 from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import ArtifactError
 from export.request import AdapterChoice
-from export.verify.conformance_report import Bounds, Case, Decode, Report, Way, bounds_of
+from export.texts import HELD_OUT
+from export.texts.documents import read_documents
+from export.verify.conformance_report import Case, Decode, Report, Way, bounds_of, with_rounding
 from export.verify.reference import Reference, open_reference
+from export.verify.rounding import rounding_of
+from export.weights.calibration import Encoder
 from export.weights.dequantize import read_weights
 from export.weights.on_demand import WeightsOnDemand
 
+WHOLE_BYTES = 1 << 25  # of the widest activations, in a prompt's largest calls: 512 tokens of Phi-3-mini's
 PIECE_TOKENS = 101  # odd and prime: it lines up with no block and no window
 NEAR_TOKENS = 16  # how far before a length the tokens are given one by one
 DECODE_BEFORE, DECODE_TOKENS = 8, 24  # a greedy decode begins so far before a boundary and crosses it
-IDS_SEED = 0
+BETWEEN = 16  # lengths from 1 to the last, at which the cost of rounding is measured beside the checked ones
 
 
 class Subject(Protocol):
@@ -55,7 +62,6 @@ def examine(
     open_subject: SubjectOpener,
     *,
     adapters: Sequence[AdapterChoice] = (),
-    bounds: Bounds | None = None,
 ) -> Report:
     """Run the whole suite. Raises CheckpointError, AdapterError or ArtifactError where artifact, checkpoint and
     adapters do not belong together."""
@@ -71,7 +77,13 @@ def examine(
     finally:
         subject.close()
     reference = open_reference(opened, weights)
-    cases, decodes = suite.compare(seen, reference)
+    exact = suite.expected(reference)
+    cases = [compare(each.length, each.way, each.logits, exact[each.length]) for each in seen.reached]
+    decodes = [suite.follow(decoded, reference) for decoded in seen.decoded]
+    bounds = bounds_of(artifact.manifest)
+    if (rounding := rounding_of(artifact)) is not None:
+        rounded = suite.expected(open_reference(opened, weights, rounding))
+        bounds = with_rounding(bounds, [compare(length, "whole", rounded[length], exact[length]) for length in exact])
     return Report(
         artifact=artifact.folder.name,
         digest=artifact.manifest.digest(),
@@ -80,7 +92,7 @@ def examine(
         + ("the artifact's own weights dequantised" if quantised else "the checkpoint's weights"),
         scheme=artifact.manifest.scheme.name,
         context_tokens=artifact.manifest.context_tokens,
-        bounds=bounds or bounds_of(artifact.manifest),
+        bounds=bounds,
         cases=cases,
         decodes=decodes,
     )
@@ -143,9 +155,7 @@ class Suite:
     def __post_init__(self) -> None:
         manifest = self.artifact.manifest
         self.context = manifest.context_tokens
-        largest = min(manifest.model.vocab_size, *self.artifact.manifest.tokens.stop)
-        generator = np.random.default_rng(IDS_SEED)
-        self.ids: list[int] = generator.integers(3, max(largest, 4), self.context).tolist()
+        self.ids = text_ids(self.checkpoint, self.context)
 
     def run(self, subject: Subject) -> Seen:
         """Every length in every way, then a greedy decode across every boundary."""
@@ -165,12 +175,6 @@ class Suite:
             for boundary, start in starts.items()
         ]
         return Seen(reached, decoded)
-
-    def compare(self, seen: Seen, reference: Reference) -> tuple[list[Case], list[Decode]]:
-        """The artifact's answers beside the reference's."""
-        expected = self.expected(reference, self.ids, self.lengths())
-        cases = [compare(each.length, each.way, each.logits, expected[each.length]) for each in seen.reached]
-        return cases, [self.follow(decoded, reference) for decoded in seen.decoded]
 
     def boundaries(self) -> list[int]:
         """Where something changes: the window fills, the original length is reached, the sparse blocks begin, the cache
@@ -194,8 +198,13 @@ class Suite:
         switch = self.artifact.manifest.rope.switch_tokens
         return switch is not None and length > switch
 
-    def expected(self, reference: Reference, ids: Sequence[int], lengths: Sequence[int]) -> dict[int, Any]:
-        """The reference's logits at each length: one pass for each side of the long-rope switch."""
+    def expected(self, reference: Reference) -> dict[int, Any]:
+        """The reference's logits at each length, and at some between, which its pass has anyway."""
+        between = np.linspace(1, self.context, BETWEEN, dtype=int).tolist()
+        return self.rows(reference, self.ids, sorted({*self.lengths(), *between}))
+
+    def rows(self, reference: Reference, ids: Sequence[int], lengths: Sequence[int]) -> dict[int, Any]:
+        """The reference's logits after so many ids: one pass for each side of the long-rope switch."""
         rows: dict[int, Any] = {}
         for long in (False, True):
             side = [length for length in lengths if self.is_long(length) == long]
@@ -205,8 +214,10 @@ class Suite:
 
     def reach(self, subject: Subject, start: int, length: int, way: Way) -> Any:
         """The artifact's logits after `length` ids, of which `start` are in; the others are prefilled in this way."""
-        most = subject.max_forward_tokens
-        size = {"whole": most, "pieces": min(PIECE_TOKENS, most), "one by one": most}[way]
+        config = self.checkpoint.config
+        wide = WHOLE_BYTES // (config.intermediate_size * np.dtype(np.float32).itemsize * 2)
+        most = min(subject.max_forward_tokens, max(wide, PIECE_TOKENS))
+        size = min(PIECE_TOKENS, most) if way == "pieces" else most
         singly = max(start, length - NEAR_TOKENS) if way == "one by one" else length
         logits = None
         while start < length:
@@ -223,7 +234,7 @@ class Suite:
     def follow(self, decoded: Decoded, reference: Reference) -> Decode:
         """The reference reads the tokens that the artifact chose; the first that it would not have is reported."""
         start, tokens = decoded.start, decoded.tokens
-        expected = self.expected(reference, [*self.ids[:start], *tokens], range(start, start + len(tokens)))
+        expected = self.rows(reference, [*self.ids[:start], *tokens], range(start, start + len(tokens)))
         difference, gap = None, None
         for index, token in enumerate(tokens):
             logits = expected[start + index]
@@ -231,6 +242,13 @@ class Suite:
                 difference, gap = index, float(logits.max() - logits[token])
                 break
         return Decode(boundary=decoded.boundary, start=start, tokens=len(tokens), first_difference=difference, gap=gap)
+
+
+def text_ids(checkpoint: Checkpoint, count: int) -> list[int]:
+    """So many ids of the held-out text, from its beginning again where it ends: on random ids a trained model gives
+    much the same logits whatever came before."""
+    encoded = Encoder(checkpoint).encode(read_documents(HELD_OUT))
+    return list(itertools.islice(itertools.cycle(itertools.chain.from_iterable(encoded)), count))
 
 
 def compare(length: int, way: Way, logits: Any, expected: Any) -> Case:

@@ -2,6 +2,7 @@
 
 transformers where it has the model_type; for phi3small, which it does not have, our own float module. Neither keeps a
 cache, so that nothing of a shorter sequence is left in a longer one. Memory holds one matrix at a time (load_as_used).
+Each can also round as an artifact's engine does (Rounding).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from export.models.attention import Cached, attend
 from export.models.rope import rope_settings
 from export.models.shape import EMBEDDING, on_meta
 from export.verify.load_as_used import load_as_used
+from export.verify.rounding import Rounding
+from export.weights.kv_scales import through_cache
 from export.weights.on_demand import WeightsOnDemand
 
 Rows = npt.NDArray[np.float32]
@@ -42,7 +45,7 @@ class Reference(Protocol):
 class Transformers:
     """transformers' own model for the checkpoint's model_type, with given weights."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None) -> None:
         import transformers
 
         self.name = f"transformers {transformers.__version__}"
@@ -55,12 +58,17 @@ class Transformers:
         model.model.rotary_emb = type(model.model.rotary_emb)(config)
         load_as_used(model, by_checkpoint_names(checkpoint, weights, model.state_dict()))
         self.model: Any = model.eval()
+        self.rounding = rounding
+        if rounding is not None:
+            rounding.attach(model)
 
     def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
         """See Reference."""
         with torch.inference_mode():
             keep = torch.tensor([length - 1 for length in lengths])
-            result: Rows = self.model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=keep).logits[0].numpy()
+            cache = self.rounding.cache() if self.rounding is not None else None
+            given = {"past_key_values": cache} if cache is not None else {"use_cache": False}
+            result: Rows = self.model(torch.tensor([list(ids)]), logits_to_keep=keep, **given).logits[0].numpy()
         return result
 
 
@@ -69,10 +77,13 @@ class FloatModule:
 
     name = "our float module"
 
-    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None) -> None:
         self.config = checkpoint.config
         self.model = on_meta(self.config)
         load_as_used(self.model, by_checkpoint_names(checkpoint, weights, self.model.state_dict()))
+        self.caches = rounding.caches if rounding is not None else {}
+        if rounding is not None:
+            rounding.attach(self.model)
 
     def logits(self, ids: Sequence[int], lengths: Sequence[int]) -> Rows:
         """See Reference."""
@@ -83,7 +94,10 @@ class FloatModule:
         empty = torch.empty(1, self.config.num_key_value_heads, count, self.config.head_dim)
 
         def one_layer(layer: int, qkv: Tensor) -> Tensor:
-            return attend(self.config.attention(layer), Cached(qkv, empty, empty, total - 1, total, cos, sin))[0]
+            kind, call = self.config.attention(layer), Cached(qkv, empty, empty, total - 1, total, cos, sin)
+            if layer in self.caches:
+                call = through_cache(kind, call, self.caches[layer])
+            return attend(kind, call)[0]
 
         with torch.inference_mode():
             *stages, head = self.model.stages(one_layer)
@@ -129,9 +143,11 @@ def todays_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"rope_scaling": scaling}
 
 
-def open_reference(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Reference:
-    """The reference for this checkpoint's model_type, with these weights."""
+def open_reference(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None = None
+) -> Reference:
+    """The reference for this checkpoint's model_type, with these weights; one that rounds, if asked to."""
     from transformers import CONFIG_MAPPING
 
     reference = Transformers if checkpoint.config_content["model_type"] in CONFIG_MAPPING else FloatModule
-    return reference(checkpoint, weights)
+    return reference(checkpoint, weights, rounding)

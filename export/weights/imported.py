@@ -9,7 +9,7 @@ import torch
 
 from export.artifact import Format
 from export.checkpoint.quantised import QuantisedTensor, refuse_scales
-from export.errors import CheckpointError
+from export.errors import NumbersError
 from export.scheme import Precision, Scheme
 from export.weights.slots import BLOCK_WEIGHTS
 
@@ -36,7 +36,7 @@ def imported_scheme(
     scheme: Scheme, tensors: Mapping[str, QuantisedTensor], *, format: Format, provider: str | None
 ) -> Scheme:
     """The scheme with each quantised matrix as the checkpoint has it. What the checkpoint has in float, such as the
-    embedding, stays as the scheme says, data-free. Raises CheckpointError where codes or scales would change."""
+    embedding, stays as the scheme says, data-free. Raises NumbersError where codes or scales would change."""
     for name, tensor in tensors.items():
         refuse_inexact(name, tensor, format=format, provider=provider)
     group_size = next(iter(tensors.values())).group_size
@@ -58,11 +58,11 @@ def imported_scheme(
 
 
 def refuse_inexact(name: str, tensor: QuantisedTensor, *, format: Format, provider: str | None) -> None:
-    """Raises CheckpointError where the format cannot store a matrix code for code."""
+    """Raises NumbersError where the format cannot store a matrix code for code."""
     if format == "onnx":
         reason = refuse_scales(tensor, torch.float16 if provider else torch.float32, positive=False)
         if reason:
-            raise CheckpointError(f"{name}: has {reason}, so it cannot be repacked for this target; use --target cpu")
+            raise NumbersError(f"{name}: has {reason}, so it cannot be repacked for this target; use --target cpu")
         return
     blocks = _BLOCKS[format]
     reason = refuse_scales(tensor, blocks.scales, positive=blocks.positive)
@@ -71,4 +71,4 @@ def refuse_inexact(name: str, tensor: QuantisedTensor, *, format: Format, provid
     elif tensor.group_size % blocks.size:
         reason = f"groups of {tensor.group_size}, not of {blocks.size} or a multiple"
     if reason:
-        raise CheckpointError(f"{name}: has {reason}, so {blocks.without}; use --format onnx")
+        raise NumbersError(f"{name}: has {reason}, so {blocks.without}; use --format onnx")

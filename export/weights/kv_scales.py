@@ -34,14 +34,8 @@ def attend_through_cache(stream: Stream, layer: int, call: Cached) -> Tensor:
         stream.sink.append(id, as_bytes(scale))
     count = len(call.qkv) - batch.cached
     plain = call._replace(qkv=call.qkv[:count], past_key=call.past_key[:count], past_value=call.past_value[:count])
-    cached = call._replace(
-        qkv=rounded(kind, call, call.qkv[count:], scales),
-        past_key=call.past_key[count:],
-        past_value=call.past_value[count:],
-        cos=call.cos[:, :0],  # rotated already
-        sin=call.sin[:, :0],
-    )
-    return torch.cat((attend(kind, plain)[0], attend(kind, cached)[0]))
+    cached = call._replace(qkv=call.qkv[count:], past_key=call.past_key[count:], past_value=call.past_value[count:])
+    return torch.cat((attend(kind, plain)[0], attend(kind, through_cache(kind, cached, scales))[0]))
 
 
 def heads_of(kind: AttentionKind, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,12 +59,16 @@ def value_scales(values: Tensor) -> Tensor:
     return values.abs().amax(dim=(0, 1)).div(LARGEST).clamp(min=SMALLEST_SCALE)
 
 
-def rounded(kind: AttentionKind, call: Cached, qkv: Tensor, scales: tuple[Tensor, Tensor]) -> Tensor:
-    """The same queries, keys and values, rotated, as attention reads them with an int8 cache."""
-    query, key, value = heads_of(kind, qkv)
+def through_cache(kind: AttentionKind, call: Cached, scales: tuple[Tensor, Tensor]) -> Cached:
+    """The same call with queries, keys and values as attention reads them with an int8 cache: rotated already, keys and
+    values rounded."""
+    query, key, value = heads_of(kind, call.qkv)
     cos, sin = call.cos[:, None], call.sin[:, None]
-    read = [
-        part.div(scale).round().clamp(-LARGEST - 1, LARGEST).mul(scale)
-        for part, scale in zip((rotate(key, cos, sin), value), scales, strict=True)
-    ]
-    return torch.cat((rotate(query, cos, sin), *read), dim=2).flatten(2)
+    read = [rounded(part, scale) for part, scale in zip((rotate(key, cos, sin), value), scales, strict=True)]
+    qkv = torch.cat((rotate(query, cos, sin), *read), dim=2).flatten(2)
+    return call._replace(qkv=qkv, cos=call.cos[:, :0], sin=call.sin[:, :0])
+
+
+def rounded(values: Tensor, scale: Tensor) -> Tensor:
+    """What an int8 cache makes of keys or values."""
+    return values.div(scale).round().clamp(-LARGEST - 1, LARGEST).mul(scale)

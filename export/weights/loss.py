@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.artifact import Loss
-from export.errors import CheckpointError
+from export.errors import NumbersError
 from export.weights.methods.quantize import QuantisedRows
 
 MOST_NATS = 700.0  # e to the power of more is no float
@@ -64,9 +64,9 @@ class LossMeter:
 
     def result(self, figures: Tensor) -> Loss:
         """`figures`: what logit_figures gave; behind them the same for an int8 KV cache, where there is one. Raises
-        CheckpointError where the model itself gives no numbers."""
+        NumbersError where the model itself gives no numbers."""
         if not bool(torch.isfinite(figures).all()):
-            raise CheckpointError("the model's logits on a plain text are not finite; is the checkpoint whole?")
+            raise NumbersError("the model's logits on a plain text are not finite; is the checkpoint whole?")
         differences, kl, same, exact_nll, nll = figures[:FIGURES]
         return Loss(
             text_tokens=figures.shape[1],

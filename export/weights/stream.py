@@ -19,7 +19,7 @@ from export.adapters.merged import MergedTensor
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
-from export.errors import CheckpointError
+from export.errors import NumbersError
 from export.scheme import EMBEDDING, Precision, Scheme
 from export.weights.calibration import Batch
 from export.weights.loss import ChunkLoss, LossMeter, chunk_loss
@@ -147,7 +147,7 @@ class Stream:
                 rows = quantiser.rows(weight)
             loss = chunk_loss(weight, rows)
             if not math.isfinite(loss.squared_weight):
-                raise CheckpointError(NOT_FINITE.format(name))
+                raise NumbersError(NOT_FINITE.format(name))
             if use:
                 use(start, weight, rows.dequantised)
             if blocks and blocks.block_type:
@@ -177,9 +177,9 @@ class Stream:
                 self.sink.append(SlotId(slot), as_bytes(chunk.stored))
 
     def check_range(self, name: str, values: Tensor) -> None:
-        """Refuse activations that the artifact's type cannot hold. Raises CheckpointError."""
+        """Refuse activations that the artifact's type cannot hold. Raises NumbersError."""
         if self.activation_limit < math.inf and (largest := float(values.abs().amax())) > self.activation_limit:
-            raise CheckpointError(
+            raise NumbersError(
                 f"{name}: an activation reaches {largest:.3g} on the measured text, and float16 ends at 65504: the "
                 "artifact would compute infinities; export with --activations float32"
             )
@@ -198,13 +198,13 @@ class Stream:
 
 
 def finite(name: str, values: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
-    """The values in the type that they are stored in. Raises CheckpointError where one is not finite, or not in it."""
+    """The values in the type that they are stored in. Raises NumbersError where one is not finite, or not in it."""
     stored = values.to(dtype, copy=copy)
     if not bool(torch.isfinite(stored).all()):
         if bool(torch.isfinite(values).all()):
             kind = str(dtype).removeprefix("torch.")
-            raise CheckpointError(f"{name}: has values beyond {kind}, as which this target stores it; use --target cpu")
-        raise CheckpointError(NOT_FINITE.format(name))
+            raise NumbersError(f"{name}: has values beyond {kind}, as which this target stores it; use --target cpu")
+        raise NumbersError(NOT_FINITE.format(name))
     return stored
 
 

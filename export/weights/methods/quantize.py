@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.errors import CheckpointError
+from export.errors import NumbersError
 from export.weights.methods.loops import block_ranges, quantise_blocks
 from export.weights.scratch import Scratch
 from export.weights.slots import Slot
@@ -103,7 +103,7 @@ def quantise_rows(
     `importance`, float32 [columns], is what `importance_of` gives; without it all columns count the same, and fewer
     candidates are tried. Compiled code in one thread: 500 million weights a second without importance. Codes and
     dequantised weights lie in `scratch`, until the same thread quantises again.
-    Raises CheckpointError where a scale is beyond the range of its type.
+    Raises NumbersError where a scale is beyond the range of its type.
     """
     rows, columns = weight.shape
     blocks = weight.view(-1, block_size)
@@ -138,7 +138,7 @@ def storable(scales: Tensor, levels: Levels, dtype: torch.dtype) -> Tensor:
     """Magnitudes of scales, rounded to the type that they are stored in; what would be 0 gets the least positive value.
 
     Where products with a zero point are stored, too, they keep the digits for which every product is in the type.
-    Raises CheckpointError where one is beyond the type's range: the weights are not usable in that type.
+    Raises NumbersError where one is beyond the type's range: the weights are not usable in that type.
     """
     # Of float16 the subnormal numbers count, whose reciprocal is finite in float32.
     least = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
@@ -148,7 +148,7 @@ def storable(scales: Tensor, levels: Levels, dtype: torch.dtype) -> Tensor:
         rounded = torch.ldexp((significand * 2**PRODUCT_BITS).round_() / 2**PRODUCT_BITS, exponent)
     largest = rounded * MOST_ZERO_POINT if levels is Levels.MINIMUM else rounded
     if dtype == torch.float16 and bool(largest.half().isinf().any()):
-        raise CheckpointError(
+        raise NumbersError(
             f"a block's scale is {float(scales.abs().max()):.3g}, float16 ends at 65504; export to float32"
         )
     return rounded

@@ -110,21 +110,26 @@ def check_foreign(path: Path, against: str | None, out: Path | None) -> None:
 
 def table(report: Report) -> str:
     """A line for each case and each greedy decode, then a line for all."""
+    bounds = report.bounds
     lines = [
         f"against {report.checkpoint} ({report.reference})",
-        f"  {'length':>7}  {'prefilled':<10}  {'max |Δ|':>8}  KL",
+        f"  {'length':>7}  {'prefilled':<10}  {'max |Δ|':>8}  {'deviations':>10}  {'at most':>8}  KL",
     ]
     for case in report.cases:
         top1 = "" if case.same_top1 else "  another top token"
-        lines.append(f"  {case.length:>7}  {case.way:<10}  {case.max_difference:8.1e}  {case.kl:.1e}{top1}")
+        lines.append(
+            f"  {case.length:>7}  {case.way:<10}  {case.max_difference:8.1e}  {case.relative:10.1e}  "
+            f"{bounds.at(case.length):8.1e}  {case.kl:.1e}{top1}"
+        )
     for decode in report.decodes:
         outcome = (
             f"token {decode.first_difference} differs (gap {decode.gap:.1e})" if decode.gap is not None else "the same"
         )
         lines.append(f"  greedy from {decode.start} across {decode.boundary}: {decode.tokens} tokens, {outcome}")
     lines.append(
-        f"  max |Δ| {report.max_difference:.1e} ({report.relative:.1e} deviations, at most "
-        f"{report.bounds.max_difference:g}), KL {report.mean_kl:.1e}, top-1 {report.top1_agreement:.0%}: bounds "
-        + ("missed" if report.failures else "kept")
+        f"  max |Δ| {report.max_difference:.1e}, KL {report.mean_kl:.1e} (at most {bounds.mean_kl:.1e}), top-1 "
+        f"{report.top1_agreement:.0%}: bounds " + ("missed" if report.failures else "kept")
     )
+    if report.failures or bounds.by_length:
+        lines.append(f"  bounds: {bounds.reason}")
     return "\n".join(lines)
