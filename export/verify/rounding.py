@@ -79,7 +79,7 @@ def rounding_of(artifact: Artifact) -> Rounding | None:
         return Rounding(values=by_row)
     if manifest.format == "gguf":
         return Rounding(values=partial(by_block, size=GGML_BLOCK))
-    if manifest.engine["accuracy_level"] == 4 and manifest.scheme.block_size is not None:
+    if manifest.engine.get("accuracy_level") == 4 and manifest.scheme.block_size is not None:
         values = partial(by_block, size=manifest.scheme.block_size)
         return Rounding(values=values, caches=cache_scales(artifact))
     return None
