@@ -45,7 +45,7 @@ class Reference(Protocol):
 class Transformers:
     """transformers' own model for the checkpoint's model_type, with given weights."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None = None) -> None:
         import transformers
 
         self.name = f"transformers {transformers.__version__}"
@@ -77,7 +77,7 @@ class FloatModule:
 
     name = "our float module"
 
-    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], rounding: Rounding | None = None) -> None:
         self.config = checkpoint.config
         self.model = on_meta(self.config)
         load_as_used(self.model, by_checkpoint_names(checkpoint, weights, self.model.state_dict()))
