@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from export.job import Job, resolve, sketch
 from export.memory import plan_memory
 from export.plan import check_disk, check_memory, check_sizes, judge
 from export.request import ExportRequest
-from export.system import tool_versions
+from export.system import seldom_collected, tool_versions
 from export.verify.hashing import HashingProcess
 from export.verify.proof import Prover
 from export.weights.calibration import Batch
@@ -74,7 +74,7 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     job, batch = resolve_judged(request)
     out = real_path(request.out)
     work = work_folder(out)
-    with Journal(work, describe_job(job)) as journal:
+    with Journal(work, describe_job(job)) as journal, seldom_collected():
         try:
             if not journal.is_finished(out) or request.fresh:
                 export_beside(journal, job, batch, replace(request, out=out), progress, prover)
@@ -163,14 +163,14 @@ def fill_folder(
     # Hashed beside the run, whose engine keeps one core busy while it loads.
     with ThreadPoolExecutor(1) as hasher:
         files = hasher.submit(describe_files, folder, names)
-        manifest = describe(job, layout, unhashed(folder, names), describe_source(job, hashing), loss)
+        manifest = describe(job, layout, unhashed(folder, names), describe_source(job, lambda _: ""), loss)
         if prover:
             progress.step("running it")
             proof = prover.run(Artifact(folder, manifest))
             manifest = replace(manifest, reference=proof.reference)
             for remark in proof.remarks:
                 progress.step(remark)
-        return replace(manifest, files=files.result())
+        return replace(manifest, source=describe_source(job, hashing.digest), files=files.result())
 
 
 def source_files(job: Job) -> list[Path]:
@@ -180,10 +180,10 @@ def source_files(job: Job) -> list[Path]:
     return files + [file for adapter in adapters for file in adapter.files]
 
 
-def describe_source(job: Job, hashing: HashingProcess) -> Source:
-    """The checkpoint, and the adapters that a request may choose."""
-    side_adapters = [side.folder.describe(hashing.digest) for side in job.side_adapters]
-    return replace(job.checkpoint.describe(hashing.digest), side_adapters=side_adapters)
+def describe_source(job: Job, digest: Callable[[Path], str]) -> Source:
+    """The checkpoint, and the adapters that a request may choose. Running the artifact needs no digests."""
+    side_adapters = [side.folder.describe(digest) for side in job.side_adapters]
+    return replace(job.checkpoint.describe(digest), side_adapters=side_adapters)
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from export.artifact import Format
 
 # Of each export; a format's own library only with that format.
 TOOLS = ("phi-edge", "torch", "onnx", "onnx-ir", "onnxruntime", "executorch", "optimum", "transformers", "tokenizers")
+
+COLLECTED_OBJECTS = 100_000  # new objects between two looks at them
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,18 @@ def trim_heap() -> None:
     layers, read and forgotten, it kept 30 MB. Without glibc nothing happens."""
     with contextlib.suppress(AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Let Python look for garbage in cycles seldom. While a model is traced, a third of the time went to looking at all
+    objects of the libraries again and again, and next to nothing was found."""
+    usual = gc.get_threshold()
+    gc.set_threshold(COLLECTED_OBJECTS, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def workers() -> int:
