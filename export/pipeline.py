@@ -160,7 +160,8 @@ def fill_folder(
     layout.finish(folder, digests)
     write_layout(folder, describe_layout(job.checkpoint.config.tensor_shapes(), layout.slots, layout.interleaved))
     names = [*layout.files, LAYOUT, *job.checkpoint.artifact_files]
-    # Hashed beside the run, whose engine keeps one core busy while it loads.
+    # Hashed beside the run, whose engine keeps one core busy while it loads; by then the source's hashes may still be
+    # under way.
     with ThreadPoolExecutor(1) as hasher:
         files = hasher.submit(describe_files, folder, names)
         manifest = describe(job, layout, unhashed(folder, names), describe_source(job, lambda _: ""), loss)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,8 +47,6 @@ class HashingProcess:
 
 def main() -> None:
     """A JSON list of files on stdin, an object of their digests on stdout."""
-    if hasattr(os, "nice"):
-        os.nice(19)  # it takes the time that the export leaves, above all while the model is traced and while it is run
     files = json.load(sys.stdin)
     json.dump({file: sha256_file(Path(file)) for file in files}, sys.stdout)
 
