@@ -88,8 +88,8 @@ def trim_heap() -> None:
 
 @contextlib.contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Let Python look for garbage in cycles seldom. While a model is traced, a third of the time went to looking at all
-    objects of the libraries again and again, and next to nothing was found."""
+    """Let Python look for garbage in cycles seldom. While a model is traced, a quarter of the time went to looking at
+    all objects of the libraries again and again, and next to nothing was found."""
     usual = gc.get_threshold()
     gc.set_threshold(COLLECTED_OBJECTS, *usual[1:])
     try:
