@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import signal
 import sys
@@ -13,6 +15,9 @@ def run() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # not so in a job that a shell runs in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # At its end Python looks at every object once more, which takes it a second after an export; what the process has
+    # is given back in any case.
+    atexit.register(gc.freeze)
     from phi_edge.main import main
 
     signal.signal(signal.SIGINT, handler)

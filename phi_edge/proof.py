@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from export.artifact import Artifact, Format, Manifest
 from export.errors import CheckpointError, OptionError, ProofError, SpaceError
 from export.strict import parse_json
+from export.system import memory_room, numbers, seldom_collected
 from export.verify.proof import Proof
 from runtimes.api import Message
 from runtimes.errors import EngineError, RequestError, UnsupportedError, ended
@@ -36,10 +37,9 @@ LAST_BYTES = 2000
 def export_model(request: ExportRequest, progress: Progress | None = None) -> Artifact:
     """Run one export, prove the artifact and seal it. Raises ExportError, before anything is written where that is
     possible."""
-    from export import pipeline
+    with seldom_collected(), contextlib.closing(ChildProver()) as prover:
+        from export import pipeline  # here, because it brings torch with its many objects
 
-    progress = progress or pipeline.Progress()
-    with contextlib.closing(ChildProver()) as prover:
         return pipeline.export_model(request, progress, prover)
 
 
@@ -121,7 +121,6 @@ def start_child(folder: Path, format: Format) -> subprocess.Popen[bytes]:
 
 def too_little_memory(manifest: Manifest) -> str | None:
     """Why the artifact cannot be run beside this process; None where it can."""
-    from export.system import memory_room, numbers
     from runtimes.system.size import size_text
 
     # ExecuTorch's cache is a part of the program: a whole context's, at once.

@@ -26,7 +26,7 @@ from runtimes.loop.tokens import NewToken, TokenRequest, TokenSource
 from runtimes.registry import load_library, open_tokens
 from runtimes.text.suggested import suggested_sampling
 
-TOKENS = 4  # the first is a prefill's, the others come one by one
+TOKENS = 2  # the first is a prefill's, the other comes by itself
 REFERENCE_TOKENS = 16  # of the answer that the artifact keeps, and that `phi-edge bench` asks for again
 Reference = Mapping[str, Sequence[int]]
 

@@ -144,7 +144,7 @@ def test_an_export_that_fails_leaves_no_process(small: Path, tmp_path: Path, mon
 
 
 def test_a_machine_that_is_too_small_is_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.system.memory_room", lambda: Room(1_000_000, "left by ulimit -v"))
+    monkeypatch.setattr("phi_edge.proof.memory_room", lambda: Room(1_000_000, "left by ulimit -v"))
     (remark,) = ChildProver().run(open_artifact(tiny_onnx)).remarks
     assert remark.startswith("not run before it was sealed: that needs") and "left by ulimit -v" in remark
 

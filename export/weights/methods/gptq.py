@@ -17,7 +17,7 @@ from torch import Tensor
 
 from export.weights.methods.compiled import compiled
 from export.weights.methods.loops import MAGNITUDE, Codes, Floats
-from export.weights.methods.quantize import Levels, QuantisedRows, importance_of, quantise_rows
+from export.weights.methods.quantize import Levels, QuantisedRows, find_scales, importance_of
 from export.weights.scratch import Scratch
 
 # Part of the mean of the diagonal that is added to it; ten times as much each time that the matrix is not positive
@@ -137,13 +137,11 @@ def quantise_rows_with_feedback(
 
     Costs columns / 2 multiplications a weight. Codes and dequantised weights lie in `scratch`.
     """
-    start = quantise_rows(
-        weight, bits=bits, block_size=block_size, scale_dtype=scale_dtype, scratch=scratch,
-        levels=levels, importance=feedback.importance,
-    )  # fmt: skip
+    blocks = weight.view(-1, block_size)
+    found = find_scales(blocks, bits=bits, scale_dtype=scale_dtype, levels=levels, importance=feedback.importance)
     rows, columns = weight.shape
-    scales = start.scales.float()
-    zeros = torch.full_like(scales, 2.0 ** (bits - 1)) if start.zero_points is None else start.zero_points.float()
+    scales, zeros = (values.view(rows, -1).numpy() for values in (found.scales, found.zeros))
+    codes = scratch.take("codes", (rows, columns), torch.uint8)
     remaining = torch.index_select(
         weight, 1, feedback.order, out=scratch.take("remaining", (rows, columns), torch.float32)
     )
@@ -152,26 +150,18 @@ def quantise_rows_with_feedback(
         stop = min(first + BLOCK_COLUMNS, columns)
         errors = scratch.take("errors", (rows, stop - first), torch.float32)
         quantise_columns(
-            remaining.numpy(), first, stop, feedback.upper.numpy(), feedback.order.numpy(), group, scales.numpy(),
-            zeros.numpy(), np.float32(2**bits - 1), errors.numpy(), start.codes.numpy(),
+            remaining.numpy(), first, stop, feedback.upper.numpy(), feedback.order.numpy(), group, scales, zeros,
+            found.last, errors.numpy(), codes.numpy(),
         )  # fmt: skip
         if stop < columns:
             remaining[:, stop:].addmm_(errors, feedback.upper[first:stop, stop:], alpha=-1)
-    largest, worst, squared = (torch.empty(scales.numel()) for _ in range(3))
+    dequantised = scratch.take("dequantised", (rows, columns), torch.float32)
+    worst, squared = torch.empty(len(blocks)), torch.empty(len(blocks))
     dequantise_blocks(
-        weight.view(-1, block_size).numpy(), start.codes.view(-1, block_size).numpy(), scales.view(-1).numpy(),
-        zeros.view(-1).numpy(), start.dequantised.view(-1, block_size).numpy(), largest.numpy(), worst.numpy(),
-        squared.numpy(),
+        blocks.numpy(), codes.view(-1, block_size).numpy(), found.scales.numpy(), found.zeros.numpy(),
+        dequantised.view(-1, block_size).numpy(), worst.numpy(), squared.numpy(),
     )  # fmt: skip
-    return QuantisedRows(
-        bits=bits,
-        codes=start.codes,
-        scales=start.scales,
-        dequantised=start.dequantised,
-        relative_error=worst / torch.where(largest > 0, largest, torch.ones_like(largest)),
-        squared_error=squared,
-        zero_points=start.zero_points,
-    )
+    return found.rows(codes, dequantised, worst, squared)
 
 
 @compiled(fastmath={"contract", "nsz", "nnan"})
@@ -218,19 +208,16 @@ def dequantise_blocks(
     scales: Floats,
     zeros: Floats,
     dequantised: Floats,
-    largest: Floats,
     worst: Floats,
     squared: Floats,
 ) -> None:
     """Weights and codes [n, block], scales and zeros [n] -> everything that follows, in place."""
     for n in range(blocks.shape[0]):
-        most, most_error, total = np.int32(0), np.int32(0), np.float32(0)
+        largest, total = np.int32(0), np.float32(0)
         for i in range(blocks.shape[1]):
             dequantised[n, i] = (np.float32(codes[n, i]) - zeros[n]) * scales[n]
         for i in range(blocks.shape[1]):
             difference = dequantised[n, i] - blocks[n, i]
             total += difference * difference
-            most = max(most, np.float32(blocks[n, i]).view(np.int32) & MAGNITUDE)
-            most_error = max(most_error, np.float32(difference).view(np.int32) & MAGNITUDE)
-        largest[n], worst[n] = np.int32(most).view(np.float32), np.int32(most_error).view(np.float32)
-        squared[n] = total
+            largest = max(largest, np.float32(difference).view(np.int32) & MAGNITUDE)
+        worst[n], squared[n] = np.int32(largest).view(np.float32), total

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from export.errors import NumbersError
-from export.weights.methods.loops import block_ranges, quantise_blocks
+from export.weights.methods.loops import Floats, block_ranges, fit_scales, round_blocks, search_scales
 from export.weights.scratch import Scratch
 from export.weights.slots import Slot
 
@@ -105,8 +105,54 @@ def quantise_rows(
     dequantised weights lie in `scratch`, until the same thread quantises again.
     Raises NumbersError where a scale is beyond the range of its type.
     """
-    rows, columns = weight.shape
     blocks = weight.view(-1, block_size)
+    found = find_scales(blocks, bits=bits, scale_dtype=scale_dtype, levels=levels, importance=importance)
+    codes = scratch.take("codes", tuple(weight.shape), torch.uint8)
+    dequantised = scratch.take("dequantised", tuple(weight.shape), torch.float32)
+    worst, squared = torch.empty(len(blocks)), torch.empty(len(blocks))
+    round_blocks(
+        blocks.numpy(), found.scales.numpy(), found.zeros.numpy(), found.last,
+        codes.view(-1, block_size).numpy(), dequantised.view(-1, block_size).numpy(), worst.numpy(), squared.numpy(),
+    )  # fmt: skip
+    return found.rows(codes, dequantised, worst, squared)
+
+
+@dataclass(frozen=True)
+class BlockScales:
+    """Of every block, float32 [n]: the scale, as its stored type holds it; the code of zero; the largest magnitude of a
+    weight, 1 where all are 0."""
+
+    bits: int
+    levels: Levels
+    dtype: torch.dtype
+    scales: Tensor
+    zeros: Tensor
+    largest: Tensor
+
+    @property
+    def last(self) -> np.float32:
+        """The greatest code."""
+        return np.float32(2**self.bits - 1)
+
+    def rows(self, codes: Tensor, dequantised: Tensor, worst: Tensor, squared: Tensor) -> QuantisedRows:
+        """With codes and dequantised weights [rows, columns], and each block's largest error and its sum of squared
+        errors [n]."""
+        zero_points = self.zeros.to(torch.uint8).view(len(codes), -1) if self.levels.has_zero_points else None
+        return QuantisedRows(
+            bits=self.bits,
+            codes=codes,
+            scales=self.scales.to(self.dtype).view(len(codes), -1),
+            dequantised=dequantised,
+            relative_error=worst / self.largest,
+            squared_error=squared,
+            zero_points=zero_points,
+        )
+
+
+def find_scales(
+    blocks: Tensor, *, bits: int, scale_dtype: torch.dtype, levels: Levels, importance: Tensor | None
+) -> BlockScales:
+    """float32 [n, block] -> their scales; see `quantise_rows`."""
     low, high = torch.empty(len(blocks)), torch.empty(len(blocks))
     block_ranges(blocks.view(torch.int32).numpy(), low.view(torch.int32).numpy(), high.view(torch.int32).numpy())
     largest = torch.maximum(high, -low)
@@ -118,20 +164,12 @@ def quantise_rows(
     zeros = torch.full((1, 1), 2.0 ** (bits - 1))
     if levels.has_zero_points:
         scales, zeros = with_zero_points(low, high, bits, fine, levels, scale_dtype, scales, zeros)
-    chosen = choose(blocks, scales, zeros, bits, importance, scratch)
-    if fine:
-        fitted = storable(chosen.fitted, levels, scale_dtype).copysign(chosen.fitted)
-        scales, zeros = torch.stack([chosen.scales, fitted]), chosen.zeros.expand(2, -1).contiguous()
-        chosen = choose(blocks, scales, zeros, bits, importance, scratch)
-    return QuantisedRows(
-        bits=bits,
-        codes=chosen.codes.view(rows, columns),
-        scales=chosen.scales.to(scale_dtype).view(rows, -1),
-        dequantised=chosen.dequantised.view(rows, columns),
-        relative_error=chosen.worst / largest,
-        squared_error=chosen.squared,
-        zero_points=chosen.zeros.to(torch.uint8).view(rows, -1) if levels.has_zero_points else None,
-    )
+    scales, zeros = best_scales(blocks, scales, zeros, bits, importance)
+    if importance is not None:
+        fitted = fitted_scales(blocks, scales, zeros, bits, importance)
+        fitted = storable(fitted, levels, scale_dtype).copysign(fitted)
+        scales, zeros = best_scales(blocks, torch.stack([scales, fitted]), zeros.expand(2, -1), bits, importance)
+    return BlockScales(bits, levels, scale_dtype, scales, zeros, largest)
 
 
 def storable(scales: Tensor, levels: Levels, dtype: torch.dtype) -> Tensor:
@@ -181,38 +219,29 @@ def with_zero_points(
     return torch.cat([steps, scales]), torch.cat([points, zeros.expand(len(scales), len(low))])
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Of every block [n]: codes and dequantised weights [n, block], the scale, the code of zero, the scale that fits
-    the codes best (only with importance), the largest error and the sum of the squared errors."""
-
-    codes: Tensor
-    dequantised: Tensor
-    scales: Tensor
-    zeros: Tensor
-    fitted: Tensor
-    worst: Tensor
-    squared: Tensor
-
-
-def choose(
-    blocks: Tensor, scales: Tensor, zeros: Tensor, bits: int, importance: Tensor | None, scratch: Scratch
-) -> Chosen:
-    """Weights [n, block], candidate scales [c, n] and zeros [c, n] or [1, 1] -> the best candidate of every block."""
-    count = len(blocks)
-    chosen = Chosen(
-        codes=scratch.take("codes", tuple(blocks.shape), torch.uint8),
-        dequantised=scratch.take("dequantised", tuple(blocks.shape), torch.float32),
-        scales=torch.empty(count),
-        zeros=torch.empty(count),
-        fitted=torch.empty(count),
-        worst=torch.empty(count),
-        squared=torch.empty(count),
-    )
-    quantise_blocks(
-        blocks.numpy(), scales.numpy(), zeros.numpy(), np.float32(2**bits - 1),
-        None if importance is None else importance.contiguous().view(-1, blocks.shape[1]).numpy(),
-        chosen.codes.numpy(), chosen.dequantised.numpy(), chosen.scales.numpy(), chosen.zeros.numpy(),
-        chosen.fitted.numpy(), chosen.worst.numpy(), chosen.squared.numpy(),
+def best_scales(
+    blocks: Tensor, scales: Tensor, zeros: Tensor, bits: int, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Weights [n, block], candidate scales [c, n] and zeros [c, n] or [1, 1] -> of every block [n] the best candidate's
+    scale and zero."""
+    best_scale, best_zero = torch.empty(len(blocks)), torch.empty(len(blocks))
+    search_scales(
+        blocks.numpy(), scales.numpy(), zeros.contiguous().numpy(), np.float32(2**bits - 1),
+        None if importance is None else by_block(importance, blocks), best_scale.numpy(), best_zero.numpy(),
     )  # fmt: skip
-    return chosen
+    return best_scale, best_zero
+
+
+def fitted_scales(blocks: Tensor, scales: Tensor, zeros: Tensor, bits: int, importance: Tensor) -> Tensor:
+    """Weights [n, block], their scales and zeros [n] -> the scales that fit their codes best [n]."""
+    fitted = torch.empty(len(blocks))
+    fit_scales(
+        blocks.numpy(), scales.numpy(), zeros.numpy(), np.float32(2**bits - 1), by_block(importance, blocks),
+        fitted.numpy(),
+    )  # fmt: skip
+    return fitted
+
+
+def by_block(importance: Tensor, blocks: Tensor) -> Floats:
+    """Of columns [columns] -> [blocks in a row, block], as the loops take it."""
+    return importance.contiguous().view(-1, blocks.shape[1]).numpy()
