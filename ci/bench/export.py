@@ -1,12 +1,14 @@
 """Time our exports and onnxruntime-genai's builder on the same checkpoints: time, peak memory, artifact bytes.
 
     python ci/bench/export.py --config ../phi-3-mini/config.json --scratch /scratch [--layers 4,8,16,32] [--no-genai]
+    git worktree add ../before REVISION
+    python ci/bench/export.py --config ... --scratch ... --layers 32 --against ../before --rounds 5
 
 Makes synthetic checkpoints of the real shapes (random weights), one for each number of layers, then runs every export
 in a fresh process, in turn, `--rounds` times, and prints one JSON line for each; at the end medians, ratios, and how
 cost grows with layers. The checkpoint is read once before each run, so that all find it in the page cache as far as it
 fits. Peak memory is the process's own (ru_maxrss). A 32-layer checkpoint of Phi-3-mini takes 7.6 GB of disk, and the
-builder 24 GB of memory.
+builder 24 GB of memory. With --against, another revision's data-free exports and today's take turns instead.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from safetensors.torch import save_file
 sys.path[0] = str(Path(__file__).parent.parent.parent)
 from export.models.phi3 import read_config  # noqa: E402
 
-TINY = Path(__file__).parent.parent.parent / "export" / "tiny"
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "export" / "tiny"
+DATA_FREE = {"cpu": "int4-b64", "android": "int4-b32"}  # target -> scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +49,25 @@ class Run:
     artifact_bytes: int
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A command line, and the checkout whose code it runs."""
+
+    command: list[str]
+    checkout: Path = ROOT
+
+
 @click.command()
 @click.option("--config", type=click.Path(exists=True, path_type=Path), required=True, help="A Phi-3's config.json.")
 @click.option("--scratch", type=click.Path(path_type=Path), required=True, help="A folder on a disk with room.")
 @click.option("--layers", default="4,8,16,32", show_default=True)
 @click.option("--rounds", default=1, show_default=True, help="How often each export runs, in alternation.")
 @click.option("--genai/--no-genai", default=True, help="Also run onnxruntime-genai's builder (needs onnxscript).")
+@click.option("--against", type=click.Path(exists=True, path_type=Path), help="A checkout of another revision.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the runs as JSON, and a plot beside it.")
-def main(config: Path, scratch: Path, layers: str, rounds: int, genai: bool, out: Path | None) -> None:
+def main(
+    config: Path, scratch: Path, layers: str, rounds: int, genai: bool, against: Path | None, out: Path | None
+) -> None:
     """Run all tools for all depths and print what they took."""
     runs: list[Run] = []
     for depth in map(int, layers.split(",")):
@@ -63,12 +78,17 @@ def main(config: Path, scratch: Path, layers: str, rounds: int, genai: bool, out
         maker.join()
         if maker.exitcode:
             raise click.ClickException(f"{checkpoint}: the checkpoint could not be made")
-        commands = export_commands(checkpoint, scratch, genai)
+        if against is None:
+            contenders = export_commands(checkpoint, scratch, genai)
+        else:
+            contenders = data_free_commands(checkpoint, scratch, {"before": against.resolve(), "today": ROOT})
         for _ in range(rounds):
-            for tool, command in commands.items():
+            for tool, contender in contenders.items():
                 read_through(checkpoint)
-                runs.append(measure(tool, depth, command, scratch / "artifact"))
+                runs.append(measure(tool, depth, contender, scratch / "artifact"))
         shutil.rmtree(checkpoint)
+    if against is not None:
+        click.echo(pairs(runs))
     runs = medians(runs)
     click.echo(table(runs))
     click.echo(growth(runs))
@@ -77,7 +97,17 @@ def main(config: Path, scratch: Path, layers: str, rounds: int, genai: bool, out
         plot(runs, out.with_suffix(".svg"))
 
 
-def export_commands(checkpoint: Path, scratch: Path, genai: bool) -> dict[str, list[str]]:
+def data_free_commands(checkpoint: Path, scratch: Path, checkouts: dict[str, Path]) -> dict[str, Contender]:
+    """Each checkout's data-free exports, those of one target in turns; all write scratch/artifact."""
+    words = [sys.executable, "-P", "-m", "phi_edge", "export", str(checkpoint), str(scratch / "artifact"), "--quiet"]
+    return {
+        f"{target} {name}": Contender([*words, "--target", target, "--scheme", scheme], checkout)
+        for target, scheme in DATA_FREE.items()
+        for name, checkout in checkouts.items()
+    }
+
+
+def export_commands(checkpoint: Path, scratch: Path, genai: bool) -> dict[str, Contender]:
     """Each tool's command line; all write scratch/artifact."""
     ours = [sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(scratch / "artifact"), "--quiet"]
     commands = {"phi-edge onnx": [*ours, "--target", "cpu"], "phi-edge executorch": [*ours, "--target", "android"]}
@@ -85,7 +115,7 @@ def export_commands(checkpoint: Path, scratch: Path, genai: bool) -> dict[str, l
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
         builder += ["-o", str(scratch / "artifact"), "-p", "int4", "-e", "cpu", "-c", str(scratch / "cache")]
         commands["genai builder"] = builder
-    return commands
+    return {tool: Contender(command) for tool, command in commands.items()}
 
 
 def read_through(checkpoint: Path) -> None:
@@ -135,11 +165,12 @@ def make_checkpoint(config: Path, folder: Path, layers: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def measure(tool: str, layers: int, command: list[str], artifact: Path) -> Run:
+def measure(tool: str, layers: int, contender: Contender, artifact: Path) -> Run:
     """Run one command; its artifact is weighed and removed."""
+    command, environment = contender.command, os.environ | {"PYTHONPATH": str(contender.checkout)}
     shutil.rmtree(artifact, ignore_errors=True)
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.perf_counter() - start
     if status:
@@ -156,6 +187,24 @@ def measure(tool: str, layers: int, command: list[str], artifact: Path) -> Run:
     )
     click.echo(json.dumps(asdict(run)))
     return run
+
+
+def pairs(runs: list[Run]) -> str:
+    """Markdown: of each target the times before and today, and their ratio in each round."""
+    lines = ["| | before, s | today, s | ratios | median |", "|---|---|---|---|---:|"]
+    for target, scheme in DATA_FREE.items():
+        for layers in dict.fromkeys(run.layers for run in runs):
+            times = [
+                [run.wall_s for run in runs if (run.tool, run.layers) == (f"{target} {name}", layers)]
+                for name in ("before", "today")
+            ]
+            ratios = [today / before for before, today in zip(*times, strict=True)]
+            columns = [
+                ", ".join(f"{value:.{digits}f}" for value in row)
+                for row, digits in ((times[0], 1), (times[1], 1), (ratios, 2))
+            ]
+            lines.append(f"| {target}, {scheme}, {layers} layers | {' | '.join(columns)} | {median(ratios):.2f} |")
+    return "\n".join(lines)
 
 
 def table(runs: list[Run]) -> str:

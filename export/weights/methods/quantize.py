@@ -119,8 +119,8 @@ def quantise_rows(
 
 @dataclass(frozen=True)
 class BlockScales:
-    """Of every block, float32 [n]: the scale, as its stored type holds it; the code of zero; the largest magnitude of a
-    weight, 1 where all are 0."""
+    """Of every block, float32 [n]: the scale, as `dtype` holds it, in which it is stored; the code of zero; the largest
+    magnitude of a weight, 1 where all are 0."""
 
     bits: int
     levels: Levels
