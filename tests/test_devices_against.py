@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from ci.bench.verdicts import APART, DEVICES, METHODS, SESSIONS_OF_FIVE, rates, rates_of_one
 from devices.judge.compare import compare
 from devices.judge.noise import floors_of, read_floors
-from devices.judge.sessions import Session, ratio_of, sessions_of
+from devices.judge.sessions import Session, gap_precision, ratio_of, sessions_of
 from devices.measure.measurement import Measurement, read_measurement
 from devices.measure.metrics import METRICS
 from devices.measure.validity import problems
@@ -64,14 +64,17 @@ def test_two_artifacts_take_turns_and_are_compared(desk: Path) -> None:
 def test_more_rounds_until_the_ratio_is_known(
     desk: Path, monkeypatch: pytest.MonkeyPatch, precision: str, rounds: int, said: str
 ) -> None:
-    """Twice --rounds at most."""
+    """Twice --rounds at most. The machine's own noise does not decide here: as if the ratio were known to a tenth."""
     monkeypatch.setattr("phi_edge.verbs.bench.MOST_TIMES", 2)
+    monkeypatch.setattr("devices.judge.sessions.gap_precision", lambda new, old: 0.1)
     result = bench(desk, "--against", str(desk / "old"), "--rounds", "4", "--precision", precision)
     assert result.exit_code == 0 and said in result.stderr, result.output
     new, old = read_measurement(desk / "m.json"), read_measurement(desk / "m.against.json")
     for measurement in (new, old):
         assert {repetition.session for repetition in measurement.repetitions} == set(range(2 * rounds))
         assert measurement.workload.repetitions == 2 * rounds and problems(measurement) == []
+    known = gap_precision(new, old)  # the real one
+    assert known is not None and known > 0
 
 
 def test_where_there_is_no_gap_no_more_rounds_are_made(desk: Path) -> None:
