@@ -28,11 +28,11 @@ import click
 import torch
 from safetensors.torch import save_file
 
+ROOT = Path(__file__).parent.parent.parent
 # Run as a script, this folder comes first on the path, and this very file would be taken for the package `export`.
-sys.path[0] = str(Path(__file__).parent.parent.parent)
+sys.path[0] = str(ROOT)
 from export.models.phi3 import read_config  # noqa: E402
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "export" / "tiny"
 DATA_FREE = {"cpu": "int4-b64", "android": "int4-b32"}  # target -> scheme
 
@@ -97,11 +97,16 @@ def main(
         plot(runs, out.with_suffix(".svg"))
 
 
+def our_export(checkpoint: Path, scratch: Path, target: str) -> list[str]:
+    """Our command line for a target, with whichever checkout is on PYTHONPATH."""
+    words = [sys.executable, "-P", "-m", "phi_edge", "export", str(checkpoint), str(scratch / "artifact")]
+    return [*words, "--quiet", "--target", target]
+
+
 def data_free_commands(checkpoint: Path, scratch: Path, checkouts: dict[str, Path]) -> dict[str, Contender]:
     """Each checkout's data-free exports, those of one target in turns; all write scratch/artifact."""
-    words = [sys.executable, "-P", "-m", "phi_edge", "export", str(checkpoint), str(scratch / "artifact"), "--quiet"]
     return {
-        f"{target} {name}": Contender([*words, "--target", target, "--scheme", scheme], checkout)
+        f"{target} {name}": Contender([*our_export(checkpoint, scratch, target), "--scheme", scheme], checkout)
         for target, scheme in DATA_FREE.items()
         for name, checkout in checkouts.items()
     }
@@ -109,8 +114,10 @@ def data_free_commands(checkpoint: Path, scratch: Path, checkouts: dict[str, Pat
 
 def export_commands(checkpoint: Path, scratch: Path, genai: bool) -> dict[str, Contender]:
     """Each tool's command line; all write scratch/artifact."""
-    ours = [sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(scratch / "artifact"), "--quiet"]
-    commands = {"phi-edge onnx": [*ours, "--target", "cpu"], "phi-edge executorch": [*ours, "--target", "android"]}
+    commands = {
+        "phi-edge onnx": our_export(checkpoint, scratch, "cpu"),
+        "phi-edge executorch": our_export(checkpoint, scratch, "android"),
+    }
     if genai:
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
         builder += ["-o", str(scratch / "artifact"), "-p", "int4", "-e", "cpu", "-c", str(scratch / "cache")]
