@@ -26,6 +26,11 @@ class NumbersError(CheckpointError):
     """The checkpoint's weights, or what they compute, do not fit the target's types."""
 
 
+def not_finite(tensor: str) -> NumbersError:
+    """The error for a tensor with NaN or infinite weights."""
+    return NumbersError(f"{tensor}: holds weights that are not finite; download the checkpoint again")
+
+
 class AdapterError(ExportError):
     """The adapter cannot be merged into this base."""
 

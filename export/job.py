@@ -94,7 +94,8 @@ def resolve(request: ExportRequest) -> Job:
     if activations not in target.activations:
         raise OptionError(f"--activations {activations}: target {target.name} has {', '.join(target.activations)}")
     if activations == "float16" and scheme.bits is None:
-        raise OptionError(f"scheme {scheme.name} keeps 32-bit weights: give --activations float32")
+        able = "give --activations float32" if "float32" in target.activations else "take one of 4 bits for this target"
+        raise OptionError(f"scheme {scheme.name} keeps 32-bit weights: {able}")
     if request.lengths_as_inputs and target.provider != "dml":
         directml = ", ".join(other.name for other in TARGETS.values() if other.provider == "dml")
         raise OptionError(f"--lengths-as-inputs is for {directml}; target {target.name} takes an attention mask")
@@ -102,7 +103,12 @@ def resolve(request: ExportRequest) -> Job:
     check_cache(request, checkpoint, target, format, scheme)
     if request.max_file_bytes is not None and format != "onnx":
         raise OptionError(f"--max-file-size splits ONNX weights, and {format} has one file; leave it out")
-    if request.calibration is not None and scheme.method == "data-free" and request.kv_cache != "int8":
+    looks = scheme.method != "data-free" or request.kv_cache == "int8" or request.has_budget
+    if request.calibration is not None and not looks:
+        if scheme.imported:
+            raise OptionError(
+                "--calibration: this checkpoint is quantised already, and its codes are kept; leave it out"
+            )
         raise OptionError(
             f"--calibration: scheme {scheme.name} looks at no text; leave it out, or take a scheme with -weighted or "
             "-gptq in its name"

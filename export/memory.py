@@ -9,7 +9,7 @@ from export.job import Job
 from export.to_executorch.sizes import PREFILL_TOKENS
 
 # Phi-3-mini, 2.15 GB of weights, 161 tokens of a float32 cache: 2.83 GB at the peak with ONNX Runtime, 4.17 GB with
-# ExecuTorch (docs/benchmarks.md). Both pack the weights again; XNNPACK's source also stays mapped. llama.cpp packs Q4_0
+# ExecuTorch. Both pack the weights again; XNNPACK's source also stays mapped. llama.cpp packs Q4_0
 # again beside the mapped file: SmolLM2, 92 MB of weights, 138 tokens, had 338 MB at the peak.
 RESIDENT: dict[Format, float] = {"onnx": 1.2, "executorch": 1.8, "gguf": 1.7}
 # Of these the process without a model is about this much: interpreter, libraries, scratch of a prefill.

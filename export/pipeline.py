@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from export.artifact import (
@@ -32,8 +32,8 @@ from export.errors import DelegationError, NumbersError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import plan_memory
-from export.plan import check_disk, check_memory, check_sizes, judge
-from export.request import ExportRequest
+from export.plan import check_disk, check_free, check_memory, check_sizes, judge, weight_bytes
+from export.request import ExportRequest, export_options
 from export.system import seldom_collected, tool_versions
 from export.verify.hashing import HashingProcess
 from export.verify.proof import Prover
@@ -74,12 +74,12 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
     job, batch = resolve_judged(request)
     out = real_path(request.out)
     work = work_folder(out)
-    with Journal(work, describe_job(job)) as journal, seldom_collected():
+    with Journal(work, describe_job(job, batch)) as journal, seldom_collected():
         try:
             if not journal.is_finished(out) or request.fresh:
                 export_beside(journal, job, batch, replace(request, out=out), progress, prover)
         except BaseException as error:
-            if journal.is_empty() or isinstance(error, (NumbersError, ProofError)):
+            if journal.is_empty() or isinstance(error, (DelegationError, NumbersError, ProofError)):
                 discard(work)
             elif isinstance(error, SpaceError):
                 raise SpaceError(
@@ -123,10 +123,12 @@ def export_beside(
     if request.fresh:
         journal.forget()
         shutil.rmtree(folder, ignore_errors=True)
-    if job.request.has_budget:
+    if not folder.exists():
+        check_free(out, journal.folder, weight_bytes(job))
+    if batch.probe is not None:
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
-        job = replace(job, scheme=fit_budget(job, journal, progress.read))
+        job = replace(job, scheme=fit_budget(job, batch.probe, journal, progress.read))
     with contextlib.closing(HashingProcess(source_files(job))) as hashing:
         manifest = fill_folder(journal, job, batch, out, progress, prover, hashing)
     publish(folder, out)
@@ -164,7 +166,7 @@ def fill_folder(
     # under way.
     with ThreadPoolExecutor(1) as hasher:
         files = hasher.submit(describe_files, folder, names)
-        manifest = describe(job, layout, unhashed(folder, names), describe_source(job, lambda _: ""), loss)
+        manifest = describe(job, batch, layout, unhashed(folder, names), describe_source(job, lambda _: ""), loss)
         if prover:
             progress.step("running it")
             proof = prover.run(Artifact(folder, manifest))
@@ -195,22 +197,23 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / name).write_text(content, encoding="utf-8")
 
 
-def describe_job(job: Job) -> str:
-    """A digest of everything that decides the bytes: options, versions, and the source's files by size and time."""
+def describe_job(job: Job, batch: Batch) -> str:
+    """A digest of everything that decides the bytes: options, text, code, and the source's files by size and time."""
     source = job.checkpoint
     files = [source.folder / name for name in ("config.json", *source.weight_files, *source.source_files)]
     adapters = [*source.adapters, *(side.folder for side in job.side_adapters)]
     files += [file for adapter in adapters for file in adapter.files]
-    asked = {each.name: getattr(job.request, each.name) for each in fields(job.request)}
-    # The sources are described below; the others do not change the bytes.
-    for name in ("checkpoint", "adapters", "side_adapters", "out", "fresh"):
-        del asked[name]
-    text = asked.pop("calibration")
+    shaping = [option.field for option in export_options() if option.shapes_artifact]
+    # What an option names is described by its content.
+    asked = {
+        name: getattr(job.request, name) for name in shaping if name not in ("adapters", "side_adapters", "calibration")
+    }
     content = {
         "asked": asked,
         "defaults": [job.target.name, job.format, job.scheme.name, job.context_tokens, job.activations],
-        "calibration": sha256_file(Path(text)) if text is not None and Path(text).is_file() else None,
+        "text": batch.digest(),
         "tools": tool_versions(job.format),
+        "code": [sha256_file(file) for file in sorted(Path(__file__).parent.rglob("*.py"))],
         "adapters": [len(source.adapters), *((adapter.name, adapter.weight) for adapter in adapters)],
         "source": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
@@ -242,7 +245,7 @@ def unhashed(folder: Path, names: Sequence[str]) -> dict[str, File]:
     return {name: File(bytes=(folder / name).stat().st_size, sha256="") for name in names}
 
 
-def describe(job: Job, layout: Layout, files: Mapping[str, File], source: Source, loss: Loss) -> Manifest:
+def describe(job: Job, batch: Batch, layout: Layout, files: Mapping[str, File], source: Source, loss: Loss) -> Manifest:
     """Everything the manifest says."""
     config, scheme, rope = job.checkpoint.config, job.scheme, job.checkpoint.config.rope
     return Manifest(
@@ -280,7 +283,7 @@ def describe(job: Job, layout: Layout, files: Mapping[str, File], source: Source
         loss=loss,
         tools=tool_versions(job.format),
         files=files,
-        notes=[*job.checkpoint.notes, *loss_notes(loss), *layout.notes],
+        notes=[*job.checkpoint.notes, *batch.notes, *loss_notes(loss), *layout.notes],
     )
 
 

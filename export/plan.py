@@ -1,6 +1,6 @@
 """What an export will take and what its artifact will take on a device, before any work is done.
 
-Sizes are sums over the model's tensors; the constants below were measured on Phi-3-mini (docs/benchmarks.md says how).
+Sizes are sums over the model's tensors; the constants below were measured on Phi-3-mini, on two cores.
 """
 
 from __future__ import annotations
@@ -83,7 +83,13 @@ def judge(job: Job) -> Batch:
     from export.weights.calibration import make_batch
 
     check_sizes(job)
-    return make_batch(job.checkpoint, job.scheme.method, job.request.calibration, int8_cache=job.int8_cache)
+    return make_batch(
+        job.checkpoint,
+        job.scheme.method,
+        job.request.calibration,
+        int8_cache=job.int8_cache,
+        budget=job.request.has_budget,
+    )
 
 
 def check_sizes(job: Job) -> None:
@@ -121,7 +127,12 @@ def check_disk(out: Path, folder: Path, layout: Layout) -> None:
     for slot in layout.slots.values():
         ends[slot.file] = max(ends.get(slot.file, 0), slot.end)
     written = sum(allocated_bytes(folder / name) for name in ends if (folder / name).is_file())
-    needed = max(0, sum(ends.values()) - written) + DISK_SPARE_BYTES
+    check_free(out, folder, max(0, sum(ends.values()) - written))
+
+
+def check_free(out: Path, folder: Path, weights: int) -> None:
+    """The disk that `folder` is on must hold so many bytes of weights, and some megabytes. Raises SpaceError."""
+    needed = weights + DISK_SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SpaceError(f"{out}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some space")
@@ -175,7 +186,22 @@ def peak_bytes(job: Job, kv_bytes_per_token: int) -> int:
         shapes = job.checkpoint.config.tensor_shapes()
         layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
         peak += STAND_IN_BYTES_PER_WEIGHT * layer + (job.ring_tokens or job.context_tokens) * kv_bytes_per_token
-    return int(max(peak, BASE_BYTES["onnx"] + calibration_bytes(job)))
+    return int(max(peak, BASE_BYTES["onnx"] + max(calibration_bytes(job), measuring_bytes(job))))
+
+
+def measuring_tokens(job: Job) -> int:
+    """How many tokens go through a layer, in the mean, to find out which tensors need more bits."""
+    from export.weights.calibration import PROBE_TOKENS
+
+    return len(matrices(job)) * PROBE_TOKENS // 2 if job.request.has_budget else 0
+
+
+def measuring_bytes(job: Job) -> int:
+    """What that pass holds: a row for each tensor, twice while they are joined, and a layer or the head in float32."""
+    config, shapes = job.checkpoint.config, job.checkpoint.config.tensor_shapes()
+    layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
+    rows = 2 * 2 * measuring_tokens(job) * config.hidden_size
+    return 4 * (rows + max(layer, math.prod(shapes[EMBEDDING]))) if rows else 0
 
 
 def calibration_bytes(job: Job) -> int:
@@ -259,4 +285,5 @@ def seconds_per_weight(job: Job) -> float:
     torch.set_num_threads(threads)
     tokens = pass_tokens(scheme.method, job.checkpoint.config, int8_cache=job.int8_cache)
     further = tokens / PRODUCTS_PER_S if scheme.method != "data-free" or job.int8_cache else 0.0
+    further += measuring_tokens(job) / PRODUCTS_PER_S
     return best / weight.numel() + further + (GPTQ_S_PER_WEIGHT if scheme.method == "gptq" else 0.0)

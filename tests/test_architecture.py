@@ -120,10 +120,10 @@ def test_an_export_option_is_one_field() -> None:
     )
     assert "--crust {thin,thick}" in program(f"{OPTION}\n{argparse_s}")
     digests = (
-        "from pathlib import Path; from export.job import resolve; from export.pipeline import describe_job\n"
-        "one, other, again = (resolve(Wider(checkpoint='tiny', out=Path(o), crust=c)) for o, c in "
+        "from pathlib import Path; from export.pipeline import describe_job, resolve_judged\n"
+        "one, other, again = (resolve_judged(Wider(checkpoint='tiny', out=Path(o), crust=c)) for o, c in "
         "(('a', 'thin'), ('a', 'thick'), ('b', 'thin')))\n"
-        "print(describe_job(one) == describe_job(again), describe_job(one) == describe_job(other))"
+        "print(describe_job(*one) == describe_job(*again), describe_job(*one) == describe_job(*other))"
     )
     assert program(f"{OPTION}\n{digests}") == "True False\n"
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from export.pipeline import export_model
+from export.checkpoint.open import Checkpoint
+from export.errors import SpaceError
+from export.pipeline import Progress, describe_job, export_model, resolve_judged
 from export.request import ExportRequest
-from export.scheme import Precision
-from export.weights.methods.budget import Choice, choose
+from export.scheme import Precision, Scheme
+from export.texts import CALIBRATION
+from export.weights.methods import budget
+from export.weights.methods.budget import Choice, choose, sensitivities
+from export.weights.work_folder import work_folder
 from phi_edge.main import main
 
 SCHEME = "uint4-b64-e8-weighted"
@@ -40,6 +50,34 @@ def test_a_budget_is_spent_and_kept(checkpoint: Path, tmp_path: Path) -> None:
         "8 bits, blocks of 64",
     }
     assert made.manifest.loss.mean_kl < plain.manifest.loss.mean_kl
+
+
+def test_a_budget_follows_the_calibration_text(checkpoint: Path, tmp_path: Path) -> None:
+    """Not the held-out text, which judges the export: the user's own text decides, with a data-free scheme too."""
+    chosen = []
+    for name, sentence in (("one", "Turn off the lamp in the kitchen. "), ("other", "12 + 30 = 42; 7 x 8 = 56. ")):
+        text = tmp_path / f"{name}.txt"
+        text.write_text(sentence * 600, encoding="utf-8")
+        request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / name, scheme="int4-b64", bits_per_weight=7.5)
+        chosen.append(measured(replace(request, calibration=str(text))))
+    assert chosen[0] != chosen[1]
+    held_out = measured(replace(request, calibration=None))
+    assert held_out == measured(replace(request, calibration=str(CALIBRATION)))
+
+
+def measured(request: ExportRequest) -> dict[str, float]:
+    """The sensitivities that an export keeps beside its journal, as it is stopped after them."""
+
+    class Stopped(Progress):
+        def step(self, what: str) -> None:
+            if what.startswith("tracing"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_model(request, Stopped())
+    kept: dict[str, float] = json.loads((work_folder(request.out) / "sensitivity.json").read_text())["kl"]
+    shutil.rmtree(work_folder(request.out))
+    return kept
 
 
 # What the dry run refuses as well: options, and the line.
@@ -96,3 +134,61 @@ def test_bytes_go_where_they_lower_the_kl_most() -> None:
     # All the same: the first ones get them, in every run.
     equal = {name: [Choice(four, 10, 0.0), Choice(four, 15, 0.0), Choice(eight, 20, 0.0)] for name in "abc"}
     assert [choice.bytes for choice in choose(equal, 40).values()] == [20, 10, 10]
+
+
+def test_what_was_measured_is_kept_for_an_export_that_goes_on(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, bits_per_weight=7.5)
+    passes: list[Scheme] = []
+
+    def counted(checkpoint: Checkpoint, scheme: Scheme, *rest: Any) -> dict[str, float]:
+        passes.append(scheme)
+        return sensitivities(checkpoint, scheme, *rest)
+
+    monkeypatch.setattr(budget, "sensitivities", counted)
+
+    class Stopped(Progress):
+        def step(self, what: str) -> None:
+            if what == "quantising":
+                raise KeyboardInterrupt
+
+    for fresh, count in ((False, 1), (False, 1), (True, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            export_model(replace(request, fresh=fresh), Stopped())
+        assert len(passes) == count
+    export_model(request)
+    assert len(passes) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_too_little_disk_is_found_before_the_budget_is_measured(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    monkeypatch.setattr(budget, "sensitivities", lambda *_: pytest.fail("measured"))
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, bits_per_weight=7.5)
+    with pytest.raises(SpaceError, match=r"needs 0\.\d\d GB of disk, 0\.00 GB are free; free some space"):
+        export_model(request)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_text_starts_anew(checkpoint: Path, tmp_path: Path) -> None:
+    """Also where it comes out of a pipe, which has no content to hash afterwards."""
+    digests = []
+    for sentence in ("Turn off the lamp. ", "Turn on the lamp. ", "Turn off the lamp. "):
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb"):
+            with os.fdopen(writing, "w", encoding="utf-8") as text:
+                text.write(sentence * 1500)
+            request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME)
+            digests.append(describe_job(*resolve_judged(replace(request, calibration=f"/dev/fd/{reading}"))))
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_short_text_of_the_user_is_a_note(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("Turn off the lamp in the kitchen. " * 100, encoding="utf-8")
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, calibration=str(text))
+    (note,) = export_model(request).manifest.notes
+    assert re.fullmatch(r"calibrated on own\.txt: \d blocks of 512 tokens of 32 that a longer text gives", note)

@@ -593,6 +593,27 @@ def test_weights_that_are_not_finite_are_not_sealed(copied: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_finds_weights_that_are_not_finite(copied: Path, tmp_path: Path) -> None:
+    tensors = weights(copied)
+    tensors[f"{DOWN}.weight"].view(-1)[3] = float("nan")
+    save(copied, tensors)
+    with pytest.raises(CheckpointError, match=f"{DOWN}.weight: holds weights that are not finite"):
+        export(copied, tmp_path / "out", bits_per_weight=7.5)
+    assert list(tmp_path.glob("out*")) == []
+
+
+@pytest.mark.parametrize("scheme", ["uint4-b64-e8-weighted", "uint4-b64-e8-gptq"])
+@pytest.mark.parametrize("bits", [None, 7.5])
+def test_activations_that_overflow_are_one_line(copied: Path, tmp_path: Path, scheme: str, bits: float | None) -> None:
+    """A norm's weight with a broken exponent: finite itself, and its products are not."""
+    tensors = {name: tensor.float() for name, tensor in weights(copied).items()}
+    tensors["model.layers.0.input_layernorm.weight"][3] = 3e38
+    save(copied, tensors)
+    with pytest.raises(CheckpointError, match="not finite; is the checkpoint whole"):
+        export(copied, tmp_path / "out", scheme=scheme, bits_per_weight=bits)
+    assert list(tmp_path.glob("out*")) == []
+
+
 def test_weights_beyond_the_targets_type_are_not_sealed(copied: Path, tmp_path: Path) -> None:
     tensors = weights(copied)
     tensors["model.norm.weight"][3] = 1e5

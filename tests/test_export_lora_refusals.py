@@ -85,12 +85,12 @@ def test_the_manifest_names_the_adapter(base: Path, good: Path, tmp_path: Path) 
 
 
 def test_another_adapter_starts_a_new_export(base: Path, adapter: Path, tmp_path: Path) -> None:
-    from export.job import resolve
-    from export.pipeline import describe_job
+    from export.pipeline import describe_job, resolve_judged
     from export.request import AdapterChoice, ExportRequest
 
     def digest(*adapters: AdapterChoice) -> str:
-        return describe_job(resolve(ExportRequest(checkpoint=str(base), out=tmp_path / "out", adapters=adapters)))
+        request = ExportRequest(checkpoint=str(base), out=tmp_path / "out", adapters=adapters)
+        return describe_job(*resolve_judged(request))
 
     choice = AdapterChoice(str(adapter))
     assert len({digest(), digest(choice), digest(AdapterChoice(str(adapter), 0.5))}) == 3

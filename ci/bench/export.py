@@ -98,16 +98,16 @@ def main(
 
 
 def our_export(checkpoint: Path, scratch: Path, target: str) -> list[str]:
-    """Our command line for a target, with whichever checkout is on PYTHONPATH."""
+    """Our command line for a target, data-free as the builder is, with whichever checkout is on PYTHONPATH."""
     words = [sys.executable, "-P", "-m", "phi_edge", "export", str(checkpoint), str(scratch / "artifact")]
-    return [*words, "--quiet", "--target", target]
+    return [*words, "--quiet", "--target", target, "--scheme", DATA_FREE[target]]
 
 
 def data_free_commands(checkpoint: Path, scratch: Path, checkouts: dict[str, Path]) -> dict[str, Contender]:
     """Each checkout's data-free exports, those of one target in turns; all write scratch/artifact."""
     return {
-        f"{target} {name}": Contender([*our_export(checkpoint, scratch, target), "--scheme", scheme], checkout)
-        for target, scheme in DATA_FREE.items()
+        f"{target} {name}": Contender(our_export(checkpoint, scratch, target), checkout)
+        for target in DATA_FREE
         for name, checkout in checkouts.items()
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,8 +51,14 @@ class Run:
 
     @property
     def reference(self) -> Path:
-        """The float model's logits."""
-        return self.cache / f"float-{self.digest}-{self.tokens}.npy"
+        """The float model's logits, with which all rows are compared."""
+        return self.cache / f"float-{self.made_by(named(FLOAT))}-{self.tokens}.npy"
+
+    def made_by(self, row: Row) -> str:
+        """A digest of all that the row's result comes from."""
+        compared = [] if row.name == FLOAT else [self.made_by(named(FLOAT))]
+        parts = [self.digest, str(self.tokens), row.command, row.engine, sources_digest(row), *compared]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 @click.command()
@@ -86,20 +93,18 @@ def main(
     folder = cache or cache_folder() / "quality"
     model = checkpoint or build_real_model("phi3", dither=dither)
     run = Run(checkpoint=model, digest=inputs_digest(model), tokens=tokens, threads=threads, cache=folder)
-    if FLOAT not in [row.name for row in wanted]:
-        wanted.insert(0, named(FLOAT))
+    wanted = [named(FLOAT), *(row for row in wanted if row.name != FLOAT)]
     results = [result for row in wanted if (result := result_of(row, run)) is not None]
     if results:
-        write(results, out, name, tokens)
+        given = ["--dither"] * dither + ["--tokens", str(tokens)] + (["--rows", chosen] if chosen else [])
+        write(results, out, name, shlex.join(["python", "ci/bench/quality.py", *given]))
     if len(results) < len(wanted):
         raise click.ClickException(f"{len(wanted) - len(results)} of {len(wanted)} rows failed")
 
 
 def result_of(row: Row, run: Run) -> Result | None:
     """The row's result, out of the cache or measured now; None where that failed, which is printed."""
-    made_by = hashlib.sha256(
-        "\n".join([run.digest, str(run.tokens), row.command, row.engine, sources_digest(row)]).encode()
-    ).hexdigest()[:16]
+    made_by = run.made_by(row)
     place = run.cache / f"{run.checkpoint.resolve().name}-{run.tokens}"
     file = place / f"{row.name.replace('/', '+')}.json"
     known = read_result(file)
@@ -111,24 +116,32 @@ def result_of(row: Row, run: Run) -> Result | None:
     command = [sys.executable, "-m", "ci.quality.measure", row.name, str(file), "--made-by", made_by]
     command += ["--checkpoint", str(run.checkpoint), "--cache", str(run.cache), "--work", str(work)]
     command += ["--reference", str(run.reference), "--tokens", str(run.tokens), "--threads", str(run.threads)]
-    packages = with_packages(*(beside(run.cache, each) for each in row.needs))
-    with log.open("w") as written:
-        ended = subprocess.run(
-            command, cwd=ROOT, env=packages, stdout=written, stderr=subprocess.STDOUT, timeout=ROW_S, check=False
-        )
-    result = read_result(file)
-    if ended.returncode or result is None:
-        click.echo(f"{row.name:<32}  failed with status {ended.returncode}; {log}", err=True)
+    try:
+        packages = with_packages(*(beside(run.cache, each) for each in row.needs))
+        with log.open("w") as written:
+            subprocess.run(
+                command, cwd=ROOT, env=packages, stdout=written, stderr=subprocess.STDOUT, timeout=ROW_S, check=True
+            )
+    except subprocess.SubprocessError as error:
+        click.echo(f"{row.name:<32}  failed: {reason(error)}; {log}", err=True)
         return None
+    if (result := read_result(file)) is None:
+        raise click.ClickException(f"{file}: was not written; {log}")
     shutil.rmtree(work, ignore_errors=True)
     click.echo(f"{row.name:<32}  {result.make_s:.0f} s to make, {result.read_s:.0f} s to read", err=True)
     return result
 
 
-def write(results: Sequence[Result], out: Path | None, name: str, tokens: int) -> None:
+def reason(error: subprocess.SubprocessError) -> str:
+    """A failed command in a few words."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not ended after {error.timeout:.0f} s"
+    return f"status {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+
+
+def write(results: Sequence[Result], out: Path | None, name: str, command: str) -> None:
     """The table on the screen; with `out` also as JSON, as a plot, and in the page."""
-    options = " --dither" if name.endswith("-dither") else ""
-    text = table(results, f"python ci/bench/quality.py{options} --tokens {tokens}")
+    text = table(results, command)
     click.echo(text)
     if out is None:
         return
@@ -160,7 +173,7 @@ def sources_digest(row: Row) -> str:
     digest = hashlib.sha256()
     for source in (*EVERY_ROW, *row.sources):
         path = ROOT / source
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        for file in [path] if path.is_file() else sorted({*path.rglob("*.py"), *path.rglob("*.jsonl")}):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -13,6 +13,8 @@ from ci.quality.engine import Engine
 from ci.quality.genai import Genai, build, build_command
 from ci.quality.llama import PACKAGE, Llama, quantise
 from ci.quality.ours import Ours, default_targets, export, export_command
+from export.artifact import Format
+from export.target import TARGETS
 
 FLOAT = "float32"
 Group = Literal["float", "ours", "peers"]
@@ -65,6 +67,13 @@ def named(name: str) -> Row:
     return rows().get(name) or our_row(name)
 
 
+# What runs the exports of each format: its name, and the package.
+ENGINES: Mapping[Format, tuple[str, str]] = {
+    "onnx": ("ONNX Runtime", "onnxruntime"),
+    "executorch": ("ExecuTorch", "executorch"),
+}
+
+
 def our_row(name: str) -> Row:
     """An export of ours: TARGET, then its scheme and a limit on the size of all weights where they are not the
     defaults, such as cpu/uint4-b64-e8-gptq/113MB."""
@@ -75,13 +84,14 @@ def our_row(name: str) -> Row:
 
     target, *wanted = name.split("/")
     arguments = ["--target", target]
+    engine, package = ENGINES[TARGETS[target].format]
     for each in wanted:
         arguments += ["--max-bytes" if each[0].isdigit() else "--scheme", each]
     return Row(
         name=name,
         label=f"Phi Edge, {target}, {', '.join(wanted) or 'default'}",
         group="ours",
-        engine="the artifact's own engine",
+        engine=f"{engine} {version(package)}",
         command=shlex.join(export_command("CHECKPOINT", "OUT", arguments)),
         make=make,
         sources=["ci/quality/ours.py", "export", "runtimes/engines", "runtimes/loop"],

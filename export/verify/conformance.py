@@ -3,7 +3,7 @@
 A float artifact must give the reference's logits. An int4 one is held against the float model with the same
 dequantised weights, so that only the engine's arithmetic is judged: its attention, its lengths, its int8 activations.
 How far those may put it off is measured on the reference, which rounds as the engine does.
-It loads no engine: `Subject` is what it needs of one, and phi_edge/main.py hands it one that runtimes made.
+It loads no engine: `Subject` is what it needs of one, and runtimes/subject.py makes one.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Dialogues go through the checkpoint's own chat template (see export.texts.docume
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ CALIBRATED_WEIGHTS = 32_000_000_000
 CACHE_BLOCKS = 8
 # A pass without calibration is little more than reading and writing: each further token is a tenth of a percent of it.
 MEASURED_TOKENS = 80
+# By which a budget's pass finds out which tensors need more bits: every tensor costs a forward pass over half of them.
+PROBE_TOKENS = 256
 
 
 def calibration_blocks(method: Method, config: Config, *, int8_cache: bool = False) -> int:
@@ -56,7 +59,8 @@ def pass_tokens(method: Method, config: Config, *, int8_cache: bool = False) -> 
 class Batch:
     """The text of one pass over the model: `ids` int64 [sequences, tokens], of which the first `measured` give the loss
     figures and the others calibrate; with an int8 KV cache the last `cached` are the measured ones again, which are
-    computed with that cache.
+    computed with that cache. `probe` int64 [1, tokens], where a budget is to be spent: a piece of the calibration text
+    on which each tensor's sensitivity is measured.
 
     Values go through the pass as [measured + sequences, tokens, ...]: the measured sequences with float weights, then
     all sequences with dequantised ones.
@@ -65,6 +69,15 @@ class Batch:
     ids: Tensor
     measured: int
     cached: int = 0
+    probe: Tensor | None = None
+    notes: Sequence[str] = ()  # what the user's own text gave
+
+    def digest(self) -> str:
+        """SHA-256 of all its token ids."""
+        digest = hashlib.sha256(self.ids.numpy().tobytes())
+        if self.probe is not None:
+            digest.update(self.probe.numpy().tobytes())
+        return digest.hexdigest()
 
     def first_values(self) -> Tensor:
         """What the first stage takes."""
@@ -84,8 +97,11 @@ class Batch:
         return torch.cat((both, values[len(values) - self.cached :])) if self.cached else both
 
 
-def make_batch(checkpoint: Checkpoint, method: Method, calibration: str | None, *, int8_cache: bool = False) -> Batch:
-    """The text for a method. `calibration` is the user's own file; None takes the one that ships with us.
+def make_batch(
+    checkpoint: Checkpoint, method: Method, calibration: str | None, *, int8_cache: bool = False, budget: bool = False
+) -> Batch:
+    """The text for a method, and for the spending of a budget. `calibration` is the user's own file; None takes the one
+    that ships with us.
 
     Raises OptionError.
     """
@@ -93,11 +109,18 @@ def make_batch(checkpoint: Checkpoint, method: Method, calibration: str | None, 
     count = calibration_blocks(method, checkpoint.config, int8_cache=int8_cache)
     tokens = min(BLOCK_TOKENS if count else MEASURED_TOKENS, longest)
     blocks = text_blocks(checkpoint, HELD_OUT, 1, tokens)
-    if count:
-        blocks += text_blocks(checkpoint, Path(calibration) if calibration else CALIBRATION, count, tokens)
+    probe, notes = None, []
+    if count or budget:  # once: a pipe cannot be read again
+        size = tokens if count else min(PROBE_TOKENS, longest)
+        seen = text_blocks(checkpoint, Path(calibration) if calibration else CALIBRATION, max(count, 1), size)
+        blocks += seen[:count]
+        probe = torch.tensor([seen[0][:PROBE_TOKENS]]) if budget else None
+        if calibration and count:
+            short = f" of {count} that a longer text gives" if len(seen) < count else ""
+            notes.append(f"calibrated on {Path(calibration).name}: {len(seen)} blocks of {tokens} tokens{short}")
     if int8_cache:
         blocks.append(blocks[0])
-    return Batch(torch.tensor(blocks), measured=1, cached=int(int8_cache))
+    return Batch(torch.tensor(blocks), measured=1, cached=int(int8_cache), probe=probe, notes=notes)
 
 
 def text_blocks(checkpoint: Checkpoint, file: Path, count: int, tokens: int) -> list[list[int]]:

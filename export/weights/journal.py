@@ -45,6 +45,7 @@ class Journal:
     def __init__(self, folder: Path, job: str) -> None:
         self.folder, self.job = folder, job
         self.path = folder / JOURNAL
+        self.sensitivities = folder / "sensitivity.json"  # what a budget's pass has measured
         self.stages: list[Stage] = []
 
     def __enter__(self) -> Journal:
@@ -61,12 +62,13 @@ class Journal:
         self.lock.close()
 
     def is_empty(self) -> bool:
-        """Whether no stage, of this job or another, has been noted here."""
-        return not self.path.is_file() or len(self.path.read_bytes().splitlines()) < 2
+        """Whether nothing, of this job or another, is finished here: no stage and no measurement."""
+        stages = self.path.read_bytes().splitlines()[1:] if self.path.is_file() else []
+        return not stages and not self.sensitivities.is_file()
 
     def is_finished(self, out: Path) -> bool:
         """Whether this very job has sealed `out`, and was interrupted before it could remove its work folder."""
-        if self.is_empty() or not (out / MANIFEST).is_file():
+        if not self.path.is_file() or not (out / MANIFEST).is_file():
             return False
         with self.path.open(encoding="utf-8") as file:
             return file.readline() == json.dumps({"job": self.job}) + "\n"
@@ -74,6 +76,7 @@ class Journal:
     def forget(self) -> None:
         """Start anew."""
         self.path.unlink(missing_ok=True)
+        self.sensitivities.unlink(missing_ok=True)
 
     def resume(self, sink: WeightFile) -> int:
         """Take over every stage whose bytes are still what they were; -> how many. Starts anew for another job."""

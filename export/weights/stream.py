@@ -19,7 +19,7 @@ from export.adapters.merged import MergedTensor
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.quantised import QuantisedTensor
 from export.checkpoint.shards import StoredTensor
-from export.errors import NumbersError
+from export.errors import NumbersError, not_finite
 from export.scheme import EMBEDDING, Precision, Scheme
 from export.weights.calibration import Batch
 from export.weights.loss import ChunkLoss, LossMeter, chunk_loss
@@ -32,7 +32,6 @@ from export.weights.weight_file import WeightFile
 # Weights per chunk. With a quarter of this an export took half as long again: the workers waited for the interpreter's
 # lock. More costs memory and gains nothing.
 CHUNK_WEIGHTS = 1 << 20
-NOT_FINITE = "{}: holds weights that are not finite; download the checkpoint again"
 
 # What a worker does with some rows of a matrix: (first row, weights, dequantised weights), both float32.
 Use = Callable[[int, Tensor, Tensor], None]
@@ -144,10 +143,14 @@ class Stream:
             else:
                 assert quantiser is not None
                 weight = self.weight(tensor, start, stop)
-                rows = quantiser.rows(weight)
+                try:
+                    rows = quantiser.rows(weight)
+                except NumbersError as error:  # a block's scale is beyond its type
+                    whole = bool(weight.isfinite().all())
+                    raise (NumbersError(f"{name}: {error}") if whole else not_finite(name)) from error
             loss = chunk_loss(weight, rows)
             if not math.isfinite(loss.squared_weight):
-                raise NumbersError(NOT_FINITE.format(name))
+                raise not_finite(name)
             if use:
                 use(start, weight, rows.dequantised)
             if blocks and blocks.block_type:
@@ -181,7 +184,7 @@ class Stream:
         if self.activation_limit < math.inf and (largest := float(values.abs().amax())) > self.activation_limit:
             raise NumbersError(
                 f"{name}: an activation reaches {largest:.3g} on the measured text, and float16 ends at 65504: the "
-                "artifact would compute infinities; export with --activations float32"
+                "artifact would compute infinities; export with --activations float32, or for cpu if that is refused"
             )
 
     def dtype(self, id: SlotId) -> torch.dtype:
@@ -204,7 +207,7 @@ def finite(name: str, values: Tensor, dtype: torch.dtype, *, copy: bool = False)
         if bool(torch.isfinite(values).all()):
             kind = str(dtype).removeprefix("torch.")
             raise NumbersError(f"{name}: has values beyond {kind}, as which this target stores it; use --target cpu")
-        raise NumbersError(NOT_FINITE.format(name))
+        raise not_finite(name)
     return stored
 
 

@@ -68,7 +68,7 @@ class WeightFile:
                 data, at = data[written:], at + written
         except OSError as error:
             raise SpaceError(
-                f"{self.folder / slot.file}: cannot be written ({error.strerror}); free some space, start again"
+                f"{self.folder / slot.file}: cannot be written ({error.strerror}); free some space"
             ) from error
         if self.filled[slot.id] == slot.length:
             self.done[slot.id] = self.hashes.pop(slot.id).hexdigest()

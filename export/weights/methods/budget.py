@@ -1,4 +1,4 @@
-"""Which tensors get 8 bits under a byte budget: those for which a byte lowers the model's KL the most, as measured.
+"""Which tensors get more bits under a byte budget: those for which a byte lowers the model's KL the most, as measured.
 
 How a tensor's KL is measured in one pass, without going back: the batch holds a text once as the float model computes
 it, and once for every tensor met so far. When the pass reaches a layer, all rows go through its float weights, and for
@@ -14,7 +14,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.checkpoint.open import Checkpoint
-from export.errors import SpaceError
+from export.errors import NumbersError, SpaceError, not_finite
 from export.job import Job
 from export.models.attention import Cached, attend
 from export.models.layers import leaves
@@ -31,14 +30,11 @@ from export.models.shape import EMBEDDING, Layer, Model, on_meta
 from export.plan import budget_bytes, matrices, stored_bytes, weight_bytes
 from export.scheme import Precision, Scheme
 from export.strict import read_json
-from export.texts import HELD_OUT
-from export.weights.calibration import text_blocks
 from export.weights.journal import Journal
 from export.weights.methods.method import levels_of
 from export.weights.methods.quantize import importance_of, quantise_rows
 from export.weights.scratch import Scratch
 
-TEXT_TOKENS = 256
 ROWS_AT_ONCE = 8  # rows of the batch that go through a layer together: bounds the memory of the feed-forward
 # What a tensor's KL becomes in another precision, as a part of its KL in blocks of 64 (or the scheme's own): with half
 # the block, or with a minimum in each of ggml's blocks, from the squared error of a real model's weights; with 8 bits,
@@ -57,10 +53,10 @@ class Choice:
     kl: float
 
 
-def fit_budget(job: Job, journal: Journal, progress: Callable[[str, int], None]) -> Scheme:
+def fit_budget(job: Job, probe: Tensor, journal: Journal, progress: Callable[[str, int], None]) -> Scheme:
     """The job's scheme with the precision of each of the layers' matrices, chosen so that the weight files stay within
-    the job's budget, which is enough for the scheme alone (export.plan.check_budget). What was measured is kept beside
-    the journal, for an export that is continued.
+    the job's budget, which is enough for the scheme alone (export.plan.check_budget). `probe`: see Batch. What was
+    measured is kept beside the journal, for an export that is continued. Raises NumbersError.
     """
     scheme = job.scheme
     assert scheme.linear is not None
@@ -68,21 +64,23 @@ def fit_budget(job: Job, journal: Journal, progress: Callable[[str, int], None])
     plain = sum(stored_bytes(job, name, shape, scheme.linear) for name, shape in shapes.items())
     # What is left for the layers' matrices; the rest is as it is.
     left = plain + budget_bytes(job) - weight_bytes(job)
-    measured = kept_or_measured(job, journal, progress)
+    measured = kept_or_measured(job, probe, journal, progress)
     chosen = choose({name: choices(job, name, shape, measured[name]) for name, shape in shapes.items()}, left)
     overrides = {name: choice.precision for name, choice in chosen.items() if choice.precision != scheme.linear}
     return replace(scheme, overrides=overrides)
 
 
-def kept_or_measured(job: Job, journal: Journal, progress: Callable[[str, int], None]) -> dict[str, float]:
+def kept_or_measured(
+    job: Job, probe: Tensor, journal: Journal, progress: Callable[[str, int], None]
+) -> dict[str, float]:
     """The sensitivities, from an interrupted export of the same job or measured now."""
-    kept = journal.folder / "sensitivity.json"
+    kept = journal.sensitivities
     if kept.is_file():
         content = read_json(kept, SpaceError, "remove this file and start again")
         if content["job"] == journal.job:
             kept_kl: dict[str, float] = content["kl"]
             return kept_kl
-    found = sensitivities(job.checkpoint, job.scheme, progress)
+    found = sensitivities(job.checkpoint, job.scheme, probe, progress)
     part = kept.with_suffix(".part")
     part.write_text(json.dumps({"job": journal.job, "kl": found}), encoding="utf-8")
     part.replace(kept)
@@ -129,14 +127,15 @@ def choose(tensors: Mapping[str, Sequence[Choice]], max_bytes: float) -> dict[st
     return chosen
 
 
-def sensitivities(checkpoint: Checkpoint, scheme: Scheme, progress: Callable[[str, int], None]) -> dict[str, float]:
-    """The KL in nats a token when one matrix of the layers alone is stored as the scheme says, by the matrix's name."""
-    config = checkpoint.config
-    tokens = min(TEXT_TOKENS, config.rope.original_context_tokens, config.max_position_embeddings)
-    ids = torch.tensor(text_blocks(checkpoint, HELD_OUT, 1, tokens))
-    run = Run(checkpoint, scheme, progress, *(torch.from_numpy(t) for t in config.rope.tables(tokens)))
+def sensitivities(
+    checkpoint: Checkpoint, scheme: Scheme, probe: Tensor, progress: Callable[[str, int], None]
+) -> dict[str, float]:
+    """The KL in nats a token on `probe` [1, tokens] when one matrix of the layers alone is stored as the scheme says,
+    by the matrix's name. Raises NumbersError."""
+    tables = checkpoint.config.rope.tables(probe.shape[1])
+    run = Run(checkpoint, scheme, progress, *(torch.from_numpy(table) for table in tables))
     with torch.inference_mode():
-        return run.measure(on_meta(config), ids)
+        return run.measure(on_meta(checkpoint.config), probe)
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,8 @@ class Run:
         for name, _ in module.named_parameters():
             stored = self.checkpoint.tensors[f"{path}.{name}"]
             weights[name] = stored.read()
+            if not bool(weights[name].isfinite().all()):
+                raise not_finite(stored.name)
             self.progress(stored.name, stored.length)
         module.load_state_dict(weights, assign=True)
         return module
@@ -229,6 +230,9 @@ class Run:
         for row in torch.split(values[1:], 1):
             rounded = functional.log_softmax(model.after_logits(model.head(row)), dim=-1)
             kl = functional.kl_div(rounded, exact, log_target=True, reduction="none").sum(dim=-1).mean()
+            if not bool(kl.isfinite()):
+                raise NumbersError(
+                    "the model's logits on the calibration text are not finite; is the checkpoint whole?"
+                )
             found.append(max(float(kl), 0.0))
-        assert all(math.isfinite(kl) for kl in found)
         return found

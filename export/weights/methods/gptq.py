@@ -7,6 +7,7 @@ ones as the inputs' second moments say. Frantar et al., "GPTQ", 2022 (arXiv:2210
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export.errors import NumbersError
 from export.weights.methods.compiled import compiled
 from export.weights.methods.loops import MAGNITUDE, Codes, Floats
 from export.weights.methods.quantize import Levels, QuantisedRows, find_scales, importance_of
@@ -77,10 +79,12 @@ def feedback_of(moments: Moments) -> Feedback:
 
     With H = R R^T, R upper triangular, the upper Cholesky factor of the inverse of H is R's inverse: one factorisation
     and one triangular inverse, without H's inverse itself. A column without inputs has nothing but its damping, so it
-    is rounded to nearest and corrects nothing.
+    is rounded to nearest and corrects nothing. Raises NumbersError.
     """
     diagonal = moments.mean_squares()
     mean = float(diagonal.mean())
+    if not math.isfinite(mean):
+        raise NumbersError("what the model computes on the calibration text is not finite; is the checkpoint whole?")
     total, moments.sum = moments.sum, torch.empty(0)
     mirror_upper(total)
     total /= max(moments.tokens, 1)

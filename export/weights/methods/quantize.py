@@ -187,7 +187,8 @@ def storable(scales: Tensor, levels: Levels, dtype: torch.dtype) -> Tensor:
     largest = rounded * MOST_ZERO_POINT if levels is Levels.MINIMUM else rounded
     if dtype == torch.float16 and bool(largest.half().isinf().any()):
         raise NumbersError(
-            f"a block's scale is {float(scales.abs().max()):.3g}, float16 ends at 65504; export to float32"
+            f"a block's scale is {float(scales.abs().max()):.3g}, and this target stores it in float16, which ends at "
+            "65504; export for cpu as ONNX"
         )
     return rounded
 
