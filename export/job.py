@@ -103,6 +103,8 @@ def resolve(request: ExportRequest) -> Job:
     check_cache(request, checkpoint, target, format, scheme)
     if request.max_file_bytes is not None and format != "onnx":
         raise OptionError(f"--max-file-size splits ONNX weights, and {format} has one file; leave it out")
+    if request.calibration == "":
+        raise OptionError("--calibration is empty; give a text file, or leave it out")
     looks = scheme.method != "data-free" or request.kv_cache == "int8" or request.has_budget
     if request.calibration is not None and not looks:
         if scheme.imported:

@@ -32,16 +32,17 @@ from export.errors import DelegationError, NumbersError, ProofError, SpaceError
 from export.formats import LAYOUTS, Layout
 from export.job import Job, resolve, sketch
 from export.memory import plan_memory
-from export.plan import check_disk, check_free, check_memory, check_sizes, judge, weight_bytes
+from export.plan import check_disk, check_free, check_memory, check_sizes, judge
 from export.request import ExportRequest, export_options
 from export.system import seldom_collected, tool_versions
 from export.verify.hashing import HashingProcess
 from export.verify.proof import Prover
 from export.weights.calibration import Batch
 from export.weights.forward import stream_weights
+from export.weights.imported import imported_notes
 from export.weights.journal import Journal
 from export.weights.layout_file import LAYOUT, describe_layout, write_layout
-from export.weights.methods.budget import fit_budget
+from export.weights.methods.budget import fit_budget, planned_bytes
 from export.weights.slots import SlotId, weight_files
 from export.weights.weight_file import WeightFile
 from export.weights.work_folder import check_out, discard, publish, real_path, recover, work_folder
@@ -124,7 +125,7 @@ def export_beside(
         journal.forget()
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
-        check_free(out, journal.folder, weight_bytes(job))
+        check_free(out, journal.folder, planned_bytes(job))
     if batch.probe is not None:
         progress.step("measuring which tensors need more bits")
         progress.weights(sum(tensor.length for tensor in job.checkpoint.tensors.values()))
@@ -283,7 +284,13 @@ def describe(job: Job, batch: Batch, layout: Layout, files: Mapping[str, File], 
         loss=loss,
         tools=tool_versions(job.format),
         files=files,
-        notes=[*job.checkpoint.notes, *batch.notes, *loss_notes(loss), *layout.notes],
+        notes=[
+            *job.checkpoint.notes,
+            *imported_notes(job.scheme, job.request.scheme),
+            *batch.notes,
+            *loss_notes(loss),
+            *layout.notes,
+        ],
     )
 
 

@@ -62,8 +62,10 @@ def verdict(needed_bytes: int, device_bytes: float, system_bytes: int) -> str:
 
 def make_plan(job: Job) -> Plan:
     """Plan one job. Takes a second: it times the quantiser on this machine."""
+    from export.weights.methods.budget import planned_bytes
+
     config = job.checkpoint.config
-    weights = weight_bytes(job)
+    weights = planned_bytes(job)
     memory = plan_memory(job, weights)
     source = sum(tensor.length for tensor in job.checkpoint.tensors.values())
     stream_s = config.parameters * seconds_per_weight(job) / workers() + source / READ_BYTES_PER_S / workers()

@@ -18,6 +18,7 @@ from devices.measure import score as files
 from devices.measure.cloud import describe_service
 from devices.measure.measurement import DeviceFacts, describe_artifact
 from export.artifact import MANIFEST, Artifact, open_artifact, sha256_file
+from export.errors import OptionError
 from export.texts import HELD_OUT, QUESTIONS
 from export.texts.documents import Document, read_documents
 from export.verify.score.blocks import BLOCK_TOKENS, Block, TokenisedDocument, cut
@@ -68,13 +69,26 @@ def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, t
     no_questions = None
     if questions is None and not tokenizer.has_template:
         no_questions = "this artifact has no chat template"
+    asked = [] if no_questions else read_questions(questions_file)
+    check_lengths(asked, questions_file, tokenizer, artifact.manifest.context_tokens)
     return Inputs(
         text=text_file,
         blocks=blocks,
         questions_file=questions_file,
-        questions=[] if no_questions else read_questions(questions_file),
+        questions=asked,
         no_questions=no_questions,
     )
+
+
+def check_lengths(questions: Sequence[Question], file: Path, tokenizer: Tokenizer, context_tokens: int) -> None:
+    """A question that does not fit is found before the text is read. Raises OptionError."""
+    for number, question in enumerate(questions, start=1):
+        tokens = len(tokenizer.encode_chat([Message("user", question.question)]))
+        if tokens >= context_tokens:
+            raise OptionError(
+                f"{file}: question {number} has {tokens} tokens as a prompt, and the artifact a context of "
+                f"{context_tokens}; shorten it"
+            )
 
 
 def make_score(

@@ -60,6 +60,33 @@ def test_a_broken_score_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "kl: value: expected float, saw 'much'" in result.output
 
 
+@pytest.mark.parametrize(
+    ("name", "figure", "seen"),
+    [
+        ("kl", (-1.0, -1.1, -0.9), "are -1.1, -1, -0.9; possible: 0 or more"),
+        ("top1_agreement", (2.0, None, None), "are 2; possible: 0 to 1"),
+        ("perplexity", (0.5, None, None), "are 0.5; possible: 1 or more"),
+        ("kl", (0.2, 0.3, 0.1), "are 0.3, 0.2, 0.1; possible: 0 or more, in rising order"),
+    ],
+)
+def test_an_impossible_score_is_refused(
+    tmp_path: Path, name: str, figure: tuple[float, float | None, float | None], seen: str
+) -> None:
+    score = write_score(tmp_path / "s.json", fake_measurement())
+    content = json.loads(score.read_text())
+    content[name] = dict(zip(("value", "low", "high"), figure, strict=True))
+    score.write_text(json.dumps(content))
+    result = gate(tmp_path, LIMITS, score)
+    assert result.exit_code == 2 and f"s.json: {name}: its low, value and high {seen}" in result.output, result.output
+
+
+def test_a_share_above_one_is_refused(tmp_path: Path) -> None:
+    score = write_score(tmp_path / "s.json", fake_measurement())
+    result = gate(tmp_path, "[[budget]]\nmin_top1_agreement = 75\n", score)
+    assert result.exit_code == 2
+    assert "min_top1_agreement: expected a share from 0 to 1, such as 0.75, saw 75" in result.output
+
+
 def test_report_puts_quality_beside_speed(tmp_path: Path, measured: Path) -> None:
     own = write_score(tmp_path / "own.json", fake_measurement())
     other = write_score(tmp_path / "other.json", fake_measurement(name="smaller"), kl=0.4, digest="f" * 64)

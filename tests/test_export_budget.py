@@ -91,6 +91,7 @@ REFUSED = {
     "no text": (["--calibration", "/dev/null"], "/dev/null: has 0 tokens; at least 512 are needed"),
     "a folder": (["--calibration", "."], r"\.: cannot be read \(Is a directory\); give a text file"),
     "endless": (["--calibration", "/dev/zero"], "/dev/zero: has more than 268435456 bytes; give a shorter text"),
+    "no name": (["--calibration", ""], "--calibration is empty; give a text file, or leave it out"),
     "unread": (["--calibration", "a.txt", "--scheme", "int4-b32"], "--calibration: scheme int4-b32 looks at no text"),
 }
 
@@ -136,6 +137,16 @@ def test_bytes_go_where_they_lower_the_kl_most() -> None:
     assert [choice.bytes for choice in choose(equal, 40).values()] == [20, 10, 10]
 
 
+def test_the_dry_run_knows_what_a_budget_takes(tmp_path: Path) -> None:
+    def planned(*options: str) -> float:
+        words = ["export", "tiny", str(tmp_path / "out"), "--dry-run", *options]
+        found = re.search(r"artifact +([\d.]+) MB", CliRunner().invoke(main, words).stdout)
+        assert found is not None
+        return float(found[1])
+
+    assert planned() < planned("--max-bytes", "3MB") == 3.0 < planned("--max-bytes", "1GB") < 6
+
+
 def test_what_was_measured_is_kept_for_an_export_that_goes_on(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,8 +168,14 @@ def test_what_was_measured_is_kept_for_an_export_that_goes_on(
         with pytest.raises(KeyboardInterrupt):
             export_model(replace(request, fresh=fresh), Stopped())
         assert len(passes) == count
+    kept = work_folder(request.out) / "sensitivity.json"
+    for damaged in ("[]", '{"job": 1}'):
+        kept.write_text(damaged)
+        with pytest.raises(KeyboardInterrupt):
+            export_model(request, Stopped())
+    assert len(passes) == 4
     export_model(request)
-    assert len(passes) == 2
+    assert len(passes) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

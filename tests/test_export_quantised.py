@@ -368,6 +368,12 @@ def test_rows_are_read_from_anywhere(quantised: Callable[..., Quantised]) -> Non
         (compressed_settings() | {"format": "marlin-24"}, "format is marlin-24"),
         (compressed_settings() | {"transform_config": {"config_groups": {"R1": {}}}}, "transform_config"),
         (compressed_settings() | {"config_groups": {}}, "number of config_groups is 0"),
+        (compressed_settings() | {"config_groups": [1]}, r"config_groups is \[1\], .* allowed: a table"),
+        (compressed_settings() | {"config_groups": {"group_0": {"weights": "int4"}}}, "weights is int4"),
+        (compressed_settings() | {"transform_config": "x"}, "transform_config is x"),
+        (GPTQ | {"checkpoint_format": ["gptq"]}, r"checkpoint_format is \['gptq'\]"),
+        (GPTQ | {"bits": "4"}, "number of bits is '4'"),
+        (AUTO_ROUND | {"packing_format": "auto_round:auto_gptq", "act_bits": 8}, "act_bits is 8"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_by_name(
@@ -401,6 +407,11 @@ def changed(source: Path, folder: Path, **changes: Tensor | None) -> Path:
         ({"scales": None}, "down_proj: has no scales, which gptq stores"),
         ({"scales": torch.zeros(10, 128, dtype=torch.int32)}, "down_proj.scales: has type torch.int32"),
         ({"bias": torch.ones(128)}, "down_proj.bias .* is not part of a phi3 model"),
+        (
+            {"qweight": torch.zeros(40, 128, dtype=torch.int64)},
+            "down_proj.qweight: has type torch.int64; allowed",
+        ),
+        ({"qzeros": torch.zeros(10, 16, dtype=torch.uint8)}, "down_proj.qzeros: has type torch.uint8; allowed: int32"),
     ],
 )
 def test_a_layer_that_cannot_be_repacked_is_refused_by_name(
@@ -409,6 +420,50 @@ def test_a_layer_that_cannot_be_repacked_is_refused_by_name(
     folder = changed(quantised("gptq").folder, tmp_path / "checkpoint", **changes)
     with pytest.raises(CheckpointError, match=part):
         open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "changes", "part"),
+    [
+        (
+            "compressed-tensors zero points",
+            compressed_settings(symmetric=False),
+            {"weight_zero_point": None},
+            "down_proj: has no weight_zero_point, which compressed-tensors stores",
+        ),
+        (
+            "compressed-tensors",
+            compressed_settings(),
+            {"weight_shape": torch.tensor([1, 2])},
+            r"down_proj.weight_shape: says \[1, 2\], and config.json \[128, 320\]",
+        ),
+        (
+            "gptq",
+            {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True},
+            {"g_idx": None},
+            "down_proj: has no g_idx, which gptq stores",
+        ),
+    ],
+)
+def test_what_the_settings_promise_must_be_there(
+    quantised: Callable[..., Quantised],
+    kind: str,
+    settings: dict[str, Any],
+    changes: dict[str, Tensor | None],
+    part: str,
+    tmp_path: Path,
+) -> None:
+    folder = changed(quantised(kind).folder, tmp_path / "checkpoint", **changes)
+    change_config(folder, quantization_config=settings)
+    with pytest.raises(CheckpointError, match=part):
+        open_checkpoint(str(folder))
+
+
+def test_a_scheme_beside_codes_that_are_kept_is_a_note(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
+    artifact = export_model(request(quantised("gptq").folder, tmp_path / "out"))
+    assert "--scheme int4-b64-e8 is for what the checkpoint has in float; its quantised layers keep their codes" in (
+        artifact.manifest.notes
+    )
 
 
 def test_half_a_matrix_is_refused(quantised: Callable[..., Quantised], tmp_path: Path) -> None:
@@ -441,6 +496,7 @@ def test_a_format_that_would_round_is_refused(
     [
         (-1.0, "executorch", "android", "down_proj.weight: has scales that are not above 0"),
         (1e-30, "onnx", "windows-directml", "down_proj.weight: has scales that float16 does not hold exactly"),
+        (float("nan"), "onnx", "cpu", "down_proj, its scales: holds weights that are not finite"),
     ],
 )
 def test_scales_that_a_target_lacks_are_refused(

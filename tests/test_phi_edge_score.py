@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import TINY
 
+from devices.errors import DeviceError
 from export.artifact import open_artifact
 from export.pipeline import export_model
 from export.request import ExportRequest
@@ -105,7 +106,7 @@ def test_tokens_are_taken_from_the_whole_text(tiny_onnx: Path, text: Path, quest
     found = scored(tiny_onnx, "--text", text, "--questions", questions, "--tokens", 500)
     assert 224 <= found["text"]["scored_tokens"] <= 3 * 224
     assert found["perplexity"]["low"] is None  # two or three blocks say nothing of their spread
-    none = scored(tiny_onnx, "--text", text, "--questions", questions, "--tokens", 0)
+    none = scored(tiny_onnx, "--questions", questions, "--tokens", 0)
     assert (none["text"], none["perplexity"], none["exact_match"]["value"]) == (None, None, 0.5)
 
 
@@ -167,6 +168,44 @@ def test_questions_that_cannot_be_read(tiny_onnx: Path, tmp_path: Path, line: st
     file.write_text('{"question": "a", "answers": ["b"]}\n' + line + "\n", encoding="utf-8")
     result = score(tiny_onnx, "--questions", file)
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_a_question_that_does_not_fit_is_found_first(tiny_onnx: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(QUESTIONS + json.dumps({"question": "a b " * 5000, "answers": ["c"]}) + "\n", encoding="utf-8")
+    result = score(tiny_onnx, "--questions", file)
+    assert result.exit_code == 2, result.output
+    assert re.search(
+        r"questions\.jsonl: question 3 has \d+ tokens as a prompt, and the artifact a context", result.stderr
+    )
+    assert "perplexity" not in result.stdout
+
+
+def test_a_reference_needs_a_text(tiny_onnx: Path, text: Path) -> None:
+    for option in (["--against", tiny_onnx], ["--text", text]):
+        result = score(tiny_onnx, "--tokens", 0, *option)
+        assert (result.exit_code, "--tokens 0 asks only the questions" in result.stderr) == (2, True), result.stderr
+
+
+def test_json_lines_are_known_by_their_first_line(tiny_onnx: Path, tmp_path: Path, text: Path) -> None:
+    """Whatever the file's name is, and out of a pipe, which has none."""
+    lines = json.dumps({"text": text.read_text(encoding="utf-8")}) + "\n"
+    found = []
+    for name in ("lines.jsonl", "lines.JSON", "lines"):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+        found.append(scored(tiny_onnx, "--text", tmp_path / name, "--tokens", 500)["perplexity"])
+    assert found[0] == found[1] == found[2] == scored(tiny_onnx, "--text", text, "--tokens", 500)["perplexity"]
+
+
+def test_the_figures_are_printed_where_the_file_cannot_be_written(
+    tiny_onnx: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DeviceError("s.json: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("phi_edge.verbs.score.write_text", full)
+    result = score(tiny_onnx, "--text", text, "--tokens", 500, "--json", tmp_path / "s.json")
+    assert result.exit_code == 2 and "perplexity" in result.stdout and "No space left" in result.stderr
 
 
 def test_another_vocabulary_is_refused(tiny_onnx: Path, tmp_path: Path, text: Path, questions: Path) -> None:

@@ -112,6 +112,9 @@ def _budget(row: Mapping[str, Any], where: str) -> Budget:
     if not isinstance(optional, bool):
         raise BudgetError(f"{where}: optional: expected true or false, saw {optional!r}")
     found = {key: _number(value, f"{where}: {key}") for key, value in row.items() if key in known}
+    for key, value in found.items():
+        if METRICS[known[key][0]].unit == "share" and value > 1:
+            raise BudgetError(f"{where}: {key}: expected a share from 0 to 1, such as 0.75, saw {value:g}")
     if not found:
         raise BudgetError(f"{where}: has no limit; known: {', '.join(known)}")
     return Budget(match=match, limits=found, optional=optional)

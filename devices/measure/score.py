@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,15 @@ from devices.measure.measurement import ArtifactFacts, DeviceFacts
 from export.strict import build
 
 SCHEMA = 1
+# What each figure can be.
+POSSIBLE: Mapping[str, tuple[float, float]] = {
+    "perplexity": (1.0, math.inf),
+    "reference_perplexity": (1.0, math.inf),
+    "perplexity_ratio": (0.0, math.inf),
+    "kl": (0.0, math.inf),
+    "top1_agreement": (0.0, 1.0),
+    "exact_match": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +110,16 @@ def load_score(content: object, path: Path) -> Score:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         seen = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise MeasurementError(f"{path}: schema {seen!r:.60}; this version reads scores of schema {SCHEMA}; run score")
-    return build(Score, content, str(path), MeasurementError)
+    score = build(Score, content, str(path), MeasurementError)
+    for name, (least, most) in POSSIBLE.items():
+        figure: Figure | None = getattr(score, name)
+        if figure is None:
+            continue
+        values = [value for value in (figure.low, figure.value, figure.high) if value is not None]
+        if not all(least <= value <= most for value in values) or values != sorted(values):
+            seen = ", ".join(f"{value:g}" for value in values)
+            allowed = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+            raise MeasurementError(
+                f"{path}: {name}: its low, value and high are {seen}; possible: {allowed}, in rising order; run score"
+            )
+    return score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ class Quantisation:
     method: str
     packing: Packing
     group_size: int  # weights along the input that share a scale
+    required: Sequence[str] = ()  # tensors that are optional in the packing, and that these settings promise
 
 
 def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:
@@ -80,12 +81,13 @@ def without_quantisation(content: Mapping[str, Any]) -> dict[str, Any]:
 def _gptq(method: str, settings: Mapping[str, Any]) -> Quantisation:
     versions = {"gptq": 1, "gptq_v2": 0}
     version = settings.get("checkpoint_format") or "gptq"
-    if version not in versions or settings.get("is_marlin_format"):
+    if not isinstance(version, str) or version not in versions or settings.get("is_marlin_format"):
         version = "marlin" if settings.get("is_marlin_format") else version
         raise _cannot(method, "checkpoint_format", version, "gptq or gptq_v2")
     if settings.get("adapter"):
         raise _cannot(method, "adapter", settings["adapter"], "none: merge it first")
-    return _checked(method, Gptq(versions[version]), settings.get("bits"), settings.get("group_size"))
+    required = ["g_idx"] if settings.get("desc_act") else []
+    return _checked(method, Gptq(versions[version]), settings.get("bits"), settings.get("group_size"), required)
 
 
 def _awq(method: str, settings: Mapping[str, Any]) -> Quantisation:
@@ -100,8 +102,10 @@ def _auto_round(method: str, settings: Mapping[str, Any]) -> Quantisation:
     # Its zero points are stored as those of GPTQ's first format.
     packings: dict[str, Packing] = {"auto_round:auto_gptq": Gptq(1), "auto_round:auto_awq": Awq()}
     name = settings.get("packing_format")
-    if name not in packings:
+    if not isinstance(name, str) or name not in packings:
         raise _cannot(method, "packing_format", name, " or ".join(packings))
+    if settings.get("act_bits", 16) not in (16, 32, None):
+        raise _cannot(method, "act_bits", settings["act_bits"], "16: weights alone")
     if settings.get("data_type", "int") != "int":
         raise _cannot(method, "data_type", settings["data_type"], "int")
     return _checked(method, packings[name], settings.get("bits"), settings.get("group_size"))
@@ -110,37 +114,48 @@ def _auto_round(method: str, settings: Mapping[str, Any]) -> Quantisation:
 def _compressed_tensors(method: str, settings: Mapping[str, Any]) -> Quantisation:
     if settings.get("format") != "pack-quantized":
         raise _cannot(method, "format", settings.get("format"), "pack-quantized")
-    transforms = settings.get("transform_config") or {}
+    transforms = _table(method, "transform_config", settings.get("transform_config"))
     if transforms.get("config_groups"):
         raise _cannot(method, "transform_config", "given", "none: the model would have to transform its activations")
     if settings.get("kv_cache_scheme"):
         raise _cannot(method, "kv_cache_scheme", "given", "none")
-    groups = list((settings.get("config_groups") or {}).values())
+    groups = list(_table(method, "config_groups", settings.get("config_groups")).values())
     if len(groups) != 1:
         raise _cannot(method, "number of config_groups", len(groups), "1")
-    if groups[0].get("input_activations") or groups[0].get("output_activations"):
+    group = _table(method, "config_groups", groups[0])
+    if group.get("input_activations") or group.get("output_activations"):
         raise _cannot(method, "activations", "quantised", "weights alone")
-    weights = groups[0].get("weights") or {}
+    weights = _table(method, "weights", group.get("weights"))
     if weights.get("type") != "int" or weights.get("strategy") not in ("group", "channel"):
         seen = f"{weights.get('type')} by {weights.get('strategy')}"
         raise _cannot(method, "weights", seen, "int by group")
     group_size = -1 if weights["strategy"] == "channel" else weights.get("group_size")
-    return _checked(method, PackQuantized(), weights.get("num_bits"), group_size)
+    required = ["weight_zero_point"] if weights.get("symmetric") is False else []
+    return _checked(method, PackQuantized(), weights.get("num_bits"), group_size, required)
 
 
-def _checked(method: str, packing: Packing, bits: object, group_size: object) -> Quantisation:
+def _table(method: str, key: str, value: object) -> Mapping[str, Any]:
+    """A value of config.json that is a table, or is left out."""
+    if not isinstance(value, dict | None):
+        raise _cannot(method, key, value, "a table")
+    return value or {}
+
+
+def _checked(
+    method: str, packing: Packing, bits: object, group_size: object, required: Sequence[str] = ()
+) -> Quantisation:
     if bits != 4:
-        raise _cannot(method, "number of bits", bits, "4")
+        raise _cannot(method, "number of bits", repr(bits), "4")
     if not isinstance(group_size, int) or group_size not in GROUP_SIZES:
         seen = "-1 (a scale for each channel)" if group_size == -1 else group_size
         raise _cannot(method, "group_size", seen, ", ".join(map(str, GROUP_SIZES)))
-    return Quantisation(method, packing, group_size)
+    return Quantisation(method, packing, group_size, required)
 
 
 def _cannot(method: str, key: str, seen: object, allowed: str) -> CheckpointError:
     return CheckpointError(
-        f"config.json: quantised by {method}, its {key} is {seen}, which cannot be imported without loss; allowed: "
-        f"{allowed}; or give the float checkpoint"
+        f"config.json: quantised by {method}, its {key} is {seen!s:.80}, which cannot be imported without loss; "
+        f"allowed: {allowed}; or give the float checkpoint"
     )
 
 

@@ -3,7 +3,7 @@ time. Nothing is quantised here, and nothing is rounded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from export.checkpoint.packings import MIDDLE, Packing, Parts
 from export.checkpoint.quantisation import Quantisation
 from export.checkpoint.shards import FLOATS, Piece
-from export.errors import CheckpointError
+from export.errors import CheckpointError, not_finite
 from export.weights.scratch import Scratch
 
 
@@ -126,6 +126,15 @@ class QuantisedTensor:
         return self.read_rows(0, self.shape[0])
 
 
+_INT32, _INDICES = (torch.int32,), (torch.int32, torch.int64)
+# The types that each part may have.
+TYPES: Mapping[str, Collection[torch.dtype]] = {
+    **dict.fromkeys(("qweight", "qzeros", "weight_packed", "weight_zero_point"), _INT32),
+    **dict.fromkeys(("g_idx", "weight_g_idx", "weight_shape"), _INDICES),
+    **dict.fromkeys(("scales", "weight_scale"), tuple(FLOATS.values())),
+}
+
+
 def join_parts(
     found: Mapping[str, Piece], expected: Mapping[str, tuple[int, ...]], quantisation: Quantisation
 ) -> dict[str, Piece | QuantisedPiece]:
@@ -159,7 +168,7 @@ def make_piece(
             "repacked exactly; give the float checkpoint"
         )
     needed, optional = packing.shapes(*shape, group_size), packing.optional(*shape, group_size)
-    if missing := [part for part in needed if f"{path}.{part}" not in found]:
+    if missing := [part for part in (*needed, *quantisation.required) if f"{path}.{part}" not in found]:
         raise CheckpointError(f"{path}: has no {missing[0]}, which {quantisation.method} stores; download it again")
     parts = {part: found[f"{path}.{part}"] for part in (*needed, *optional) if f"{path}.{part}" in found}
     for part, expected in {**needed, **optional}.items():
@@ -168,10 +177,11 @@ def make_piece(
                 f"{path}.{part}: has shape {list(parts[part].shape)}; 4 bits in groups of {group_size} have "
                 f"{list(expected)}, and nothing else can be imported"
             )
-        floats = part in ("scales", "weight_scale")
-        if part in parts and floats != (parts[part].dtype in FLOATS.values()):
-            kind = "float" if floats else "whole numbers"
-            raise CheckpointError(f"{path}.{part}: has type {parts[part].dtype}, {kind} is expected; download it again")
+        if part in parts and parts[part].dtype not in TYPES[part]:
+            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in TYPES[part])
+            raise CheckpointError(f"{path}.{part}: has type {parts[part].dtype}; allowed: {kinds}; download it again")
+    if "weight_shape" in parts and (stored := parts["weight_shape"].read_rows(0, 2).tolist()) != list(shape):
+        raise CheckpointError(f"{path}.weight_shape: says {stored}, and config.json {list(shape)}; download it again")
     refuse_order(path, parts, group_size)
     return QuantisedPiece(name, shape, group_size, packing, parts)
 
@@ -190,9 +200,13 @@ def refuse_order(path: str, parts: Parts, group_size: int) -> None:
 
 
 def refuse_scales(tensor: QuantisedTensor, dtype: torch.dtype, *, positive: bool) -> str | None:
-    """Why a matrix's scales cannot be stored in `dtype` exactly; None if they can. Reads every scale."""
+    """Why a matrix's scales cannot be stored in `dtype` exactly; None if they can. Reads every scale.
+
+    Raises NumbersError."""
     for piece in tensor.pieces:
         scales = piece.scales(0, piece.shape[0]).float()
+        if not bool(scales.isfinite().all()):
+            raise not_finite(f"{piece.name.removesuffix('.weight')}, its scales")
         if not torch.equal(scales.to(dtype).float(), scales):
             return f"scales that {str(dtype).removeprefix('torch.')} does not hold exactly"
         if positive and float(scales.min()) <= 0:

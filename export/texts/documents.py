@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from export.errors import OptionError
-from export.texts.lines import read_lines, read_text
+from export.strict import parse_json
+from export.texts.lines import parse_lines, read_text
 
 Role = Literal["system", "user", "assistant"]
 ROLES: Sequence[Role] = get_args(Role)
@@ -36,13 +37,27 @@ class Document:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """All documents of a file: JSON lines where its name ends in .jsonl, else one document. Raises OptionError."""
-    if path.suffix != ".jsonl":
-        return [Document(kind="text", text=read_text(path))]
-    documents = [_document(content, where) for where, content in read_lines(path)]
+    """All documents of a file: JSON lines where its name ends in .jsonl or it begins with one, else one document.
+
+    Raises OptionError.
+    """
+    text = read_text(path)
+    if path.suffix.lower() != ".jsonl" and not _begins_with_document(text):
+        return [Document(kind="text", text=text)]
+    documents = [_document(content, where) for where, content in parse_lines(text, path)]
     if not documents:
         raise OptionError(f'{path}: has no documents; give a line such as {{"text": "..."}}')
     return documents
+
+
+def _begins_with_document(text: str) -> bool:
+    """Whether the first line is one of JSON lines, such as a pipe has them, or a file of another name."""
+    first = text.lstrip().partition("\n")[0]
+    try:
+        content = parse_json(first.encode()) if first.startswith("{") else None
+    except ValueError:
+        return False
+    return isinstance(content, dict) and ("text" in content or "messages" in content)
 
 
 def _document(content: dict[str, Any], where: str) -> Document:

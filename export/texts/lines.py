@@ -25,11 +25,16 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with its place, `FILE: line N`; empty lines are skipped.
+    """As parse_lines, of a whole file."""
+    return parse_lines(read_text(path), path)
+
+
+def parse_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON lines out of `path`, each with its place, `FILE: line N`; empty lines are skipped.
 
     Raises OptionError.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"

@@ -57,6 +57,13 @@ def imported_scheme(
     )
 
 
+def imported_notes(scheme: Scheme, asked: str | None) -> list[str]:
+    """What a scheme that the user asked for does to a checkpoint that is quantised already."""
+    if not scheme.imported or asked is None:
+        return []
+    return [f"--scheme {asked} is for what the checkpoint has in float; its quantised layers keep their codes"]
+
+
 def refuse_inexact(name: str, tensor: QuantisedTensor, *, format: Format, provider: str | None) -> None:
     """Raises NumbersError where the format cannot store a matrix code for code."""
     if format == "onnx":

@@ -86,6 +86,8 @@ def score_command(
         raise DeviceError(
             "ARTIFACT is missing; an example: phi-edge score my-artifact --against microsoft/Phi-3-mini-4k-instruct"
         )
+    if not tokens and (against is not None or text is not None):
+        raise DeviceError("--tokens 0 asks only the questions: leave --against and --text out, or read some tokens")
     opened = open_artifact(artifact)
     inputs = read_inputs(opened, text, questions, tokens)
     score = make_score(opened, inputs, against, device=device, lab=lab, wait_s=wait_s, threads=threads)
@@ -93,11 +95,11 @@ def score_command(
 
 
 def show(score: Score, out: Path | None, no_questions: str | None) -> None:
-    """Write the file, if one is wanted, and print the figures, unless the file is stdout."""
-    if out is not None:
-        write_text(out, score.to_json())
+    """Print the figures, unless the file is stdout, and write the file, if one is wanted: last, as it may fail."""
     if str(out) != "-":
         echo(to_text(score, no_questions))
+    if out is not None:
+        write_text(out, score.to_json())
 
 
 def to_text(score: Score, no_questions: str | None) -> str:

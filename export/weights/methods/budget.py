@@ -77,7 +77,7 @@ def kept_or_measured(
     kept = journal.sensitivities
     if kept.is_file():
         content = read_json(kept, SpaceError, "remove this file and start again")
-        if content["job"] == journal.job:
+        if isinstance(content, dict) and content.get("job") == journal.job and content.get("kl"):
             kept_kl: dict[str, float] = content["kl"]
             return kept_kl
     found = sensitivities(job.checkpoint, job.scheme, probe, progress)
@@ -101,6 +101,19 @@ def choices(job: Job, name: str, shape: tuple[int, ...], kl: float) -> list[Choi
             ways.append((replace(plain, block_size=plain.block_size // 2), kl * KL_OF_HALF_A_BLOCK))
         ways.append((Precision(bits=8, block_size=plain.block_size), kl * KL_OF_8_BITS))
     return [Choice(precision, stored_bytes(job, name, shape, precision), lost) for precision, lost in ways]
+
+
+def planned_bytes(job: Job) -> int:
+    """Bytes of the weight file, too, where a budget is spent: as much of it as the matrices can take."""
+    least = weight_bytes(job)
+    if not job.request.has_budget:
+        return least
+    room = 0
+    for name, shape in matrices(job).items():
+        if name.startswith("model.layers."):
+            sizes = [choice.bytes for choice in choices(job, name, shape, kl=0.0)]
+            room += max(sizes) - sizes[0]
+    return int(min(budget_bytes(job), least + room))
 
 
 def choose(tensors: Mapping[str, Sequence[Choice]], max_bytes: float) -> dict[str, Choice]:
