@@ -80,7 +80,7 @@ def export_model(request: ExportRequest, progress: Progress | None = None, prove
             if not journal.is_finished(out) or request.fresh:
                 export_beside(journal, job, batch, replace(request, out=out), progress, prover)
         except BaseException as error:
-            if journal.is_empty() or isinstance(error, (DelegationError, NumbersError, ProofError)):
+            if journal.is_empty() or isinstance(error, (NumbersError, ProofError)):
                 discard(work)
             elif isinstance(error, SpaceError):
                 raise SpaceError(
