@@ -60,7 +60,7 @@ def fit_budget(job: Job, probe: Tensor, journal: Journal, progress: Callable[[st
     """
     scheme = job.scheme
     assert scheme.linear is not None
-    shapes = {name: shape for name, shape in matrices(job).items() if name.startswith("model.layers.")}
+    shapes = layer_matrices(job)
     plain = sum(stored_bytes(job, name, shape, scheme.linear) for name, shape in shapes.items())
     # What is left for the layers' matrices; the rest is as it is.
     left = plain + budget_bytes(job) - weight_bytes(job)
@@ -68,6 +68,11 @@ def fit_budget(job: Job, probe: Tensor, journal: Journal, progress: Callable[[st
     chosen = choose({name: choices(job, name, shape, measured[name]) for name, shape in shapes.items()}, left)
     overrides = {name: choice.precision for name, choice in chosen.items() if choice.precision != scheme.linear}
     return replace(scheme, overrides=overrides)
+
+
+def layer_matrices(job: Job) -> dict[str, tuple[int, ...]]:
+    """The matrices that a budget is spent on, with their shapes."""
+    return {name: shape for name, shape in matrices(job).items() if name.startswith("model.layers.")}
 
 
 def kept_or_measured(
@@ -109,10 +114,9 @@ def planned_bytes(job: Job) -> int:
     if not job.request.has_budget:
         return least
     room = 0
-    for name, shape in matrices(job).items():
-        if name.startswith("model.layers."):
-            sizes = [choice.bytes for choice in choices(job, name, shape, kl=0.0)]
-            room += max(sizes) - sizes[0]
+    for name, shape in layer_matrices(job).items():
+        sizes = [choice.bytes for choice in choices(job, name, shape, kl=0.0)]
+        room += max(sizes) - sizes[0]
     return int(min(budget_bytes(job), least + room))
 
 
