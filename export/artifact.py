@@ -139,7 +139,7 @@ class Loss:
     mean_squared_error: float  # over all quantised weights, relative to their mean square
     max_logit_difference: float
     mean_kl: float  # nats per token, float against quantised
-    kl_interval: Sequence[float]  # 95 %, by blocks of 32 tokens; a data-free export has two, which say little
+    kl_interval: Sequence[float]  # 95 %, by blocks of 32 tokens; a data-free export's is wide, for it has two
     top1_agreement: float  # share of positions where both prefer the same token
     float_perplexity: float | None
     perplexity: float | None

@@ -12,6 +12,7 @@ from export.adapters.side import SideAdapter, side_adapters
 from export.artifact import Format, Model
 from export.checkpoint.hub import hub_id, outline
 from export.checkpoint.open import CHECKPOINT_FILES, Checkpoint, open_checkpoint
+from export.checkpoint.quantisation import judged_by_codes
 from export.errors import AdapterError, CheckpointError, OptionError
 from export.models.shape import Config
 from export.request import ExportRequest
@@ -228,12 +229,12 @@ def check_cache(request: ExportRequest, checkpoint: Checkpoint, target: Target, 
 
 def sketch(request: ExportRequest, judge: Callable[[Job], T]) -> tuple[Job, T] | None:
     """The job of a hub id, from an outline of its checkpoint: to judge every option, and to plan, before the weights
-    are downloaded. None where there is nothing to download. `judge` sees it while the outline's files are there; what
-    it returns comes along. Raises as `resolve` and `judge` do."""
+    are downloaded. None where there is nothing to download, or where only the tensors can tell. `judge` sees it while
+    the outline's files are there; what it returns comes along. Raises as `resolve` and `judge` do."""
     if hub_id(request.checkpoint) is None:
         return None
     with outline(request.checkpoint, CHECKPOINT_FILES) as folder:
-        if folder is None:
+        if folder is None or judged_by_codes(folder):
             return None
         try:
             job = resolve(replace(request, checkpoint=str(folder)))

@@ -121,8 +121,7 @@ def export_beside(
         recover(folder, out)
     check_out(out, journal.folder)
     check_memory(job)
-    if request.fresh:
-        journal.forget()
+    if journal.starts_anew(fresh=request.fresh):  # another job's files are longer, or have other names
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         check_free(out, journal.folder, planned_bytes(job))

@@ -18,6 +18,7 @@ from export.job import Job
 from export.memory import kv_bytes_per_token, plan_memory
 from export.scheme import EMBEDDING, HEAD, Precision
 from export.system import memory_room, workers
+from export.to_onnx.sizes import shared_zero_points
 from export.weights.slots import BLOCK_BYTES, BLOCK_WEIGHTS, block_type
 
 if TYPE_CHECKING:
@@ -226,6 +227,9 @@ def weight_bytes(job: Job) -> int:
         total += 2 * config.rope.stacked_rows(job.context_tokens) * (config.rope.rotary_dim // 2) * float_bytes(job)
     if job.int8_cache:  # a scale for each channel of keys and values
         total += kv_bytes_per_token(job) * float_bytes(job)
+    if job.target.provider == "dml":
+        budget_block = scheme.linear.block_size if scheme.linear and job.request.has_budget else None
+        total += sum(shared_zero_points(config, scheme, budget_block=budget_block).values())
     shapes = config.tensor_shapes()
     if job.format == "executorch" and config.tie_word_embeddings and not scheme.row_table:
         shapes[HEAD] = shapes[EMBEDDING]

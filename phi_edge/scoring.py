@@ -19,6 +19,7 @@ from devices.measure.cloud import describe_service
 from devices.measure.measurement import DeviceFacts, describe_artifact
 from export.artifact import MANIFEST, Artifact, open_artifact, sha256_file
 from export.errors import OptionError
+from export.request import AdapterChoice
 from export.texts import HELD_OUT, QUESTIONS
 from export.texts.documents import Document, read_documents
 from export.verify.score.blocks import BLOCK_TOKENS, Block, TokenisedDocument, cut
@@ -28,7 +29,7 @@ from export.verify.score.questions import Question, read_questions
 from phi_edge.progress import steps
 from phi_edge.scored import Scored, open_here, open_there
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
-from runtimes.errors import EngineError
+from runtimes.errors import EngineError, RequestError
 from runtimes.intact import check_intact
 from runtimes.registry import open_tokens
 from runtimes.text.tokenizer import Tokenizer
@@ -39,9 +40,11 @@ Step = Callable[[int, str], None]  # how many blocks and questions are done, and
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What is read and asked. `no_questions` says why none are asked."""
+    """What is read and asked. `left_out` counts the text's conversations that the chat template refuses;
+    `no_questions` says why none are asked."""
 
     text: Path
+    left_out: int
     blocks: Sequence[Block]
     questions_file: Path
     questions: Sequence[Question]
@@ -62,8 +65,11 @@ def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, t
     tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
     text_file, questions_file = text or HELD_OUT, questions or QUESTIONS
     blocks: list[Block] = []
+    left_out = 0
     if tokens:
-        documents = [tokenise(document, tokenizer) for document in read_documents(text_file)]
+        texts = read_documents(text_file)
+        documents = tokenise(texts, tokenizer)
+        left_out = len(texts) - len(documents)
         most = min(BLOCK_TOKENS, artifact.manifest.context_tokens)
         blocks = cut(documents, prefix=tokenizer.encode_prompt(""), tokens=tokens, most_tokens=most)
     no_questions = None
@@ -73,6 +79,7 @@ def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, t
     check_lengths(asked, questions_file, tokenizer, artifact.manifest.context_tokens)
     return Inputs(
         text=text_file,
+        left_out=left_out,
         blocks=blocks,
         questions_file=questions_file,
         questions=asked,
@@ -96,6 +103,7 @@ def make_score(
     inputs: Inputs,
     against: str | None,
     *,
+    adapters: Sequence[AdapterChoice] = (),
     device: str | None,
     lab: Path | None,
     wait_s: float,
@@ -113,7 +121,7 @@ def make_score(
             scored = stack.enter_context(open_there(artifact, device, lab, wait_s, threads, lambda what: step(0, what)))
         reference = None
         if against is not None and inputs.blocks:
-            reference = stack.enter_context(_open_reference(artifact, against, threads, step))
+            reference = stack.enter_context(_open_reference(artifact, against, adapters, threads, step))
         found = _read(scored, inputs.blocks, reference, step)
         right = ask(scored.runtime, inputs.questions, len(inputs.blocks), step)
     return files.Score(
@@ -166,17 +174,21 @@ def score_service(name: str, device: CloudDevice, questions: Path | None) -> fil
 
 
 @contextlib.contextmanager
-def _open_reference(artifact: Artifact, against: str, threads: int | None, step: Step) -> Iterator[Reference]:
+def _open_reference(
+    artifact: Artifact, against: str, adapters: Sequence[AdapterChoice], threads: int | None, step: Step
+) -> Iterator[Reference]:
     from export.verify.score.reference import check_tokens, float_reference
 
     if not (Path(against) / MANIFEST).is_file():
-        model = float_reference(artifact, against)
+        model = float_reference(artifact, against, adapters)
 
         def layer_done(done: int, total: int) -> None:
             step(0, f"reading the reference: layer {done} of {total}")
 
         yield Reference(model.name, None, lambda blocks: model.rows(blocks, layer_done))
         return
+    if adapters:
+        raise OptionError(f"--adapter is for a checkpoint, and {against} is an artifact: leave --adapter out")
     other = open_artifact(Path(against))
     tokenizer = other.path("tokenizer.json").read_text(encoding="utf-8")
     check_tokens(artifact, other.folder.name, tokenizer, other.manifest.model.vocab_size)
@@ -223,14 +235,27 @@ def _is_answered(runtime: Runtime, question: Question) -> bool:
     return question.is_right(said)
 
 
-def tokenise(document: Document, tokenizer: Tokenizer) -> TokenisedDocument:
-    """A conversation goes through the chat template; where the artifact has none, it is read as plain paragraphs."""
-    turns = document.turns or ()
-    if turns and tokenizer.has_template:
+def tokenise(documents: Sequence[Document], tokenizer: Tokenizer) -> list[TokenisedDocument]:
+    """A conversation goes through the chat template, and is left out where that has no place for one of its messages,
+    as many have none for a system's. Where the artifact has no template, it is read as plain paragraphs.
+
+    Raises RequestError where nothing is left.
+    """
+    found, refusal = [], None
+    for document in documents:
+        turns = document.turns or ()
+        if not (turns and tokenizer.has_template):
+            text = document.text or "\n\n".join(turn.content for turn in turns)
+            found.append(TokenisedDocument(document.kind, tokenizer.encode_prompt(text)))
+            continue
         messages = [Message(turn.role, turn.content) for turn in turns]
-        return TokenisedDocument(document.kind, tokenizer.encode_chat(messages, ready=False))
-    text = document.text or "\n\n".join(turn.content for turn in turns)
-    return TokenisedDocument(document.kind, tokenizer.encode_prompt(text))
+        try:
+            found.append(TokenisedDocument(document.kind, tokenizer.encode_chat(messages, ready=False)))
+        except RequestError as error:
+            refusal = error
+    if refusal is not None and not found:
+        raise refusal
+    return found
 
 
 def _figures(found: Sequence[BlockLosses]) -> Mapping[str, files.Figure | None]:
@@ -263,6 +288,7 @@ def _text_facts(inputs: Inputs) -> files.TextFacts:
         sha256=sha256_file(inputs.text),
         blocks=len(inputs.blocks),
         scored_tokens=sum(block.scored for block in inputs.blocks),
+        left_out=inputs.left_out,
     )
 
 

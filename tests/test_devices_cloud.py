@@ -152,8 +152,8 @@ def test_run_asks_our_own_server(ours: str) -> None:
         (["run", "Hello", "--temperature", "1"], "takes no temperature"),
         (["run", "artifact", "Hello"], "give the prompt alone"),
         (["run", "Hello", "--raw"], "give the prompt alone"),
-        (["score", "artifact"], "leave ARTIFACT, --against, --text and --threads out"),
-        (["score", "--against", "tiny"], "leave ARTIFACT, --against, --text and --threads out"),
+        (["score", "artifact"], "leave ARTIFACT, --against, --adapter, --text and --threads out"),
+        (["score", "--against", "tiny"], "leave ARTIFACT, --against, --adapter, --text and --threads out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -104,3 +104,18 @@ def test_report_puts_quality_beside_speed(tmp_path: Path, measured: Path) -> Non
     found = json.loads(alone.output)["measurements"][0]
     assert (found["workload"], found["metrics"]["kl"]["value"]) == (None, 0.2)
     assert 'id="plot-quality"' not in (tmp_path / "s.html").read_text(encoding="utf-8")
+
+
+def test_scores_of_different_texts_are_not_compared(tmp_path: Path, measured: Path) -> None:
+    own = write_score(tmp_path / "own.json", fake_measurement())
+    other = write_score(tmp_path / "other.json", fake_measurement(name="smaller"), kl=0.4, digest="f" * 64)
+    content = json.loads(other.read_text(encoding="utf-8"))
+    content["text"]["sha256"] = "1" * 64
+    other.write_text(json.dumps(content), encoding="utf-8")
+    files = [str(measured), str(own), str(other)]
+    result = CliRunner().invoke(main, ["report", *files, "--markdown", "--html", str(tmp_path / "r.html")])
+    assert result.exit_code == 0, result.output
+    rows = {line.split("|")[1].strip(): line for line in result.output.splitlines() if line.startswith("| ")}
+    assert "0.400 nats (0.380 to 0.420) |" in rows["KL"]
+    assert "Perplexity: not compared with the first, whose text, reference or questions are others" in result.output
+    assert 'id="plot-quality"' not in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -27,6 +27,7 @@ from export.weights.work_folder import work_folder
 from phi_edge.main import main
 
 SCHEME = "uint4-b64-e8-weighted"
+PADDING = 16_384  # between tensors, which begin at multiples of 256 bytes
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,17 @@ def test_a_budget_is_spent_and_kept(checkpoint: Path, tmp_path: Path) -> None:
         "8 bits, blocks of 64",
     }
     assert made.manifest.loss.mean_kl < plain.manifest.loss.mean_kl
+
+
+@pytest.mark.parametrize("scheme", [SCHEME, "int4-b64-e8"])
+def test_a_budget_for_directml_counts_the_zero_points_that_matrices_share(
+    checkpoint: Path, tmp_path: Path, scheme: str
+) -> None:
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "made", target="windows-directml", scheme=scheme)
+    limit = int(weights(export_model(replace(request, out=tmp_path / "plain")).folder) * 1.1)
+    made = export_model(replace(request, max_bytes=limit))
+    assert made.manifest.scheme.exceptions
+    assert 0.9 * limit < weights(made.folder) < limit + PADDING
 
 
 def test_a_budget_follows_the_calibration_text(checkpoint: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants, snapshot_download
 
-from fakes.hub import FakeHub
+from fakes.hub import FakeHub, take_for_real
 from phi_edge.main import main
 
 TINY = Path(__file__).parents[1] / "export" / "tiny"
@@ -25,11 +25,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that huggingface_hub takes for the real one, with an empty cache; the folder of the test is the current."""
     with FakeHub({ID: TINY}) as served:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
-        template = f"{served.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        take_for_real(served, monkeypatch, tmp_path / "hf")
         yield served
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from export.request import AdapterChoice, ExportRequest
 from export.verify.conformance import examine
 from export.weights.dequantize import read_kind, read_weights, unpack
 from export.weights.layout_file import read_layout
+from fakes.hub import FakeHub, take_for_real
+from phi_edge.main import main
 from runtimes.subject import open_subject
 
 CONTEXT = 64
@@ -519,3 +522,34 @@ def test_an_adapter_is_refused(quantised: Callable[..., Quantised], tmp_path: Pa
         AdapterError, match="is quantised already, and its codes cannot take an adapter; give the float"
     ):
         export_model(request(folder, tmp_path / "out", adapters=(AdapterChoice("adapter"),)))
+
+
+@pytest.mark.parametrize("kind", ["gptq", "gptq symmetric", "awq", "compressed-tensors"])
+def test_a_quantised_checkpoint_of_the_hub_is_judged_by_its_codes(
+    quantised: Callable[..., Quantised], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Not by its outline, in which all tensors are zeros."""
+    folder, words = quantised(kind).folder, ["--context", str(CONTEXT), "--quiet"]
+    with FakeHub({"someone/quantised": folder}) as hub:
+        take_for_real(hub, monkeypatch, tmp_path / "hf")
+        done = CliRunner().invoke(main, ["export", "someone/quantised", str(tmp_path / "from-hub"), *words])
+    assert done.exit_code == 0, done.output
+    here = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "from-here"), *words])
+    assert here.exit_code == 0, here.output
+    data = [(tmp_path / name / "model.onnx.data").read_bytes() for name in ("from-hub", "from-here")]
+    assert data[0] == data[1]
+
+
+def test_what_cannot_be_imported_from_the_hub_is_not_downloaded(
+    quantised: Callable[..., Quantised], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "eight"
+    shutil.copytree(quantised("gptq").folder, folder)
+    change_config(folder, quantization_config=GPTQ | {"bits": 8})
+    with FakeHub({"someone/eight": folder}) as hub:
+        take_for_real(hub, monkeypatch, tmp_path / "hf")
+        done = CliRunner().invoke(main, ["export", "someone/eight", str(tmp_path / "out"), "--quiet"])
+        sent = hub.sent.get("model.safetensors", 0)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert "quantised by gptq, its number of bits is 8" in done.stderr
+    assert sent < (folder / "model.safetensors").stat().st_size / 2

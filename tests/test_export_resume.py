@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,12 +142,20 @@ def test_fresh_starts_anew(
     assert "model.embed_tokens.weight" in rows_read
 
 
-def test_other_options_start_anew(checkpoint: Path, interrupted: Callable[[int], Path], rows_read: list[str]) -> None:
-    out = interrupted(20)
+def test_other_options_start_anew(
+    checkpoint: Path, interrupted: Callable[[int], Path], tmp_path: Path, rows_read: list[str]
+) -> None:
+    """Of the first export's files, which are longer and one more, nothing is left."""
+    out, other = interrupted(20), ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "other", scheme="int4-b64")
+    (begun,) = tmp_path.glob("out.part/artifact/*.data")
+    shutil.copyfile(begun, begun.with_name("model.onnx.data.1"))
     rows_read.clear()
-    artifact = export_model(ExportRequest(checkpoint=str(checkpoint), out=out, scheme="int4-b64"))
+    artifact = export_model(replace(other, out=out))
     assert artifact.manifest.scheme.name == "int4-b64"
     assert "model.embed_tokens.weight" in rows_read
+    alone = export_model(other)
+    assert same(artifact, alone)
+    assert {path.name for path in out.iterdir()} == {path.name for path in alone.folder.iterdir()}
 
 
 def test_killed_between_rename_and_seal(

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from conftest import TINY
 
 from devices.errors import DeviceError
 from export.artifact import open_artifact
 from export.pipeline import export_model
-from export.request import ExportRequest
+from export.request import AdapterChoice, ExportRequest
+from export.texts import CALIBRATION, HELD_OUT
+from export.texts import QUESTIONS as QUESTIONS_FILE
+from export.texts.documents import read_documents
+from export.verify.score.questions import read_questions
 from phi_edge.main import main
 
 QUESTIONS = (
@@ -218,18 +223,96 @@ def test_another_vocabulary_is_refused(tiny_onnx: Path, tmp_path: Path, text: Pa
     assert (result.exit_code, "different tokenizers" in result.stderr) == (2, True), result.stderr
 
 
-def test_intervals_cover() -> None:
-    """Of 200 samples of correlated blocks, about 95 % of the intervals hold the true mean."""
-    from export.verify.score.figures import block_mean, wilson
+@pytest.mark.parametrize("kinds", [["prose"] * 40, [f"kind {place // 2}" for place in range(40)]])
+def test_intervals_cover(kinds: list[str]) -> None:
+    """Of 200 samples of correlated blocks, about 95 % of the intervals hold the true mean; with two of a kind, too."""
+    from export.verify.score.figures import block_mean
 
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
         blocks = [generator.normal(generator.normal(1.0, 0.5), 1.0, 50) for _ in range(40)]
-        figure = block_mean(blocks, ["prose"] * 40)
+        figure = block_mean(blocks, kinds)
         assert figure.low is not None and figure.high is not None
         covered += figure.low <= 1.0 <= figure.high
     assert 180 <= covered <= 199
+
+
+@pytest.mark.parametrize("tokens", [79, 511])
+def test_the_manifest_s_interval_covers(tokens: int) -> None:
+    """A data-free export's too, which has two blocks to go by."""
+    from export.weights.loss import interval
+
+    generator, covered = torch.Generator().manual_seed(2), 0
+    for _ in range(400):
+        low, high = interval(torch.randn(tokens, generator=generator) + 10)
+        covered += low <= 10 <= high
+    assert covered >= 368
+
+
+def test_every_kind_alone_has_an_interval() -> None:
+    from export.verify.score.figures import block_mean
+
+    figure = block_mean([np.array([value, value]) for value in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)], list("abcdef"))
+    assert figure.low is not None and figure.high is not None
+    assert (figure.low < 3.0, figure.value, figure.high > 4.0) == (True, 3.5, True)
+
+
+def test_a_share_has_wilson_s_interval() -> None:
+    from export.verify.score.figures import wilson
+
     share = wilson(18, 20)
     assert (share.value, round(share.low or 0, 3), round(share.high or 0, 3)) == (0.9, 0.699, 0.972)
     assert wilson(3, 3).low == pytest.approx(0.4385, abs=1e-4)
+
+
+# Phi-3-medium's own: no branch for a system message, which it drops.
+MEDIUM_TEMPLATE = (
+    "{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + message['content'] + "
+    "'<|end|>' + '\n' + '<|assistant|>' + '\n'}}{% elif (message['role'] == 'assistant') %}{{message['content'] + "
+    "'<|end|>' + '\n'}}{% endif %}{% endfor %}"
+)
+
+
+def test_conversations_that_the_template_refuses_are_left_out(text: Path, questions: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "medium"
+    shutil.copytree(TINY, checkpoint)
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["chat_template"] = MEDIUM_TEMPLATE
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    artifact = export_model(ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme="fp32")).folder
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is the lamp on?"}]
+    documents = [{"text": text.read_text(encoding="utf-8")}, {"messages": system}, {"messages": system[1:]}]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    result = score(artifact, "--text", mixed, "--questions", questions)
+    assert result.exit_code == 0, result.output
+    assert "1 of its conversations left out, which the chat template refuses" in result.output
+    assert scored(artifact, "--text", mixed, "--questions", questions)["text"]["left_out"] == 1
+    mixed.write_text(json.dumps(documents[1]) + "\n", encoding="utf-8")
+    refused = score(artifact, "--text", mixed, "--questions", questions)
+    assert (refused.exit_code, "no place for system messages" in refused.stderr) == (2, True), refused.output
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's
+def test_a_merged_adapter_is_in_the_reference_too(text: Path, questions: Path, tmp_path: Path) -> None:
+    from fakes.lora import Trained
+
+    adapter = Trained(TINY, {"r": 4, "target_modules": ["qkv_proj"]}).save(tmp_path / "lora")
+    request = ExportRequest(
+        checkpoint="tiny", out=tmp_path / "out", scheme="fp32", adapters=(AdapterChoice(str(adapter), 0.5),)
+    )
+    artifact = export_model(request).folder
+    words = (artifact, "--against", "tiny", "--text", text, "--questions", questions)
+    without = score(*words)
+    assert (without.exit_code, "give them: --adapter lora=0.5" in without.stderr) == (2, True), without.output
+    assert scored(*words, "--adapter", f"{adapter}=0.5")["kl"]["value"] < 1e-6
+
+
+def test_the_texts_share_no_question() -> None:
+    """What is asked, and what is read, no export has seen with its answer."""
+    seen = CALIBRATION.read_text(encoding="utf-8").casefold()
+    for question in read_questions(QUESTIONS_FILE):
+        assert json.dumps(question.question)[1:-1].casefold() not in seen, question.question
+    calibrated = {json.dumps([each.text, each.turns], default=vars) for each in read_documents(CALIBRATION)}
+    assert not calibrated & {json.dumps([each.text, each.turns], default=vars) for each in read_documents(HELD_OUT)}

@@ -25,12 +25,12 @@ import click
 ROOT = Path(__file__).resolve().parents[2]
 # Run as a script, this folder comes first on the path, and ci/bench/export.py would be taken for the package `export`.
 sys.path[0] = str(ROOT)
+from ci.quality.measure import read_inputs  # noqa: E402
 from ci.quality.packages import beside, with_packages  # noqa: E402
 from ci.quality.page import plot, put, table  # noqa: E402
 from ci.quality.result import Result, read_result  # noqa: E402
 from ci.quality.rows import FLOAT, Row, named, rows  # noqa: E402
 from ci.real_model import build_real_model  # noqa: E402
-from export.texts import HELD_OUT  # noqa: E402
 from runtimes.system.cache_folder import cache_folder  # noqa: E402
 
 ROW_S = 3 * 3600.0
@@ -44,7 +44,7 @@ class Run:
     """What all rows of one table have in common."""
 
     checkpoint: Path
-    digest: str  # of the checkpoint's files and of the text
+    digest: str  # of the checkpoint's files and of what every row reads and answers
     tokens: int
     threads: int
     cache: Path
@@ -92,7 +92,7 @@ def main(
         check_page(out / PAGE, name)  # before hours of work
     folder = cache or cache_folder() / "quality"
     model = checkpoint or build_real_model("phi3", dither=dither)
-    run = Run(checkpoint=model, digest=inputs_digest(model), tokens=tokens, threads=threads, cache=folder)
+    run = Run(checkpoint=model, digest=inputs_digest(model, tokens), tokens=tokens, threads=threads, cache=folder)
     wanted = [named(FLOAT), *(row for row in wanted if row.name != FLOAT)]
     results = [result for row in wanted if (result := result_of(row, run)) is not None]
     if results:
@@ -159,9 +159,10 @@ def check_page(page: Path, name: str) -> None:
         raise click.ClickException(f"{page}: {error}") from error
 
 
-def inputs_digest(checkpoint: Path) -> str:
-    """Of what every row reads."""
-    digest = hashlib.sha256(HELD_OUT.read_bytes())
+def inputs_digest(checkpoint: Path, tokens: int) -> str:
+    """Of what every row is made from, and of the token ids that it reads."""
+    inputs = read_inputs(checkpoint, tokens)
+    digest = hashlib.sha256(json.dumps([[block.ids for block in inputs.blocks], inputs.prompts]).encode())
     for file in sorted(checkpoint.glob("*.json")) + sorted(checkpoint.glob("*.safetensors")):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())

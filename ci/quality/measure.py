@@ -52,7 +52,7 @@ class Inputs:
 def read_inputs(checkpoint: Path, tokens: int) -> Inputs:
     """About `tokens` predicted tokens, evenly from the whole of the held-out text."""
     opened, tokenizer = open_checkpoint(str(checkpoint)), Tokenizer(checkpoint)
-    documents = [tokenise(document, tokenizer) for document in read_documents(HELD_OUT)]
+    documents = tokenise(read_documents(HELD_OUT), tokenizer)
     return Inputs(
         vocab_size=opened.config.vocab_size,
         blocks=cut(documents, prefix=tokenizer.encode_prompt(""), tokens=tokens),

@@ -46,6 +46,7 @@ class TextFacts:
     sha256: str  # of the file
     blocks: int
     scored_tokens: int  # that were predicted; what each block reads first is not among them
+    left_out: int = 0  # conversations that the artifact's chat template refuses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,14 @@ class Score:
     kl: Figure | None  # nats a token
     top1_agreement: Figure | None  # share of positions where both prefer the same token
     exact_match: Figure | None  # share of questions answered right
+
+    def measured_on(self, figure: str) -> object:
+        """What a figure depends on beside the artifact. Those of two scores say something of each other where this is
+        the same."""
+        if figure == "exact_match":
+            return None if self.questions is None else self.questions.sha256
+        text = None if self.text is None else (self.text.sha256, self.text.scored_tokens)
+        return text if figure == "perplexity" else (text, self.reference)
 
     def to_json(self) -> str:
         """The text of the file."""

@@ -20,7 +20,7 @@ from devices.measure.measurement import Repetition
 from devices.measure.metrics import METRICS, Summary, itl_s
 from devices.report.heat import heat
 from devices.report.numbers import scale
-from devices.report.table import Column
+from devices.report.table import Column, is_alike
 from runtimes.api import MemoryUse
 
 # Placeholders that are replaced by CSS variables of the page.
@@ -254,11 +254,14 @@ def _median(column: Column) -> MemoryUse | None:
 
 
 def _quality(columns: Sequence[Column]) -> Figure | None:
-    """Loss against size: each artifact's KL with its interval over all of its bytes."""
+    """Loss against size: each artifact's KL with its interval over all of its bytes, of those that were compared with
+    the same model on the same text as the first."""
+    first = next((column.score for column in columns if column.summaries["kl"]), None)
     scored = [
         (number, bytes_, kl)
         for number, column in enumerate(columns)
         if (kl := column.summaries["kl"]) and (bytes_ := column.artifact.artifact_bytes) is not None
+        if is_alike(column.score, first, "kl")
     ]
     if len(scored) < 2:
         return None

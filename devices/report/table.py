@@ -62,16 +62,33 @@ def make_columns(results: Sequence[Result]) -> list[Column]:
             score=result.score,
             summaries=result.summaries(),
             problems=result.problems,
-            doubts=result.doubts,
+            doubts=[*result.doubts, *_doubts_of_score(result.score, results[0].score)],
         )
         for label, result in zip(labels(results), results, strict=True)
     ]
 
 
+def _doubts_of_score(score: Score | None, first: Score | None) -> list[str]:
+    others = [metric.label for name, metric in METRICS.items() if not is_alike(score, first, name)]
+    if not others:
+        return []
+    return [f"{', '.join(others)}: not compared with the first, whose text, reference or questions are others"]
+
+
+def is_alike(score: Score | None, first: Score | None, metric: str) -> bool:
+    """Whether two scores say something of each other by this metric. Where either lacks it, nothing is wrong."""
+    figure = METRICS[metric].figure
+    if figure is None or score is None or first is None or figure(score) is None or figure(first) is None:
+        return True
+    return score.measured_on(metric) == first.measured_on(metric)
+
+
 def ratio(column: Column, first: Column, metric: str) -> float | None:
-    """A column's value by the first column's; None where either was not measured."""
+    """A column's value by the first column's; None where either was not measured, or on another text."""
     value, base = column.summaries[metric], first.summaries[metric]
-    return value.value / base.value if value and base and base.value else None
+    if not value or not base or not base.value or not is_alike(column.score, first.score, metric):
+        return None
+    return value.value / base.value
 
 
 def leaves_device(column: Column) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from export.checkpoint.files import read_object
 from export.checkpoint.packings import Awq, Gptq, Packing, PackQuantized
 from export.checkpoint.shards import FLOATS
 from export.errors import CheckpointError
@@ -44,6 +46,15 @@ class Quantisation:
     packing: Packing
     group_size: int  # weights along the input that share a scale
     required: Sequence[str] = ()  # tensors that are optional in the packing, and that these settings promise
+
+
+def judged_by_codes(folder: Path) -> bool:
+    """Whether it takes the tensors themselves, and not only their headers, to know if this checkpoint can be imported:
+    how a layer's groups are ordered, say. What config.json has wrong is for open_checkpoint to say."""
+    try:
+        return read_quantisation(read_object(folder / "config.json")) is not None
+    except (CheckpointError, OSError):
+        return False
 
 
 def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:

@@ -22,7 +22,7 @@ from export.to_onnx.directml import directml_style
 from export.to_onnx.genai_config import genai_config
 from export.to_onnx.int8_cache import INT8_CACHE
 from export.to_onnx.operators import CPU
-from export.to_onnx.slots import COS, SIN, shared_zero_points, slots_for, split_slots
+from export.to_onnx.slots import COS, SIN, shared_zero_points_id, slots_for, split_slots
 from export.to_onnx.webgpu import webgpu_style
 from export.weights.slots import Interleaved, SlotId, Slots, weight_files
 from export.weights.weight_file import WeightFile
@@ -88,7 +88,7 @@ class OnnxLayout:
             table = np.ascontiguousarray(table.astype(self.slots[id].dtype))
             sink.append(id, table.view(np.uint8).data.cast("B"))
         for bits, middle in ((4, b"\x88"), (8, b"\x80")):
-            if (id := shared_zero_points(bits)) in self.slots:
+            if (id := shared_zero_points_id(bits)) in self.slots:
                 sink.append(id, memoryview(middle * self.slots[id].length))
 
     def finish(self, folder: Path, digests: Mapping[SlotId, str]) -> None:

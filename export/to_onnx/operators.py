@@ -24,7 +24,7 @@ from export.to_onnx.graph import (
 )
 from export.to_onnx.phi3small import gegelu, never_chosen
 from export.to_onnx.side_adapters import with_side_adapter
-from export.to_onnx.slots import shared_zero_points
+from export.to_onnx.slots import shared_zero_points_id
 from export.weights.slots import SlotId
 
 aten = torch.ops.aten
@@ -101,7 +101,7 @@ def zero_points(graph: Graph, name: str, rows: int, columns: int, precision: Pre
     blocks, bits = precision.blocks(columns), precision.bits
     row_bytes = -(-blocks * bits // 8)
     name = f"zero_points_{rows}_{blocks}_{bits}"
-    return [graph.weight(shared_zero_points(bits), name=name, shape=(rows, row_bytes))]
+    return [graph.weight(shared_zero_points_id(bits), name=name, shape=(rows, row_bytes))]
 
 
 def rms_norm(graph: Graph, node: fx.Node) -> None:

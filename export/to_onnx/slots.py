@@ -13,6 +13,7 @@ from export.models.layers import Rows
 from export.models.shape import EMBEDDING, Config
 from export.scheme import Scheme
 from export.to_onnx.graph import GraphStyle
+from export.to_onnx.sizes import shared_zero_points
 from export.weights.kv_scales import scale_ids
 from export.weights.slots import Interleaved, Slot, SlotId, Slots, lay_out
 
@@ -21,7 +22,7 @@ ALIGNMENT = 256  # of each tensor in the data file
 COS, SIN = SlotId("cos_cache"), SlotId("sin_cache")
 
 
-def shared_zero_points(bits: int) -> SlotId:
+def shared_zero_points_id(bits: int) -> SlotId:
     """The middle code over and over again: symmetric matrices of all sizes read their zero points in it."""
     return SlotId(f"zero_points_{bits}")
 
@@ -32,7 +33,6 @@ def slots_for(
     """The tensors as the graph has them, in the order of the forward pass."""
     tensors: list[tuple[SlotId, str, tuple[int, ...]]] = []
     bits_of: dict[SlotId, int] = {}
-    zeros: dict[int, int] = {}  # bits -> the bytes of the largest matrix's zero points
     for name, shape in config.tensor_shapes().items():
         precision = scheme.precision(name) if len(shape) == 2 else None
         if precision is None:
@@ -47,8 +47,6 @@ def slots_for(
         tensors.append((SlotId(name, "scales"), style.activations, (rows, blocks)))
         if not precision.symmetric:
             tensors.append((SlotId(name, "zero_points"), "uint8", (rows, precision.zero_point_bytes(columns))))
-        elif style.zero_points and (name != EMBEDDING or config.tie_word_embeddings):
-            zeros[bits] = max(zeros.get(bits, 0), rows * -(-blocks * bits // 8))
     table = (config.rope.stacked_rows(context_tokens), config.rope.rotary_dim // 2)
     tensors += [(COS, style.activations, table), (SIN, style.activations, table)]
     if style.int8_cache:
@@ -56,7 +54,9 @@ def slots_for(
         tensors += [
             (id, "float32", per_channel) for layer in range(config.num_hidden_layers) for id in scale_ids(layer)
         ]
-    tensors += [(shared_zero_points(bits), "uint8", (count,)) for bits, count in zeros.items()]
+    if style.zero_points:
+        shared = shared_zero_points(config, scheme)
+        tensors += [(shared_zero_points_id(bits), "uint8", (count,)) for bits, count in shared.items()]
     slots = lay_out(tensors, file=DATA_FILE, alignment=ALIGNMENT, max_file_bytes=max_file_bytes)
     return {
         id: replace(slot, rounded=style.scales if id.kind == "scales" else None, bits=bits_of.get(id))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from export.adapters.merge import merge_adapters
+from export.adapters.merge import check_merged, merge_adapters
 from export.artifact import Artifact
 from export.checkpoint.open import Checkpoint, open_checkpoint
 from export.errors import ArtifactError
@@ -112,11 +112,7 @@ def check_source(artifact: Artifact, checkpoint: Checkpoint) -> None:
             raise ArtifactError(
                 f"{artifact.folder}: was not made from {checkpoint.folder} ({name} differs); give its own checkpoint"
             )
-    merged, given = ([(each.weight, each.files) for each in side.adapters] for side in (made_from, source))
-    if merged != given:
-        words = [f"--adapter {adapter.name}={adapter.weight:g}" for adapter in made_from.adapters]
-        advice = f"{len(words)} adapters; give them: {' '.join(words)}" if words else "no adapter; leave --adapter out"
-        raise ArtifactError(f"{artifact.folder}: was made with {advice}")
+    check_merged(artifact, checkpoint)
 
 
 @dataclass(frozen=True)

@@ -66,24 +66,29 @@ class Journal:
         stages = self.path.read_bytes().splitlines()[1:] if self.path.is_file() else []
         return not stages and not self.sensitivities.is_file()
 
-    def is_finished(self, out: Path) -> bool:
-        """Whether this very job has sealed `out`, and was interrupted before it could remove its work folder."""
-        if not self.path.is_file() or not (out / MANIFEST).is_file():
+    def is_of_this_job(self) -> bool:
+        """Whether what lies in the work folder is an earlier run's of this very job."""
+        if not self.path.is_file():
             return False
         with self.path.open(encoding="utf-8") as file:
-            return file.readline() == json.dumps({"job": self.job}) + "\n"
+            return file.readline() == self._first_line()
 
-    def forget(self) -> None:
-        """Start anew."""
+    def is_finished(self, out: Path) -> bool:
+        """Whether this very job has sealed `out`, and was interrupted before it could remove its work folder."""
+        return (out / MANIFEST).is_file() and self.is_of_this_job()
+
+    def starts_anew(self, *, fresh: bool) -> bool:
+        """Whether no earlier run's stages count. Then they are forgotten; with `fresh` what was measured, too."""
+        if fresh:
+            self.sensitivities.unlink(missing_ok=True)
+        elif self.is_of_this_job():
+            return False
         self.path.unlink(missing_ok=True)
-        self.sensitivities.unlink(missing_ok=True)
+        return True
 
     def resume(self, sink: WeightFile) -> int:
-        """Take over every stage whose bytes are still what they were; -> how many. Starts anew for another job."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        if not lines or lines[0] != json.dumps({"job": self.job}):
-            self._rewrite()
-            return 0
+        """Take over every stage whose bytes are still what they were; -> how many."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.is_of_this_job() else []
         ids = {str(id): id for id in sink.slots}
         for line in lines[1:]:
             try:
@@ -130,10 +135,13 @@ class Journal:
     def _values(self, number: int) -> Path:
         return self.folder / f"stage-{number}.values"
 
+    def _first_line(self) -> str:
+        return json.dumps({"job": self.job}) + "\n"
+
     def _rewrite(self) -> None:
-        lines = [json.dumps({"job": self.job}), *(json.dumps(asdict(stage)) for stage in self.stages)]
+        lines = [json.dumps(asdict(stage)) + "\n" for stage in self.stages]
         part = self.path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        part.write_text("".join([self._first_line(), *lines]), encoding="utf-8")
         part.replace(self.path)
 
 

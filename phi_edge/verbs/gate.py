@@ -69,7 +69,7 @@ def gate_command(
     if noise is not None and baseline_file is None:
         raise BudgetError("--noise says what a difference from --baseline is worth; give --baseline FILE, too")
     if junit is not None:
-        check_writable(junit, [*files, budgets_file, baseline_file, noise])
+        check_writable(junit, [*files, chosen, baseline_file, noise])
     paths, unmeasured = files_of(files), unmeasured_of(files)
     results = read_results(paths)
     budgets = read_budgets(chosen) if chosen else Budgets(budgets=())

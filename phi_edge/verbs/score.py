@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from devices.errors import DeviceError
+from export.request import ADAPTER, AdapterChoice, parse_adapter
 from phi_edge.files import FILE, FOLDER, check_writable, write_text
 from phi_edge.lab import DeviceName, lab_option, wait_option
 from phi_edge.terminal import echo
-from phi_edge.verb import Verb
+from phi_edge.verb import Parsed, Verb
 from runtimes.system.cores import MOST_THREADS
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         "phi-edge score my-artifact --against other-artifact --tokens 4000 --json my-artifact.score.json",
     ],
     groups={
-        "What is read and asked": ("against", "text", "tokens", "questions"),
+        "What is read and asked": ("against", "adapters", "text", "tokens", "questions"),
         "Where": ("device", "lab", "wait_s", "threads"),
     },
     extra="export",
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=FOLDER, required=False)
 @click.option("--against", metavar="MODEL", show_default="no KL and no top-1 agreement",
               help="The float checkpoint, or another artifact, to compare with.")  # fmt: skip
+@click.option("--adapter", "adapters", type=Parsed("adapter", parse_adapter), multiple=True, metavar=ADAPTER,
+              show_default="none",
+              help="With a checkpoint: an adapter merged into the artifact; repeat it for several.")  # fmt: skip
 @click.option("--text", type=FILE, metavar="FILE", show_default="the held-out text of this package",
               help="A text in UTF-8 to predict, or documents as JSON lines (.jsonl).")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(0), metavar="N", default=16_384,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
 def score_command(
     artifact: Path | None,
     against: str | None,
+    adapters: tuple[AdapterChoice, ...],
     text: Path | None,
     tokens: int,
     questions: Path | None,
@@ -72,13 +77,13 @@ def score_command(
     from phi_edge.scoring import make_score, read_inputs, score_service
 
     if out is not None:
-        check_writable(out, [artifact, against, text])
+        check_writable(out, [artifact, against, text, questions, lab])
     row = None if device is None else find_device(device, lab)
     if device is not None and isinstance(row, CloudDevice):
-        if artifact is not None or against is not None or text is not None or threads is not None:
+        if artifact is not None or against is not None or adapters or text is not None or threads is not None:
             raise DeviceError(
                 f"device {device} is a service, which gives no probabilities and runs its own model: leave ARTIFACT, "
-                "--against, --text and --threads out"
+                "--against, --adapter, --text and --threads out"
             )
         show(score_service(device, row, questions), out, None)
         return
@@ -88,9 +93,13 @@ def score_command(
         )
     if not tokens and (against is not None or text is not None):
         raise DeviceError("--tokens 0 asks only the questions: leave --against and --text out, or read some tokens")
+    if adapters and against is None:
+        raise DeviceError("--adapter is for --against: give --against CHECKPOINT too, or leave --adapter out")
     opened = open_artifact(artifact)
     inputs = read_inputs(opened, text, questions, tokens)
-    score = make_score(opened, inputs, against, device=device, lab=lab, wait_s=wait_s, threads=threads)
+    score = make_score(
+        opened, inputs, against, adapters=adapters, device=device, lab=lab, wait_s=wait_s, threads=threads
+    )
     show(score, out, inputs.no_questions)
 
 
@@ -113,6 +122,8 @@ def to_text(score: Score, no_questions: str | None) -> str:
         ]
     if score.perplexity is not None and score.text is not None:
         said = f"{score.text.scored_tokens:,} tokens of {score.text.name} in {score.text.blocks} blocks"
+        if score.text.left_out:
+            said += f"; {score.text.left_out} of its conversations left out, which the chat template refuses"
         lines.append(_line("perplexity", score.perplexity, "{:.2f}", said))
     if reference is not None and score.perplexity_ratio and score.kl and score.top1_agreement:
         assert score.reference_perplexity is not None

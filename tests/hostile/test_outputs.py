@@ -168,6 +168,8 @@ def test_the_place_is_tried_before_the_work(tiny_onnx: Path, tmp_path: Path, mon
         "report m.json --json m.json",
         "report m.json --html ./m.json",
         "gate m.json --budgets b.toml --junit b.toml",
+        "gate m.json --junit budgets.toml",
+        "score model --questions q.jsonl --json q.jsonl",
         "check model --against tiny --json model/manifest.json",
         "diff model model --json model/manifest.json",
     ],
@@ -175,6 +177,8 @@ def test_the_place_is_tried_before_the_work(tiny_onnx: Path, tmp_path: Path, mon
 def test_what_is_read_is_not_overwritten(measured: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     (measured / "model").mkdir()
     (measured / "model" / "manifest.json").write_text("{}")
+    (measured / "budgets.toml").write_text("[[budget]]\nmax_kl = 1\n")
+    (measured / "q.jsonl").write_text('{"question": "Is the lamp on?", "answers": ["yes"]}\n')
     monkeypatch.chdir(measured)
     written = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
     refused(call(*words.split()), "is read by this command and would be overwritten; give another file")

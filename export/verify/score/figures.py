@@ -1,7 +1,8 @@
 """Figures with their 95 % intervals. Pure numpy: it knows no model and no text.
 
 Tokens of one block depend on one another, so the intervals of perplexity, KL and top-1 are bootstrapped over whole
-blocks. They are drawn within each kind of text, since the mixture of kinds is part of the text and not of chance.
+blocks. They are drawn within each kind of text, since the mixture of kinds is part of the text and not of chance; a
+kind of few blocks, which say little about how much its blocks differ, is drawn together with the next larger one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
-LEAST_BLOCKS = 5  # fewer say nothing about how much blocks differ
+LEAST_BLOCKS = 5  # fewer say too little about how much blocks differ
 SEED = 20261126
 DEVIATIONS = 1.959964  # of a normal distribution, in the middle 95 %
 
@@ -43,14 +44,27 @@ def block_mean(
         return Figure(value, None, None)
     generator = np.random.default_rng(SEED)
     summed, counted = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
-    for kind in dict.fromkeys(kinds):
-        members = np.flatnonzero(np.array([each == kind for each in kinds]))
+    for members in strata(kinds):
         drawn = members[generator.integers(members.size, size=(RESAMPLES, members.size))]
         summed += sums[drawn].sum(axis=1)
         counted += counts[drawn].sum(axis=1)
     low, high = shown(np.quantile(summed / counted, [0.025, 0.975]))
     # A draw of identical blocks gives identical means; rounding must not put the value outside.
     return Figure(value, min(float(low), value), max(float(high), value))
+
+
+def strata(kinds: Sequence[str]) -> list[NDArray[np.int64]]:
+    """The places of the blocks that are drawn together: at least LEAST_BLOCKS, where there are so many at all."""
+    places = [[place for place, kind in enumerate(kinds) if kind == each] for each in dict.fromkeys(kinds)]
+    found: list[list[int]] = []
+    for members in sorted(places, key=len):
+        if found and len(found[-1]) < LEAST_BLOCKS:
+            found[-1] += members
+        else:
+            found.append(members)
+    if len(found) > 1 and len(found[-1]) < LEAST_BLOCKS:
+        found[-2:] = [found[-2] + found[-1]]
+    return [np.array(members) for members in found]
 
 
 def wilson(right: int, asked: int) -> Figure:

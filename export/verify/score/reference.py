@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from export.adapters.merge import check_merged, merge_adapters
 from export.artifact import Artifact
 from export.checkpoint.open import open_checkpoint
 from export.errors import ArtifactError, OptionError
+from export.request import AdapterChoice
 from export.strict import parse_json, read_json
 from export.verify.score.blocks import Block
 from export.verify.score.losses import Rows
@@ -22,10 +24,11 @@ class FloatReference:
     rows: Callable[[Sequence[Block], LayerDone], Iterator[Rows]]
 
 
-def float_reference(artifact: Artifact, where: str) -> FloatReference:
-    """The reference for `--against CHECKPOINT`. Raises CheckpointError, and OptionError where its tokens are others
-    than the artifact's."""
-    checkpoint = open_checkpoint(where)
+def float_reference(artifact: Artifact, where: str, adapters: Sequence[AdapterChoice]) -> FloatReference:
+    """The reference for `--against CHECKPOINT`. Raises CheckpointError, AdapterError, ArtifactError where the artifact
+    was made with other adapters, and OptionError where its tokens are others."""
+    checkpoint = merge_adapters(open_checkpoint(where), adapters)
+    check_merged(artifact, checkpoint)
     check_tokens(artifact, checkpoint.name, checkpoint.tokenizer, checkpoint.config.vocab_size)
     model = StreamedReference(checkpoint)
     return FloatReference(f"{checkpoint.name} in float32 ({model.name})", model.rows)
