@@ -25,7 +25,7 @@ from export.verify.score.blocks import Block, cut
 from export.verify.score.figures import block_mean
 from export.verify.score.losses import losses
 from export.verify.score.questions import Question
-from phi_edge.scoring import tokenise
+from phi_edge.score.inputs import tokenise
 from runtimes.api import Message
 from runtimes.text.tokenizer import Tokenizer
 

@@ -74,7 +74,8 @@ def score_command(
     from devices.drivers.cloud.device import CloudDevice
     from devices.drivers.table import find_device
     from export.artifact import open_artifact
-    from phi_edge.scoring import make_score, read_inputs, score_service
+    from phi_edge.score.inputs import read_inputs
+    from phi_edge.score.scoring import make_score, score_service
 
     if out is not None:
         check_writable(out, [artifact, against, text, questions, lab])

@@ -28,7 +28,7 @@ MOMENTS: dict[str, tuple[str, list[str]]] = {
     f"bench art --out m2.json {BENCH}": ("devices.measure.bench._run", []),
     f"bench art art2 --out-dir new {BENCH}": ("devices.measure.bench.assemble", ["new"]),
     f"bench art --against art2 --out m2.json {BENCH}": ("devices.measure.bench._run", []),
-    "score real --tokens 64 --json s.json": ("phi_edge.scoring.ask", []),
+    "score real --tokens 64 --json s.json": ("phi_edge.score.scoring.ask", []),
     "lab run plan.toml --out-dir night --lab lab.toml": ("phi_edge.verbs.lab_run.write_text", ["night"]),
     "report m.json --html r.html": ("devices.report.page.to_html", []),
     "bundle real app --for android": ("runtimes.bundle.write.copy_model", []),

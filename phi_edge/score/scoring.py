@@ -1,4 +1,4 @@
-"""The work behind `phi-edge score`: the text in the artifact's tokens, its engine, and the reference beside it."""
+"""The work behind `phi-edge score`: an artifact's engine on the text, the reference beside it, and the questions."""
 
 from __future__ import annotations
 
@@ -20,35 +20,21 @@ from devices.measure.measurement import DeviceFacts, describe_artifact
 from export.artifact import MANIFEST, Artifact, open_artifact, sha256_file
 from export.errors import OptionError
 from export.request import AdapterChoice
-from export.texts import HELD_OUT, QUESTIONS
-from export.texts.documents import Document, read_documents
-from export.verify.score.blocks import BLOCK_TOKENS, Block, TokenisedDocument, cut
+from export.texts import QUESTIONS
+from export.verify.score.blocks import Block
 from export.verify.score.figures import Figure, block_mean, wilson
 from export.verify.score.losses import BlockLosses, Rows
 from export.verify.score.questions import Question, read_questions
 from phi_edge.progress import steps
-from phi_edge.scored import Scored, open_here, open_there
+from phi_edge.score.engines import Scored, open_here, open_there
+from phi_edge.score.inputs import Inputs
 from runtimes.api import DoneEvent, GenerateRequest, Message, Runtime
-from runtimes.errors import EngineError, RequestError
+from runtimes.errors import EngineError
 from runtimes.intact import check_intact
 from runtimes.registry import open_tokens
-from runtimes.text.tokenizer import Tokenizer
 
 ANSWER_TOKENS = 32
 Step = Callable[[int, str], None]  # how many blocks and questions are done, and what is being done
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What is read and asked. `left_out` counts the text's conversations that the chat template refuses;
-    `no_questions` says why none are asked."""
-
-    text: Path
-    left_out: int
-    blocks: Sequence[Block]
-    questions_file: Path
-    questions: Sequence[Question]
-    no_questions: str | None
 
 
 @dataclass(frozen=True)
@@ -58,44 +44,6 @@ class Reference:
     name: str
     digest: str | None
     rows: Callable[[Sequence[Block]], Iterator[Rows]]
-
-
-def read_inputs(artifact: Artifact, text: Path | None, questions: Path | None, tokens: int) -> Inputs:
-    """The files, checked and tokenised before anything heavy is opened. Raises ExportError and RequestError."""
-    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
-    text_file, questions_file = text or HELD_OUT, questions or QUESTIONS
-    blocks: list[Block] = []
-    left_out = 0
-    if tokens:
-        texts = read_documents(text_file)
-        documents = tokenise(texts, tokenizer)
-        left_out = len(texts) - len(documents)
-        most = min(BLOCK_TOKENS, artifact.manifest.context_tokens)
-        blocks = cut(documents, prefix=tokenizer.encode_prompt(""), tokens=tokens, most_tokens=most)
-    no_questions = None
-    if questions is None and not tokenizer.has_template:
-        no_questions = "this artifact has no chat template"
-    asked = [] if no_questions else read_questions(questions_file)
-    check_lengths(asked, questions_file, tokenizer, artifact.manifest.context_tokens)
-    return Inputs(
-        text=text_file,
-        left_out=left_out,
-        blocks=blocks,
-        questions_file=questions_file,
-        questions=asked,
-        no_questions=no_questions,
-    )
-
-
-def check_lengths(questions: Sequence[Question], file: Path, tokenizer: Tokenizer, context_tokens: int) -> None:
-    """A question that does not fit is found before the text is read. Raises OptionError."""
-    for number, question in enumerate(questions, start=1):
-        tokens = len(tokenizer.encode_chat([Message("user", question.question)]))
-        if tokens >= context_tokens:
-            raise OptionError(
-                f"{file}: question {number} has {tokens} tokens as a prompt, and the artifact a context of "
-                f"{context_tokens}; shorten it"
-            )
 
 
 def make_score(
@@ -233,29 +181,6 @@ def _is_answered(runtime: Runtime, question: Question) -> bool:
             if question.is_right(said, more=True):
                 return True
     return question.is_right(said)
-
-
-def tokenise(documents: Sequence[Document], tokenizer: Tokenizer) -> list[TokenisedDocument]:
-    """A conversation goes through the chat template, and is left out where that has no place for one of its messages,
-    as many have none for a system's. Where the artifact has no template, it is read as plain paragraphs.
-
-    Raises RequestError where nothing is left.
-    """
-    found, refusal = [], None
-    for document in documents:
-        turns = document.turns or ()
-        if not (turns and tokenizer.has_template):
-            text = document.text or "\n\n".join(turn.content for turn in turns)
-            found.append(TokenisedDocument(document.kind, tokenizer.encode_prompt(text)))
-            continue
-        messages = [Message(turn.role, turn.content) for turn in turns]
-        try:
-            found.append(TokenisedDocument(document.kind, tokenizer.encode_chat(messages, ready=False)))
-        except RequestError as error:
-            refusal = error
-    if refusal is not None and not found:
-        raise refusal
-    return found
 
 
 def _figures(found: Sequence[BlockLosses]) -> Mapping[str, files.Figure | None]:
