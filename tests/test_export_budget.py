@@ -53,6 +53,29 @@ def test_a_budget_is_spent_and_kept(checkpoint: Path, tmp_path: Path) -> None:
     assert made.manifest.loss.mean_kl < plain.manifest.loss.mean_kl
 
 
+def test_an_interrupted_budget_goes_on_to_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    """After Ctrl-C in a layer, with what was measured and what was written before."""
+
+    class Interrupted(Progress):
+        pieces = -1
+
+        def step(self, what: str) -> None:
+            self.pieces = 0 if what == "quantising" else -1
+
+        def read(self, name: str, count: int) -> None:
+            self.pieces += self.pieces >= 0
+            if self.pieces > 0 and name.startswith("model.layers.1."):
+                raise KeyboardInterrupt
+
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, bits_per_weight=6)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(request, Interrupted())
+    assert (tmp_path / "out.part" / "journal.jsonl").read_text().count("\n") > 1
+    whole = export_model(replace(request, out=tmp_path / "whole")).manifest
+    assert whole.scheme.exceptions
+    assert export_model(request).manifest.digest() == whole.digest()
+
+
 @pytest.mark.parametrize("scheme", [SCHEME, "int4-b64-e8"])
 def test_a_budget_for_directml_counts_the_zero_points_that_matrices_share(
     checkpoint: Path, tmp_path: Path, scheme: str
