@@ -67,7 +67,7 @@ def test_an_interrupted_budget_goes_on_to_the_same_bytes(checkpoint: Path, tmp_p
             if self.pieces > 0 and name.startswith("model.layers.1."):
                 raise KeyboardInterrupt
 
-    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, bits_per_weight=6)
+    request = ExportRequest(checkpoint=str(checkpoint), out=tmp_path / "out", scheme=SCHEME, bits_per_weight=7.5)
     with pytest.raises(KeyboardInterrupt):
         export_model(request, Interrupted())
     assert (tmp_path / "out.part" / "journal.jsonl").read_text().count("\n") > 1
