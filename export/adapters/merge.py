@@ -10,7 +10,7 @@ from export.adapters.config import Ranks
 from export.adapters.fit import EMBEDDING_MODULE, HEAD_MODULE, Fit, places
 from export.adapters.folder import AdapterFolder, open_adapter
 from export.adapters.merged import MergedTensor
-from export.artifact import Artifact
+from export.artifact import Adapter, Artifact
 from export.checkpoint.open import Checkpoint
 from export.checkpoint.shards import StoredTensor
 from export.errors import AdapterError, ArtifactError
@@ -51,10 +51,9 @@ def merge_adapters(checkpoint: Checkpoint, choices: Sequence[AdapterChoice]) -> 
     return replace(checkpoint, tensors=tensors, adapters=tuple(adapters))
 
 
-def check_merged(artifact: Artifact, checkpoint: Checkpoint) -> None:
-    """The artifact must have been made with the checkpoint's very adapters. Raises ArtifactError."""
+def check_merged(artifact: Artifact, given: Sequence[Adapter]) -> None:
+    """The artifact must have been made with these very adapters. Raises ArtifactError."""
     made_with = artifact.manifest.source.adapters
-    given = [adapter.describe() for adapter in checkpoint.adapters]
     if [(each.weight, each.files) for each in made_with] != [(each.weight, each.files) for each in given]:
         words = [f"--adapter {adapter.name}={adapter.weight:g}" for adapter in made_with]
         advice = f"{len(words)} adapters; give them: {' '.join(words)}" if words else "no adapter; leave --adapter out"

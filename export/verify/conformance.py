@@ -112,7 +112,7 @@ def check_source(artifact: Artifact, checkpoint: Checkpoint) -> None:
             raise ArtifactError(
                 f"{artifact.folder}: was not made from {checkpoint.folder} ({name} differs); give its own checkpoint"
             )
-    check_merged(artifact, checkpoint)
+    check_merged(artifact, source.adapters)
 
 
 @dataclass(frozen=True)

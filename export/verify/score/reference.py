@@ -28,7 +28,7 @@ def float_reference(artifact: Artifact, where: str, adapters: Sequence[AdapterCh
     """The reference for `--against CHECKPOINT`. Raises CheckpointError, AdapterError, ArtifactError where the artifact
     was made with other adapters, and OptionError where its tokens are others."""
     checkpoint = merge_adapters(open_checkpoint(where), adapters)
-    check_merged(artifact, checkpoint)
+    check_merged(artifact, [adapter.describe() for adapter in checkpoint.adapters])
     check_tokens(artifact, checkpoint.name, checkpoint.tokenizer, checkpoint.config.vocab_size)
     model = StreamedReference(checkpoint)
     return FloatReference(f"{checkpoint.name} in float32 ({model.name})", model.rows)
